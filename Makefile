@@ -1,0 +1,46 @@
+# The commands that people type. What needs more than a line is a script: tests/all.py, tests/demo.py, models/fetch.py.
+PYTHON ?= python3
+CARGO ?= cargo
+# Seconds that `make test` and `make fuzz` give each fuzz target.
+FUZZ_SECONDS ?= 60
+VENV = target/venv/bin/python
+
+.DEFAULT_GOAL := help
+.PHONY: help demo build test test-quick guests models onnxruntime venv bench fuzz test-gpu clean
+
+help: ## This list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: ## Build, start a gateway, deploy a real model over the API, send it a real file
+	@$(PYTHON) tests/demo.py
+
+build: ## The gateway: target/release/windrose
+	$(CARGO) build --release --locked -p windrose
+
+test: ## Everything that CI runs: lints, unit tests, fuzzers, end-to-end tests
+	@FUZZ_SECONDS=$(FUZZ_SECONDS) $(PYTHON) tests/all.py
+
+guests: ## The example modules: target/guests/NAME.wasm
+	$(PYTHON) guest-sdk/build.py
+
+models: ## The examples' models: target/models/NAME
+	$(PYTHON) models/fetch.py all
+
+onnxruntime: ## ONNX Runtime's shared library, where engine = "auto" finds it
+	$(PYTHON) models/onnxruntime.py
+
+venv: ## The Python environment of the tests: target/venv
+	$(PYTHON) tests/environment.py
+
+bench: venv onnxruntime models guests build ## Windrose beside its floors, as ratios
+	$(CARGO) build --release --locked --workspace
+	target/release/windrose-bench
+
+fuzz: ## The fuzzers, FUZZ_SECONDS=3600 for an hour each
+	$(PYTHON) tests/fuzz/run.py all $(FUZZ_SECONDS)
+
+test-gpu: venv onnxruntime models guests build ## Every example on the GPU against the CPU, where there is one
+	$(VENV) -m pytest -rs tests/gpu
+
+clean: ## Remove everything that was built or fetched
+	rm -rf target

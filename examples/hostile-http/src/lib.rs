@@ -1,0 +1,124 @@
+//! A `wasi:http` component that does what it must not, by path; a fixture of the sandbox's tests.
+use std::io::{Read, Write};
+
+use wasip2::http::outgoing_handler;
+use wasip2::http::types::{
+    Fields, IncomingRequest, OutgoingBody, OutgoingRequest, OutgoingResponse, ResponseOutparam, Scheme,
+};
+use wasip2::sockets::network::{ErrorCode, IpAddress, IpAddressFamily, IpSocketAddress, Ipv4SocketAddress};
+use wasip2::sockets::{instance_network, ip_name_lookup, tcp_create_socket};
+
+struct Hostile;
+
+impl wasip2::exports::http::incoming_handler::Guest for Hostile {
+    fn handle(request: IncomingRequest, out: ResponseOutparam) {
+        let target = request.path_with_query().unwrap_or_default();
+        let (path, rest) = target.split_once('?').unwrap_or((&target, ""));
+        match path {
+            "/silent" => {}
+            "/loop" => spin(),
+            "/loop-after-head" => answer(out, &[b"begun"], || spin()),
+            "/trap-after-head" => answer(out, &[b"begun"], || std::process::abort()),
+            "/flood" => {
+                let chunk = [b'x'; 4096];
+                answer(out, &vec![&chunk[..]; 100_000], || ());
+            }
+            "/fetch" => {
+                let text = fetch(rest).unwrap_or_else(|error| format!("refused: {error}"));
+                answer(out, &[text.as_bytes()], || ());
+            }
+            "/connect" => {
+                let text = connect(rest).unwrap_or_else(|error| format!("refused: {error}"));
+                answer(out, &[text.as_bytes()], || ());
+            }
+            _ => answer(out, &[b"well"], || ()),
+        }
+    }
+}
+
+fn spin() -> ! {
+    let mut n = 0u64;
+    loop {
+        n = std::hint::black_box(n.wrapping_add(1));
+    }
+}
+
+/// Sends an answer in chunks; `before_end` runs while it is unfinished.
+fn answer(out: ResponseOutparam, chunks: &[&[u8]], before_end: impl FnOnce()) {
+    let response = OutgoingResponse::new(Fields::new());
+    let Ok(body) = response.body() else { return };
+    ResponseOutparam::set(out, Ok(response));
+    let Ok(mut stream) = body.write() else { return };
+    for chunk in chunks {
+        if stream.write_all(chunk).is_err() || stream.flush().is_err() {
+            return;
+        }
+    }
+    before_end();
+    drop(stream);
+    let _ = OutgoingBody::finish(body, None);
+}
+
+/// Gets `http://AUTHORITY/`.
+fn fetch(target: &str) -> Result<String, String> {
+    let (scheme, authority) = match target.strip_prefix("https:") {
+        Some(authority) => (Scheme::Https, authority),
+        None => (Scheme::Http, target),
+    };
+    let request = OutgoingRequest::new(Fields::new());
+    request.set_scheme(Some(&scheme)).map_err(|()| "scheme")?;
+    request.set_authority(Some(authority)).map_err(|()| "authority")?;
+    request.set_path_with_query(Some("/")).map_err(|()| "path")?;
+    let pending = outgoing_handler::handle(request, None).map_err(|code| format!("{code:?}"))?;
+    pending.subscribe().block();
+    let response = match pending.get() {
+        Some(Ok(Ok(response))) => response,
+        Some(Ok(Err(code))) => return Err(format!("{code:?}")),
+        _ => return Err("no answer".to_owned()),
+    };
+    let body = response.consume().map_err(|()| "body")?;
+    let mut stream = body.stream().map_err(|()| "stream")?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text).map_err(|error| error.to_string())?;
+    Ok(text)
+}
+
+/// Opens a connection to `HOST:PORT`, over IPv4.
+fn connect(target: &str) -> Result<String, String> {
+    let (host, port) = target.split_once(':').ok_or("no port")?;
+    let port = port.parse().map_err(|_| "no port")?;
+    let octets: Vec<u8> = host.split('.').filter_map(|octet| octet.parse().ok()).collect();
+    let address = match octets[..] {
+        [a, b, c, d] => (a, b, c, d),
+        _ => resolve(host).map_err(|code| format!("{code:?}"))?,
+    };
+    open(Ipv4SocketAddress { port, address }).map_err(|code| format!("{code:?}"))
+}
+
+fn resolve(name: &str) -> Result<(u8, u8, u8, u8), ErrorCode> {
+    let found = ip_name_lookup::resolve_addresses(&instance_network::instance_network(), name)?;
+    loop {
+        found.subscribe().block();
+        match found.resolve_next_address() {
+            Ok(Some(IpAddress::Ipv4(address))) => return Ok(address),
+            Ok(Some(_)) | Err(ErrorCode::WouldBlock) => {}
+            Ok(None) => return Err(ErrorCode::NameUnresolvable),
+            Err(code) => return Err(code),
+        }
+    }
+}
+
+fn open(address: Ipv4SocketAddress) -> Result<String, ErrorCode> {
+    let socket = tcp_create_socket::create_tcp_socket(IpAddressFamily::Ipv4)?;
+    socket.start_connect(&instance_network::instance_network(), IpSocketAddress::Ipv4(address))?;
+    loop {
+        socket.subscribe().block();
+        match socket.finish_connect() {
+            Ok(_) => return Ok("connected".to_owned()),
+            Err(ErrorCode::WouldBlock) => {}
+            Err(code) => return Err(code),
+        }
+    }
+}
+
+wasip2::http::proxy::export!(Hostile);

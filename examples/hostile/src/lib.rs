@@ -1,0 +1,89 @@
+//! Does everything that a guest must not. The parameter `act` says what: each runs into a limit of the sandbox or is
+//! refused by it. `none` answers as the graph named `model` does.
+use std::hint::black_box;
+use std::time::Duration;
+
+use windrose_guest::{Parameter, TensorType, prelude::*};
+
+struct Hostile;
+
+impl Model for Hostile {
+    fn infer(request: Request) -> Result<Response> {
+        let act = match request.parameter("act") {
+            Some(Parameter::Text(act)) => act.clone(),
+            _ => "none".to_owned(),
+        };
+        match act.as_str() {
+            "none" => Graph::by_name("model")?.run(request),
+            "loop" => spin(),
+            "memory" => hoard_memory(),
+            "tensors" => hoard_tensors(),
+            "recursion" => Err(Error::internal(recurse(1).to_string())),
+            "output" => Ok(Response::new().with("y", Tensor::new(&[1 << 20], &vec![1f32; 1 << 20])?)),
+            "log" => flood_log(),
+            "trap" => std::process::abort(),
+            "panic" => panic!("a guest that panics"),
+            "other-graph" => Graph::by_name("other")?.run(request),
+            "sleep" => sleep(),
+            "refuse" => Err(Error::invalid_input("the caller is at fault")),
+            "fail" => Err(Error::internal("the module is at fault")),
+            "files" => files(),
+            "undeclared" => Ok(Response::new().with("z", Tensor::new(&[1], &[1f32])?)),
+            "wrong-type" => Ok(Response::new().with("y", Tensor::new(&[1], &[1u8])?)),
+            "nothing" => Ok(Response::new()),
+            "short-tensor" => Ok(Response::new().with("y", Tensor::from_bytes(&[9], TensorType::Fp32, &[0; 3])?)),
+            other => Err(Error::invalid_input(format!("no act `{other}`"))),
+        }
+    }
+}
+
+fn spin() -> ! {
+    let mut n = 0u64;
+    loop {
+        n = black_box(n.wrapping_add(1));
+    }
+}
+
+fn hoard_memory() -> ! {
+    let mut kept = Vec::new();
+    loop {
+        kept.push(black_box(vec![1u8; 1 << 20]));
+    }
+}
+
+fn hoard_tensors() -> Result<Response> {
+    let bytes = vec![1u8; 1 << 20];
+    let mut kept = Vec::new();
+    loop {
+        kept.push(Tensor::new(&[bytes.len()], &bytes)?);
+    }
+}
+
+#[allow(unconditional_recursion, reason = "that is the attack")]
+fn recurse(depth: u64) -> u64 {
+    black_box(recurse(black_box(depth + 1))) + depth
+}
+
+fn flood_log() -> ! {
+    loop {
+        println!("all work and no play makes Jack a dull boy");
+    }
+}
+
+fn sleep() -> ! {
+    loop {
+        std::thread::sleep(Duration::from_secs(3600));
+    }
+}
+
+/// What is readable of the host's files, and of the environment.
+fn files() -> Result<Response> {
+    let root = std::fs::read_dir("/").map_or(0, Iterator::count);
+    let outside = ["/etc/passwd", "../etc/passwd", "/../../etc/passwd"];
+    let outside = outside.iter().filter(|path| std::fs::read(path).is_ok()).count();
+    let written = usize::from(std::fs::write("/written", b"x").is_ok());
+    let variables = std::env::vars().count();
+    Err(Error::invalid_input(format!("root {root}, outside {outside}, written {written}, variables {variables}")))
+}
+
+windrose_guest::export!(Hostile);

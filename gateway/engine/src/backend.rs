@@ -1,0 +1,65 @@
+//! The seam behind which every engine stands.
+
+#[cfg(feature = "onnxruntime")]
+pub(crate) mod onnxruntime;
+#[cfg(feature = "rten")]
+pub(crate) mod rten;
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use crate::onnx::Model;
+use crate::{Device, EngineError, EngineInfo, GraphInfo, Tensor};
+
+/// One engine that can load graphs.
+pub trait Engine: Send + Sync {
+    /// What it is: `rten` or `onnxruntime`, and what it has here.
+    fn info(&self) -> &EngineInfo;
+
+    /// Loads a graph into its sessions, which share its weights where the engine can. Blocks.
+    ///
+    /// # Errors
+    /// When the engine refuses the graph, or the device is not here.
+    fn load(&self, graph: Loading) -> Result<Loaded, EngineError>;
+}
+
+/// A graph that has passed the bounded reader, and how to load it.
+#[derive(Clone, Debug)]
+pub struct Loading {
+    /// The file.
+    pub onnx: Bytes,
+    /// What the reader found in it.
+    pub model: Arc<Model>,
+    /// Where it runs.
+    pub device: Device,
+    /// How many sessions; at least one.
+    pub sessions: usize,
+    /// Threads in each; at least one.
+    pub threads: usize,
+}
+
+/// A graph in an engine.
+pub struct Loaded {
+    /// What runs it.
+    pub info: GraphInfo,
+    /// Each goes to a worker thread of its own.
+    pub sessions: Vec<Box<dyn Session>>,
+}
+
+/// What one worker thread runs a graph with.
+pub trait Session: Send {
+    /// Runs it once. Inputs are in declaration order with the declared types, checked by the caller; `outputs` are
+    /// positions in the declaration, each once, and so the answer is.
+    ///
+    /// # Errors
+    /// [`EngineError::InvalidInput`] for a value that the engine cannot hold, else [`EngineError::Failed`].
+    fn run(&mut self, inputs: &[Tensor], outputs: &[usize]) -> Result<Vec<Tensor>, EngineError>;
+
+    /// Calls `work` with this session where its runs are cheapest, and returns when `work` does: an engine with a
+    /// thread pool of its own calls it on one of that pool's threads, so that no run has to change threads.
+    fn serve(&mut self, work: &mut Work<'_>);
+}
+
+/// A worker's loop.
+pub type Work<'a> = dyn FnMut(&mut dyn Session) + Send + 'a;

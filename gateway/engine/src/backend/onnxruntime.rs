@@ -1,0 +1,248 @@
+//! ONNX Runtime, through its C interface and a shared library that is looked for when the process starts.
+//!
+//! On the CPU, with one thread a session, the sessions of a graph are workers that run *one* ONNX Runtime session at
+//! the same time: its `Run` is documented to allow that, the CPU provider's kernels keep no state, and the weights are
+//! then held once. With more threads, and on a GPU, each has a session of its own, and a copy of the weights.
+
+mod library;
+mod value;
+
+use std::ffi::CString;
+use std::path::PathBuf;
+use std::ptr::{null, null_mut};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use ort::AsPointer;
+use ort::environment::Environment;
+use ort::ep::CUDA;
+use ort::logging::LogLevel;
+use ort::session::Session as OrtSession;
+use ort::session::builder::SessionBuilder;
+
+use self::value::{CpuMemory, Value};
+use super::{Engine, Loaded, Loading, Session, Work};
+use crate::{
+    DataType, Device, EngineError, EngineInfo, EnginesConfig, GraphInfo, GraphSpec, OnnxRuntimeLibrary, Tensor,
+};
+
+/// The one library of this process, once it is initialised: it cannot be unloaded or replaced.
+static RUNTIME: Mutex<Option<Runtime>> = Mutex::new(None);
+
+#[derive(Clone)]
+struct Runtime {
+    path: PathBuf,
+    version: String,
+    environment: Environment,
+}
+
+/// The engine.
+pub(crate) struct OnnxRuntime {
+    info: EngineInfo,
+    environment: Environment,
+}
+
+/// The library that the configuration asks for; `None` when it is off or a search finds none.
+pub(crate) fn find(config: &EnginesConfig) -> Result<Option<OnnxRuntime>, EngineError> {
+    let mut runtime = RUNTIME.lock().unwrap_or_else(PoisonError::into_inner);
+    match &config.onnxruntime {
+        OnnxRuntimeLibrary::Off => return Ok(None),
+        OnnxRuntimeLibrary::Path(path) => {
+            let same = |r: &Runtime| r.path == path.canonicalize().unwrap_or_else(|_| path.clone());
+            match &*runtime {
+                Some(loaded) if same(loaded) => {}
+                Some(loaded) => {
+                    let version = &loaded.version;
+                    return Err(unavailable(format!("another ONNX Runtime, {version}, is loaded in this process")));
+                }
+                None => *runtime = Some(start(path.clone())?),
+            }
+        }
+        OnnxRuntimeLibrary::Search => {
+            for path in library::candidates(&config.search) {
+                if runtime.is_some() {
+                    break;
+                }
+                match start(path.clone()) {
+                    Ok(started) => *runtime = Some(started),
+                    Err(error) => tracing::warn!(path = %path.display(), %error, "this ONNX Runtime is not used"),
+                }
+            }
+        }
+    }
+    runtime.clone().map(OnnxRuntime::new).transpose()
+}
+
+/// Checks a library's version, and only then initialises it: an old one hangs there.
+fn start(path: PathBuf) -> Result<Runtime, EngineError> {
+    let path = path.canonicalize().unwrap_or(path);
+    let version = library::version(&path).map_err(unavailable)?;
+    let builder = ort::init_from(&path).map_err(|_| unavailable("the ONNX Runtime library does not load".into()))?;
+    let environment = builder.with_name("windrose").with_telemetry(false).with_logger(Arc::new(log)).build();
+    let environment = environment.map_err(|e| unavailable(format!("ONNX Runtime does not start: {}", cleaned(&e))))?;
+    environment.set_log_level(LogLevel::Warning);
+    Ok(Runtime { path, version, environment })
+}
+
+/// Hands on what the library logs. Its errors are returned as well, and its warnings are about optimisation.
+fn log(level: LogLevel, category: &str, _id: &str, place: &str, message: &str) {
+    match level {
+        LogLevel::Fatal => tracing::error!(category, place, message, "ONNX Runtime"),
+        LogLevel::Error | LogLevel::Warning => tracing::debug!(category, place, message, "ONNX Runtime"),
+        LogLevel::Info | LogLevel::Verbose => {}
+    }
+}
+
+impl OnnxRuntime {
+    fn new(runtime: Runtime) -> Result<OnnxRuntime, EngineError> {
+        let Runtime { version, environment, .. } = runtime;
+        let info = EngineInfo { name: "onnxruntime".into(), version, providers: value::providers()? };
+        Ok(OnnxRuntime { info, environment })
+    }
+
+    /// A session, or the reason why there is none.
+    fn session(&self, onnx: &[u8], threads: usize, device: Device) -> Result<OrtSession, EngineError> {
+        let mut builder = self.builder(threads).map_err(|e| failed("cannot make a session", &e))?;
+        if device != Device::Cpu {
+            // Registered first and as an error if that fails: what was asked for is never replaced by the CPU.
+            let cuda = [CUDA::default().build().error_on_failure()];
+            let registered = builder.with_execution_providers(cuda);
+            builder =
+                registered.map_err(|e| unavailable(format!("the CUDA provider does not start: {}", cleaned(&e))))?;
+        }
+        builder
+            .commit_from_memory(onnx)
+            .map_err(|e| EngineError::InvalidGraph(format!("ONNX Runtime cannot load this graph: {}", cleaned(&e))))
+    }
+
+    fn builder(&self, threads: usize) -> Result<SessionBuilder, ort::Error> {
+        let builder = OrtSession::builder(&self.environment)?
+            .with_log_level(LogLevel::Warning)?
+            .with_intra_threads(threads)?
+            .with_intra_op_spinning(false)?
+            .with_inter_threads(1)?
+            .with_parallel_execution(false)?;
+        Ok(builder)
+    }
+}
+
+impl Engine for OnnxRuntime {
+    fn info(&self) -> &EngineInfo {
+        &self.info
+    }
+
+    fn load(&self, graph: Loading) -> Result<Loaded, EngineError> {
+        let Loading { onnx, model, device, sessions, threads } = graph;
+        let provider = if device == Device::Cpu { "CPU" } else { "CUDA" };
+        if !self.info.providers.iter().any(|p| p == provider) {
+            return Err(unavailable(format!("this ONNX Runtime has no {provider} provider")));
+        }
+        let info = GraphInfo {
+            engine: self.info.name.clone(),
+            version: self.info.version.clone(),
+            provider: provider.into(),
+            sessions,
+            threads,
+        };
+        let core = || Ok(Arc::new(Core::new(self.session(&onnx, threads, device)?, &model.spec)?));
+        let cores: Vec<Arc<Core>> = match (device, threads) {
+            (Device::Cpu, 1) => vec![core()?; sessions],
+            _ => (0..sessions).map(|_| core()).collect::<Result<_, EngineError>>()?,
+        };
+        let sessions = cores.into_iter().map(|core| -> Box<dyn Session> { Box::new(Runner { core }) });
+        Ok(Loaded { info, sessions: sessions.collect() })
+    }
+}
+
+/// One session of the library, and what each of its runs needs.
+struct Core {
+    session: OrtSession,
+    inputs: Vec<CString>,
+    outputs: Vec<(CString, DataType)>,
+    memory: CpuMemory,
+}
+
+impl Core {
+    fn new(session: OrtSession, spec: &GraphSpec) -> Result<Core, EngineError> {
+        let name = |name: &str| {
+            let nul = || EngineError::InvalidGraph(format!("the name '{name}' holds a NUL"));
+            CString::new(name).map_err(|_| nul())
+        };
+        let inputs = spec.inputs.iter().map(|s| name(&s.name)).collect::<Result<_, _>>()?;
+        let outputs =
+            spec.outputs.iter().map(|s| Ok((name(&s.name)?, s.datatype))).collect::<Result<_, EngineError>>()?;
+        Ok(Core { session, inputs, outputs, memory: CpuMemory::new()? })
+    }
+
+    /// Runs the graph; the values are for the outputs that were asked for.
+    fn run(&self, inputs: &[Value<'_>], outputs: &[&(CString, DataType)]) -> Result<Vec<Value<'static>>, EngineError> {
+        let input_names: Vec<_> = self.inputs.iter().map(|name| name.as_ptr()).collect();
+        let input_values: Vec<_> = inputs.iter().map(Value::as_ptr).collect();
+        let output_names: Vec<_> = outputs.iter().map(|(name, _)| name.as_ptr()).collect();
+        let mut output_values = vec![null_mut(); outputs.len()];
+        debug_assert_eq!(input_names.len(), input_values.len());
+        let count = input_names.len().min(input_values.len());
+        #[expect(unsafe_code, reason = "ONNX Runtime is called through its C interface")]
+        // SAFETY: the session, the names and the input values live until the call returns, and each count is that of
+        // its arrays. `OrtApi::Run` may be called for one session from several threads at once, as the C interface
+        // documents; only sessions on the CPU provider are shared between workers. Output values are null, so that
+        // the library makes them, and each that it made is owned by the `Value` below, whether the run failed or not.
+        let (ran, values) = unsafe {
+            let status = (ort::api().Run)(
+                self.session.ptr().cast_mut(),
+                null(),
+                input_names.as_ptr(),
+                input_values.as_ptr(),
+                count,
+                output_names.as_ptr(),
+                output_names.len(),
+                output_values.as_mut_ptr(),
+            );
+            let values: Vec<_> = output_values.into_iter().map(|value| Value::owned(value)).collect();
+            (ort::Error::result_from_status(status), values)
+        };
+        ran.map_err(|e| failed("failed to run this graph", &e))?;
+        let missing = || EngineError::Failed("ONNX Runtime returned no value for an output".into());
+        values.into_iter().map(|value| value.ok_or_else(missing)).collect()
+    }
+}
+
+/// One worker's access to a session.
+struct Runner {
+    core: Arc<Core>,
+}
+
+impl Session for Runner {
+    fn run(&mut self, inputs: &[Tensor], outputs: &[usize]) -> Result<Vec<Tensor>, EngineError> {
+        let core = &self.core;
+        let memory = inputs.iter().map(value::aligned).collect::<Vec<_>>();
+        let values: Vec<Value<'_>> = inputs
+            .iter()
+            .zip(&memory)
+            .map(|(tensor, memory)| Value::input(tensor, memory, &core.memory))
+            .collect::<Result<_, _>>()?;
+        let wanted: Vec<_> = outputs.iter().filter_map(|at| core.outputs.get(*at)).collect();
+        let returned = core.run(&values, &wanted)?;
+        let owner: value::Owner = Arc::clone(core) as value::Owner;
+        let outputs = returned.into_iter().zip(&wanted);
+        outputs.map(|(value, (_, datatype))| value.into_tensor(*datatype, &memory, &owner)).collect()
+    }
+
+    fn serve(&mut self, work: &mut Work<'_>) {
+        work(self);
+    }
+}
+
+fn unavailable(why: String) -> EngineError {
+    EngineError::Unavailable(why)
+}
+
+/// The error of a call that failed while the graph ran.
+fn failed<R>(what: &str, error: &ort::Error<R>) -> EngineError {
+    EngineError::Failed(format!("ONNX Runtime {what}: {}", cleaned(error)))
+}
+
+/// The library's message without the paths of the machine that it was built on.
+fn cleaned<R>(error: &ort::Error<R>) -> String {
+    let words = error.message().split_whitespace().filter(|word| !word.starts_with('/'));
+    words.collect::<Vec<_>>().join(" ")
+}

@@ -1,0 +1,191 @@
+//! Which engines this process has, and loading a graph with one of them.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread::available_parallelism;
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use crate::backend::{Engine, Loading};
+use crate::{EngineError, Graph, onnx};
+
+/// Most sessions of one graph, and most threads of one session.
+const MAX_THREADS: usize = 1_024;
+/// Most jobs that may wait for one graph.
+const MAX_QUEUE: usize = 1 << 20;
+
+/// Which engine a graph asks for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum EngineChoice {
+    /// ONNX Runtime where its library is found, else rten.
+    #[default]
+    Auto,
+    Rten,
+    Onnxruntime,
+}
+
+/// Where a graph runs. What was asked for is used or refused, never replaced.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Device {
+    #[default]
+    Cpu,
+    /// Any GPU that an engine here has a provider for.
+    Gpu,
+    /// ONNX Runtime's CUDA provider.
+    Cuda,
+}
+
+/// How to load one graph.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct GraphOptions {
+    /// The engine.
+    pub engine: EngineChoice,
+    /// The device.
+    pub device: Device,
+    /// Sessions, each with its own thread; the machine's cores when not given.
+    pub sessions: Option<usize>,
+    /// Threads inside each session; 1 when not given.
+    pub threads: Option<usize>,
+    /// Jobs that may wait; 16 a session, at least 64, when not given.
+    pub queue: Option<usize>,
+}
+
+/// Where the ONNX Runtime library is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum OnnxRuntimeLibrary {
+    /// Look where the system and `make onnxruntime` put it.
+    #[default]
+    Search,
+    /// This file or nothing: a library that does not load is an error.
+    Path(PathBuf),
+    /// Do not use it.
+    Off,
+}
+
+/// What the process may use.
+#[derive(Clone, Debug, Default)]
+pub struct EnginesConfig {
+    /// ONNX Runtime's library.
+    pub onnxruntime: OnnxRuntimeLibrary,
+    /// Further folders that [`OnnxRuntimeLibrary::Search`] looks into, before the system's.
+    pub search: Vec<PathBuf>,
+}
+
+/// An engine of this process.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct EngineInfo {
+    /// `rten` or `onnxruntime`.
+    pub name: String,
+    /// Its version.
+    pub version: String,
+    /// The execution providers that it has here.
+    pub providers: Vec<String>,
+}
+
+/// The engines of this process.
+pub struct Engines {
+    /// The preferred one first.
+    engines: Vec<Arc<dyn Engine>>,
+    /// What [`Engines::available`] lends, in the same order.
+    infos: Vec<EngineInfo>,
+}
+
+impl Engines {
+    /// Finds and initialises the engines.
+    ///
+    /// A process has one ONNX Runtime library: the first that was initialised. Asking for another later is an error.
+    ///
+    /// # Errors
+    /// When a library that was named does not load or is too old.
+    pub fn new(config: EnginesConfig) -> Result<Engines, EngineError> {
+        let engines: Vec<Arc<dyn Engine>> = [onnxruntime(&config)?, rten()].into_iter().flatten().collect();
+        let infos = engines.iter().map(|engine| engine.info().clone()).collect();
+        Ok(Engines { engines, infos })
+    }
+
+    /// What is here, the preferred one first.
+    pub fn available(&self) -> &[EngineInfo] {
+        &self.infos
+    }
+
+    /// Reads `onnx` with the bounded reader, then loads it into its sessions. Blocks; for seconds where the graph is
+    /// large.
+    ///
+    /// # Errors
+    /// When the reader or the engine refuses the graph, or the engine or device is not here.
+    pub fn load(&self, onnx: Bytes, options: &GraphOptions) -> Result<Graph, EngineError> {
+        let engine = self.choose(options)?;
+        let model = Arc::new(onnx::read(&onnx)?);
+        let threads = bounded(options.threads, 1, MAX_THREADS, "threads")?;
+        let cores = available_parallelism().map_or(1, usize::from);
+        // A device runs one graph at a time; more sessions on it would hold more copies of the weights.
+        let sessions = if options.device == Device::Cpu { (cores / threads).max(1) } else { 1 };
+        let sessions = bounded(options.sessions, sessions, MAX_THREADS, "sessions")?;
+        let capacity = bounded(options.queue, (16 * sessions).max(64), MAX_QUEUE, "queue")?;
+        let loading = Loading { onnx, model: Arc::clone(&model), device: options.device, sessions, threads };
+        Graph::start(engine.load(loading)?, &model, capacity)
+    }
+
+    /// The engine for a choice and a device.
+    fn choose(&self, options: &GraphOptions) -> Result<&dyn Engine, EngineError> {
+        let named = |name: &str| self.engines.iter().find(|e| e.info().name == name).map(Arc::as_ref);
+        let missing = |what: &str| EngineError::Unavailable(format!("{what} is not here"));
+        match (options.engine, options.device) {
+            (EngineChoice::Rten, Device::Cpu) => named("rten").ok_or_else(|| missing("the engine rten")),
+            (EngineChoice::Rten, _) => Err(EngineError::Unavailable(
+                "rten runs on the CPU only: a GPU needs ONNX Runtime with its CUDA provider".into(),
+            )),
+            (EngineChoice::Onnxruntime, _) => named("onnxruntime").ok_or_else(|| missing("ONNX Runtime's library")),
+            (EngineChoice::Auto, Device::Cpu) => {
+                self.engines.first().map(Arc::as_ref).ok_or_else(|| missing("any engine"))
+            }
+            (EngineChoice::Auto, _) => {
+                named("onnxruntime").ok_or_else(|| missing("a GPU needs ONNX Runtime, whose library"))
+            }
+        }
+    }
+}
+
+/// ONNX Runtime, where it is found.
+#[cfg(feature = "onnxruntime")]
+fn onnxruntime(config: &EnginesConfig) -> Result<Option<Arc<dyn Engine>>, EngineError> {
+    Ok(crate::backend::onnxruntime::find(config)?.map(|engine| Arc::new(engine) as Arc<dyn Engine>))
+}
+
+/// What a build without the backend says to who asks for it.
+#[cfg(not(feature = "onnxruntime"))]
+fn onnxruntime(config: &EnginesConfig) -> Result<Option<Arc<dyn Engine>>, EngineError> {
+    match &config.onnxruntime {
+        OnnxRuntimeLibrary::Path(_) => Err(EngineError::Unavailable("this build has no ONNX Runtime backend".into())),
+        OnnxRuntimeLibrary::Search | OnnxRuntimeLibrary::Off => Ok(None),
+    }
+}
+
+/// rten, where it is built in.
+fn rten() -> Option<Arc<dyn Engine>> {
+    #[cfg(feature = "rten")]
+    let engine = Some(Arc::new(crate::backend::rten::Rten::new()) as Arc<dyn Engine>);
+    #[cfg(not(feature = "rten"))]
+    let engine = None;
+    engine
+}
+
+impl fmt::Debug for Engines {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Engines").field("available", &self.infos).finish_non_exhaustive()
+    }
+}
+
+/// A setting within its bounds, or its default.
+fn bounded(given: Option<usize>, default: usize, most: usize, what: &str) -> Result<usize, EngineError> {
+    match given {
+        None => Ok(default.min(most)),
+        Some(n) if (1..=most).contains(&n) => Ok(n),
+        Some(n) => Err(EngineError::InvalidInput(format!("{what} must be from 1 to {most}, not {n}"))),
+    }
+}

@@ -1,0 +1,24 @@
+//! Tensors, graphs and the native engines that run them.
+//!
+//! This crate has never heard of WebAssembly or HTTP. A caller loads a graph with [`Engines::load`], gets a cheap
+//! handle ([`Graph`]) and awaits [`Graph::compute`]. Behind the handle stand a bounded queue and one worker thread
+//! per session; nobody locks a session.
+
+pub mod backend;
+mod check;
+mod dtype;
+mod engines;
+mod error;
+mod graph;
+pub mod onnx;
+mod queue;
+mod spec;
+mod tensor;
+mod worker;
+
+pub use dtype::{DataType, Element};
+pub use engines::{Device, EngineChoice, EngineInfo, Engines, EnginesConfig, GraphOptions, OnnxRuntimeLibrary};
+pub use error::{EngineError, Fault};
+pub use graph::{Graph, GraphCounts, GraphInfo, Job};
+pub use spec::{Dim, GraphSpec, TensorSpec};
+pub use tensor::{Tensor, TensorError};

@@ -1,0 +1,404 @@
+//! The walk over a model: its graph, its nodes, their attributes and subgraphs.
+
+use std::collections::{BTreeSet, HashSet};
+
+use super::element::Element;
+use super::weight::{self, Weight, is_wide};
+use super::wire::{Field, Message, invalid, once};
+use super::{MAX_BYTES, MAX_DEPTH, MAX_NAME, MAX_NODES, MAX_RANK, MAX_VALUES, MAX_WEIGHTS, Model};
+use crate::{DataType, Dim, EngineError, GraphSpec, TensorSpec};
+
+/// The domains whose operators an engine here may have.
+const DOMAINS: [&str; 4] = ["", "ai.onnx", "ai.onnx.ml", "com.microsoft"];
+
+/// Operators that reach outside of the file: a compiled context names a file beside the graph.
+const REACH_OUT: [&str; 1] = ["EPContext"];
+
+/// Operators that only move their input's values about: what is too wide for 32 bits is so behind them too.
+const MOVERS: [&str; 8] = ["Cast", "Concat", "Expand", "Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze"];
+
+/// Reads a whole model.
+pub(super) fn read(onnx: &[u8]) -> Result<Model, EngineError> {
+    if onnx.len() > MAX_BYTES {
+        return Err(invalid(format!("the file is over {MAX_BYTES} bytes")));
+    }
+    let mut message = Message::new(onnx, "ONNX model");
+    let (mut version, mut graph) = (None, None);
+    while let Some(field) = message.next()? {
+        match field.number {
+            1 => once(&mut version, field.integer()?, "the format version")?,
+            7 => once(&mut graph, field.message("graph")?, "the graph")?,
+            20 => return Err(invalid("it holds training information".into())),
+            25 => return Err(invalid("it defines local functions: inline them before exporting".into())),
+            _ => {}
+        }
+    }
+    let (Some(_), Some(graph)) = (version, graph) else {
+        return Err(invalid("it holds no ONNX graph".into()));
+    };
+    let mut reader = Reader::default();
+    let spec = reader.signature(graph)?;
+    Ok(Model {
+        spec,
+        nodes: reader.nodes,
+        operators: reader.operators,
+        elements: reader.elements,
+        weight_bytes: reader.weight_bytes,
+        beyond_32_bits: reader.beyond,
+    })
+}
+
+/// What was seen so far, over all subgraphs.
+#[derive(Default)]
+struct Reader<'a> {
+    nodes: usize,
+    weights: usize,
+    weight_bytes: u64,
+    operators: BTreeSet<String>,
+    elements: BTreeSet<Element>,
+    /// Names of values that hold more than 32 bits. Names are unique over all subgraphs of a valid graph.
+    wide: HashSet<&'a str>,
+    /// The first use of one that is more than the open end of a slice.
+    beyond: Option<String>,
+}
+
+/// One attribute as far as it matters.
+#[derive(Default)]
+struct Attribute<'a> {
+    name: Option<&'a str>,
+    integer: Option<i64>,
+    wide: bool,
+}
+
+impl<'a> Reader<'a> {
+    /// Reads the outermost graph and its signature.
+    fn signature(&mut self, graph: Message<'a>) -> Result<GraphSpec, EngineError> {
+        let constants = self.constants(graph)?;
+        let (mut inputs, mut outputs) = (Vec::new(), Vec::new());
+        let mut fields = graph;
+        while let Some(field) = fields.next()? {
+            match field.number {
+                11 => self.declared(&field, "input", &mut inputs, &constants)?,
+                12 => self.declared(&field, "output", &mut outputs, &HashSet::new())?,
+                _ => {}
+            }
+        }
+        if outputs.is_empty() {
+            return Err(invalid("it has no output".into()));
+        }
+        self.body(graph, 0)?;
+        Ok(GraphSpec { inputs, outputs })
+    }
+
+    /// Reads a graph's constants and returns their names.
+    fn constants(&mut self, mut graph: Message<'a>) -> Result<HashSet<&'a str>, EngineError> {
+        let mut names = HashSet::new();
+        while let Some(field) = graph.next()? {
+            let weight = match field.number {
+                5 => self.weight(field.message("weight")?)?,
+                15 => self.sparse(field.message("sparse weight")?)?,
+                _ => continue,
+            };
+            if weight.wide {
+                self.wide.insert(weight.name);
+            }
+            if !names.insert(weight.name) {
+                return Err(invalid(format!("weight '{}' is given twice", weight.name)));
+            }
+        }
+        Ok(names)
+    }
+
+    /// Reads a graph's nodes, and what becomes of values that are too wide.
+    fn body(&mut self, graph: Message<'a>, depth: usize) -> Result<(), EngineError> {
+        let mut fields = graph;
+        while let Some(field) = fields.next()? {
+            if field.number == 1 {
+                self.node(field.message("node")?, depth)?;
+            }
+        }
+        let mut fields = graph;
+        while let Some(field) = fields.next()? {
+            if field.number == 12 {
+                let name = value_name(field.message("output")?)?;
+                if self.wide.contains(name) {
+                    self.found_beyond(name, "an output");
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn node(&mut self, mut message: Message<'a>, depth: usize) -> Result<(), EngineError> {
+        self.nodes += 1;
+        if self.nodes > MAX_NODES {
+            return Err(invalid(format!("it has more than {MAX_NODES} nodes")));
+        }
+        let (mut inputs, mut outputs, mut attributes) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut op, mut domain) = (None, None);
+        while let Some(field) = message.next()? {
+            match field.number {
+                1 => inputs.push(field.text("a node's input")?),
+                2 => outputs.push(field.text("a node's output")?),
+                4 => once(&mut op, field.text("an operator's name")?, "an operator's name")?,
+                5 => attributes.push(field.message("attribute")?),
+                7 => once(&mut domain, field.text("an operator's domain")?, "an operator's domain")?,
+                _ => {}
+            }
+        }
+        let op = op.filter(|op| !op.is_empty()).ok_or_else(|| invalid("a node names no operator".into()))?;
+        self.operator(domain.unwrap_or_default(), op)?;
+        let mut wide = false;
+        for attribute in attributes {
+            let attribute = self.attribute(attribute, depth)?;
+            wide |= attribute.wide && matches!(op, "Constant" | "ConstantOfShape");
+            if let (Some("to"), Some(element)) = (attribute.name, attribute.integer.and_then(Element::from_number)) {
+                self.elements.insert(element);
+            }
+        }
+        self.follow_wide(op, &inputs, &outputs, wide);
+        Ok(())
+    }
+
+    fn operator(&mut self, domain: &str, op: &str) -> Result<(), EngineError> {
+        if !DOMAINS.contains(&domain) {
+            return Err(EngineError::Unsupported(format!("operator '{op}' is of the unknown domain '{domain}'")));
+        }
+        if REACH_OUT.contains(&op) {
+            return Err(EngineError::Unsupported(format!("operator '{op}' reaches outside of the graph")));
+        }
+        let own = domain.is_empty() || domain == "ai.onnx";
+        let name = if own { op.to_owned() } else { format!("{domain}:{op}") };
+        // Every engine's list is shorter; only a hostile file makes this one long.
+        if self.operators.len() < MAX_VALUES {
+            self.operators.insert(name);
+        }
+        Ok(())
+    }
+
+    /// Follows values that do not fit 32 bits from a node's inputs to its outputs.
+    fn follow_wide(&mut self, op: &str, inputs: &[&'a str], outputs: &[&'a str], wide: bool) {
+        let mut wide = wide;
+        for (position, input) in inputs.iter().enumerate() {
+            if !self.wide.contains(input) || (op == "Slice" && position > 0) {
+                continue;
+            }
+            if MOVERS.contains(&op) {
+                wide = true;
+            } else {
+                self.found_beyond(input, op);
+            }
+        }
+        if wide {
+            self.wide.extend(outputs);
+        }
+    }
+
+    fn found_beyond(&mut self, name: &str, user: &str) {
+        self.beyond.get_or_insert_with(|| format!("constant '{name}', used by {user}, does not fit 32 bits"));
+    }
+
+    fn attribute(&mut self, mut message: Message<'a>, depth: usize) -> Result<Attribute<'a>, EngineError> {
+        let mut found = Attribute::default();
+        let mut single = None;
+        while let Some(field) = message.next()? {
+            match field.number {
+                1 => once(&mut found.name, field.text("an attribute's name")?, "an attribute's name")?,
+                3 => {
+                    once(&mut found.integer, field.integer()?, "an attribute's integer")?;
+                    found.wide |= found.integer.is_some_and(is_wide);
+                }
+                5 => {
+                    once(&mut single, (), "an attribute's value")?;
+                    found.wide |= self.weight(field.message("tensor of an attribute")?)?.wide;
+                }
+                6 => {
+                    once(&mut single, (), "an attribute's value")?;
+                    self.subgraph(&field, depth)?;
+                }
+                8 => field.integers(|value| found.wide |= is_wide(value))?,
+                10 => found.wide |= self.weight(field.message("tensor of an attribute")?)?.wide,
+                11 => self.subgraph(&field, depth)?,
+                22 | 23 => found.wide |= self.sparse(field.message("sparse tensor of an attribute")?)?.wide,
+                _ => {}
+            }
+        }
+        Ok(found)
+    }
+
+    fn subgraph(&mut self, field: &Field<'a>, depth: usize) -> Result<(), EngineError> {
+        if depth == MAX_DEPTH {
+            return Err(invalid(format!("subgraphs nest deeper than {MAX_DEPTH}")));
+        }
+        let graph = field.message("subgraph")?;
+        self.constants(graph)?;
+        self.body(graph, depth + 1)
+    }
+
+    fn weight(&mut self, message: Message<'a>) -> Result<Weight<'a>, EngineError> {
+        self.weights += 1;
+        if self.weights > MAX_WEIGHTS {
+            return Err(invalid(format!("it has more than {MAX_WEIGHTS} weights")));
+        }
+        let weight = weight::read(message)?;
+        self.elements.insert(weight.element);
+        self.weight_bytes = self.weight_bytes.saturating_add(weight.bytes);
+        Ok(weight)
+    }
+
+    /// A sparse weight: its values name it.
+    fn sparse(&mut self, mut message: Message<'a>) -> Result<Weight<'a>, EngineError> {
+        let (mut values, mut indices) = (None, None);
+        let mut size = Some(1usize);
+        while let Some(field) = message.next()? {
+            match field.number {
+                1 => once(&mut values, self.weight(field.message("sparse weight")?)?, "a sparse weight's values")?,
+                2 => once(&mut indices, self.weight(field.message("sparse weight")?)?, "a sparse weight's indices")?,
+                3 => field.integers(|dim| {
+                    size = size.and_then(|n| n.checked_mul(usize::try_from(dim).ok()?));
+                })?,
+                _ => {}
+            }
+        }
+        let weight = values.ok_or_else(|| invalid("a sparse weight has no values".into()))?;
+        // An engine may make it dense.
+        let dense = size.and_then(|n| n.checked_mul(weight.element.bits().div_ceil(8)));
+        if dense.is_none_or(|n| n > MAX_BYTES) {
+            return Err(invalid(format!("sparse weight '{}' is too large", weight.name)));
+        }
+        Ok(weight)
+    }
+
+    /// Adds a declared input or output, unless it is a constant.
+    fn declared(
+        &mut self,
+        field: &Field<'a>,
+        role: &str,
+        specs: &mut Vec<TensorSpec>,
+        constants: &HashSet<&str>,
+    ) -> Result<(), EngineError> {
+        let mut message = field.message("input or output")?;
+        let (mut name, mut kind) = (None, None);
+        while let Some(field) = message.next()? {
+            match field.number {
+                1 => once(&mut name, field.text("the name of an input or output")?, "a name")?,
+                2 => once(&mut kind, field.message("type")?, "a type")?,
+                _ => {}
+            }
+        }
+        let name = name.filter(|n| !n.is_empty()).ok_or_else(|| invalid(format!("an {role} has no name")))?;
+        if constants.contains(name) {
+            return Ok(());
+        }
+        if name.len() > MAX_NAME {
+            return Err(invalid(format!("the name of an {role} is over {MAX_NAME} bytes")));
+        }
+        if specs.len() == MAX_VALUES {
+            return Err(invalid(format!("it has more than {MAX_VALUES} {role}s")));
+        }
+        let kind = kind.ok_or_else(|| invalid(format!("{role} '{name}' declares no type")))?;
+        let (element, shape) = tensor_type(kind, name, role)?;
+        self.elements.insert(element);
+        let datatype = element.datatype().ok_or_else(|| {
+            EngineError::Unsupported(format!("{role} '{name}' is of type {}, which no client can send", element.name()))
+        })?;
+        check_size(datatype, shape.as_deref(), name, role)?;
+        if specs.iter().any(|s| s.name == name) {
+            return Err(invalid(format!("{role} '{name}' is declared twice")));
+        }
+        specs.push(TensorSpec { name: name.to_owned(), datatype, shape });
+        Ok(())
+    }
+}
+
+/// The name of a declared value of a subgraph.
+fn value_name<'a>(mut message: Message<'a>) -> Result<&'a str, EngineError> {
+    let mut name = None;
+    while let Some(field) = message.next()? {
+        if field.number == 1 {
+            once(&mut name, field.text("the name of a value")?, "a name")?;
+        }
+    }
+    Ok(name.unwrap_or_default())
+}
+
+/// The element type and shape of a type, which must be a tensor's.
+fn tensor_type(mut message: Message<'_>, name: &str, role: &str) -> Result<(Element, Option<Vec<Dim>>), EngineError> {
+    let mut tensor = None;
+    while let Some(field) = message.next()? {
+        let other = match field.number {
+            1 => {
+                once(&mut tensor, field.message("tensor type")?, "a tensor type")?;
+                continue;
+            }
+            4 => "a sequence",
+            5 => "a map",
+            7 => "opaque",
+            8 => "a sparse tensor",
+            9 => "optional",
+            _ => continue,
+        };
+        return Err(EngineError::Unsupported(format!("{role} '{name}' is {other}: only tensors can be served")));
+    }
+    let mut tensor = tensor.ok_or_else(|| invalid(format!("{role} '{name}' declares no type")))?;
+    let (mut element, mut shape) = (None, None);
+    while let Some(field) = tensor.next()? {
+        match field.number {
+            1 => once(&mut element, field.integer()?, "an element type")?,
+            2 => once(&mut shape, dims(field.message("shape")?, name)?, "a shape")?,
+            _ => {}
+        }
+    }
+    let element = element.and_then(Element::from_number);
+    Ok((element.ok_or_else(|| invalid(format!("{role} '{name}' has no known element type")))?, shape))
+}
+
+/// The dimensions of a shape.
+fn dims(mut shape: Message<'_>, name: &str) -> Result<Vec<Dim>, EngineError> {
+    let mut dims = Vec::new();
+    while let Some(field) = shape.next()? {
+        if field.number != 1 {
+            continue;
+        }
+        let (mut size, mut symbol) = (None, None);
+        let mut dim = field.message("dimension")?;
+        while let Some(field) = dim.next()? {
+            match field.number {
+                1 => once(&mut size, field.integer()?, "a dimension's size")?,
+                2 => once(&mut symbol, field.text("a dimension's symbol")?, "a dimension's symbol")?,
+                _ => {}
+            }
+        }
+        dims.push(match (size, symbol) {
+            (Some(_), Some(_)) => return Err(invalid(format!("a dimension of '{name}' has a size and a symbol"))),
+            // How some exporters write a size that differs from call to call.
+            (Some(-1), None) => Dim::Symbol(String::new()),
+            (Some(size), None) => {
+                let size = u64::try_from(size);
+                Dim::Fixed(size.map_err(|_| invalid(format!("a dimension of '{name}' is negative")))?)
+            }
+            // A question mark is an exporter's way to name nothing: two of them are not the same size.
+            (None, symbol) => Dim::Symbol(symbol.filter(|s| *s != "?").unwrap_or_default().to_owned()),
+        });
+        if dims.len() > MAX_RANK {
+            return Err(invalid(format!("'{name}' has more than {MAX_RANK} dimensions")));
+        }
+    }
+    Ok(dims)
+}
+
+/// Refuses a declaration whose fixed dimensions alone are larger than memory.
+fn check_size(datatype: DataType, shape: Option<&[Dim]>, name: &str, role: &str) -> Result<(), EngineError> {
+    let fixed = shape.unwrap_or_default().iter().filter_map(|dim| match dim {
+        Dim::Fixed(size) => Some(*size),
+        Dim::Symbol(_) => None,
+    });
+    let mut size = datatype.width().unwrap_or(4) as u64;
+    for dim in fixed {
+        size = size
+            .checked_mul(dim)
+            .filter(|n| *n <= isize::MAX as u64)
+            .ok_or_else(|| invalid(format!("{role} '{name}' is larger than memory")))?;
+    }
+    Ok(())
+}

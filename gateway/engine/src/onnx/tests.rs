@@ -1,0 +1,329 @@
+//! The reader against models that a small writer makes, whole, wrong and mangled.
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::{DataType, Dim, TensorSpec};
+
+// === A writer of the wire format ===
+
+fn varint(mut value: u64) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    while value > 0x7f {
+        bytes.push(value as u8 | 0x80);
+        value >>= 7;
+    }
+    bytes.push(value as u8);
+    bytes
+}
+
+/// A field that holds a number.
+fn number(field: u64, value: i64) -> Vec<u8> {
+    [varint(field << 3), varint(value as u64)].concat()
+}
+
+/// A field that holds bytes, text or a message.
+fn bytes(field: u64, value: impl AsRef<[u8]>) -> Vec<u8> {
+    let value = value.as_ref();
+    [varint(field << 3 | 2), varint(value.len() as u64), value.to_vec()].concat()
+}
+
+fn message(field: u64, parts: &[Vec<u8>]) -> Vec<u8> {
+    bytes(field, parts.concat())
+}
+
+/// A declared input (11) or output (12).
+fn declared(field: u64, name: &str, element: i64, dims: Option<&[Vec<u8>]>) -> Vec<u8> {
+    let shape = dims.map_or(Vec::new(), |dims| message(2, &dims.iter().map(|d| bytes(1, d)).collect::<Vec<_>>()));
+    let tensor = message(1, &[number(1, element), shape]);
+    message(field, &[bytes(1, name), bytes(2, tensor)])
+}
+
+fn weight(field: u64, name: &str, parts: &[Vec<u8>]) -> Vec<u8> {
+    message(field, &[parts.concat(), bytes(8, name)])
+}
+
+/// An operator without attributes.
+fn node(op: &str, inputs: &[&str], outputs: &[&str], more: &[Vec<u8>]) -> Vec<u8> {
+    let inputs: Vec<u8> = inputs.iter().flat_map(|i| bytes(1, i)).collect();
+    let outputs: Vec<u8> = outputs.iter().flat_map(|o| bytes(2, o)).collect();
+    message(1, &[inputs, outputs, bytes(4, op), more.concat()])
+}
+
+/// A model around the parts of a graph; it takes `x` and returns `y` unless told otherwise.
+fn model(parts: &[Vec<u8>]) -> Vec<u8> {
+    [number(1, 8), message(7, parts)].concat()
+}
+
+fn plain(parts: &[Vec<u8>]) -> Vec<u8> {
+    let signature = [declared(11, "x", 1, None), declared(12, "y", 1, None)].concat();
+    model(&[parts.concat(), signature])
+}
+
+fn refusal(onnx: &[u8]) -> String {
+    match read(onnx) {
+        Err(error @ (EngineError::InvalidGraph(_) | EngineError::Unsupported(_))) => error.to_string(),
+        other => panic!("{other:?}"),
+    }
+}
+
+fn longs(values: &[i64]) -> Vec<u8> {
+    values.iter().flat_map(|v| v.to_le_bytes()).collect()
+}
+
+// === What is refused ===
+
+#[test]
+fn whole_models_that_are_refused() {
+    assert!(refusal(b"").contains("holds no ONNX graph"));
+    assert!(refusal(&number(1, 8)).contains("holds no ONNX graph"));
+    assert!(refusal(&[plain(&[]), message(7, &[])].concat()).contains("the graph is given twice"));
+    assert!(refusal(&[plain(&[]), message(25, &[])].concat()).contains("local functions"));
+    assert!(refusal(&[plain(&[]), message(20, &[])].concat()).contains("training"));
+    assert!(refusal(&model(&[declared(11, "x", 1, None)])).contains("has no output"));
+}
+
+#[test]
+fn signatures_that_are_refused() {
+    let out = declared(12, "y", 1, None);
+    let with = |input: Vec<u8>| refusal(&model(&[input, out.clone()]));
+    assert!(with([declared(11, "x", 1, None), declared(11, "x", 7, None)].concat()).contains("'x' is declared twice"));
+    assert!(with(declared(11, "", 1, None)).contains("has no name"));
+    assert!(with(declared(11, "a\0b", 1, None)).contains("NUL"));
+    assert!(with(message(11, &[bytes(1, [0xff, 0xfe])])).contains("not UTF-8"));
+    assert!(with(message(11, &[bytes(1, "x")])).contains("'x' declares no type"));
+    for (element, name) in [(14, "COMPLEX64"), (17, "FLOAT8E4M3FN"), (22, "INT4")] {
+        assert!(with(declared(11, "x", element, None)).contains(name));
+    }
+    assert!(with(declared(11, "x", 99, None)).contains("no known element type"));
+    for (field, what) in [(4, "a sequence"), (5, "a map"), (8, "a sparse tensor"), (9, "optional")] {
+        assert!(with(message(11, &[bytes(1, "x"), message(2, &[message(field, &[])])])).contains(what));
+    }
+    assert!(with(declared(11, "x", 1, Some(&[number(1, -2)]))).contains("negative"));
+    let huge = [number(1, 1 << 40), number(1, 1 << 40)];
+    assert!(with(declared(11, "x", 1, Some(&huge))).contains("larger than memory"));
+    assert!(with(declared(11, "x", 1, Some(&vec![number(1, 1); MAX_RANK + 1]))).contains("dimensions"));
+    let both = [[number(1, 1), bytes(2, "N")].concat()];
+    assert!(with(declared(11, "x", 1, Some(&both))).contains("a size and a symbol"));
+    let many: Vec<u8> = (0..=MAX_VALUES).flat_map(|i| declared(11, &format!("x{i}"), 1, None)).collect();
+    assert!(with(many).contains("more than 1024 inputs"));
+}
+
+#[test]
+fn weights_that_are_refused() {
+    let with = |parts: &[Vec<u8>]| refusal(&plain(&[weight(5, "w", parts)]));
+    let floats = number(2, 1);
+    assert!(with(&[floats.clone(), number(14, 1)]).contains("external data"));
+    assert!(
+        with(&[floats.clone(), message(13, &[bytes(1, "location"), bytes(2, "/etc/hostname")])])
+            .contains("external data")
+    );
+    assert!(with(&[number(1, 4), floats.clone(), bytes(9, [0; 15])]).contains("takes 16 bytes, not 15"));
+    assert!(with(&[number(1, 4), floats.clone()]).contains("takes 4 values and has none"));
+    assert!(with(&[number(1, -4), floats.clone(), bytes(9, [0; 16])]).contains("negative"));
+    assert!(with(&[number(1, 1 << 33), number(1, 1 << 33), floats.clone(), bytes(9, [0; 16])]).contains("overflow"));
+    assert!(with(&[number(1, 1 << 60), floats.clone(), bytes(9, [0; 16])]).contains("larger than memory"));
+    assert!(with(&[number(1, 1), number(2, 99), bytes(9, [0; 4])]).contains("no known element type"));
+    assert!(with(&[number(1, 1), floats.clone(), bytes(9, [0; 4]), bytes(4, [0; 4])]).contains("raw and typed"));
+    assert!(with(&[number(1, 1), floats.clone(), number(7, 1)]).contains("values of another type"));
+    assert!(with(&[number(1, 2), number(2, 7), bytes(7, [1, 2, 3])]).contains("takes 2 values, not 3"));
+    assert!(with(&[number(1, 1), floats.clone(), message(3, &[])]).contains("segments"));
+    assert!(with(&[number(1, 1), floats.clone(), bytes(9, [0; 4]), bytes(9, [0; 4])]).contains("twice"));
+    assert!(with(&[vec![number(1, 1); MAX_RANK + 1].concat(), floats]).contains("dimensions"));
+    let twice = [weight(5, "w", &[number(2, 1), number(1, 0)]), weight(5, "w", &[number(2, 1), number(1, 0)])];
+    assert!(refusal(&plain(&twice)).contains("'w' is given twice"));
+}
+
+#[test]
+fn external_data_is_found_wherever_it_hides() {
+    let outside = weight(5, "w", &[number(2, 1), number(14, 1)]);
+    let in_attribute = |field: u64| {
+        let attribute = message(5, &[bytes(1, "value"), bytes(field, &outside[2..])]);
+        node("Constant", &[], &["c"], &[attribute])
+    };
+    let sparse = |parts: Vec<u8>| message(15, &[message(1, &[parts])]);
+    let subgraph = node(
+        "If",
+        &["c"],
+        &["y"],
+        &[message(5, &[bytes(1, "then_branch"), message(6, std::slice::from_ref(&outside))])],
+    );
+    let inner = node("If", &["c"], &["y"], &[message(5, &[message(11, std::slice::from_ref(&subgraph))])]);
+    let sparse_attribute = message(5, &[message(22, &[message(1, &[number(2, 1), number(14, 1)])])]);
+    let cases = [
+        outside.clone(),
+        in_attribute(5),
+        in_attribute(10),
+        sparse([number(2, 1), number(14, 1)].concat()),
+        subgraph,
+        inner,
+        node("Constant", &[], &["c"], &[sparse_attribute]),
+    ];
+    for (i, case) in cases.into_iter().enumerate() {
+        assert!(refusal(&plain(&[case])).contains("external data"), "case {i}");
+    }
+}
+
+#[test]
+fn operators_that_are_refused() {
+    let domain = |d: &str| plain(&[node("Op", &["x"], &["y"], &[bytes(7, d)])]);
+    for good in ["", "ai.onnx", "ai.onnx.ml", "com.microsoft"] {
+        assert!(read(&domain(good)).is_ok(), "{good}");
+    }
+    for bad in ["com.example", "ai.onnx.training", "AI.ONNX", "org.pytorch.aten"] {
+        assert!(refusal(&domain(bad)).contains(&format!("unknown domain '{bad}'")));
+    }
+    let context = node("EPContext", &["x"], &["y"], &[bytes(7, "com.microsoft")]);
+    assert!(refusal(&plain(&[context])).contains("reaches outside"));
+    assert!(refusal(&plain(&[node("", &["x"], &["y"], &[])])).contains("names no operator"));
+    let hidden = node("If", &["c"], &["y"], &[message(5, &[message(6, &[node("Op", &[], &[], &[bytes(7, "evil")])])])]);
+    assert!(refusal(&plain(&[hidden])).contains("'evil'"));
+    let many = node("Relu", &["x"], &["y"], &[]).repeat(MAX_NODES + 1);
+    assert!(refusal(&plain(&[many])).contains("more than 200000 nodes"));
+}
+
+#[test]
+fn subgraphs_nest_so_deep_and_no_deeper() {
+    let nested = |depth: usize| {
+        (0..depth).fold(node("Identity", &["x"], &["y"], &[]), |inner, _| {
+            node("If", &["c"], &["y"], &[message(5, &[bytes(1, "then_branch"), message(6, &[inner])])])
+        })
+    };
+    assert_eq!(read(&plain(&[nested(MAX_DEPTH)])).expect("a graph").nodes, MAX_DEPTH + 1);
+    assert!(refusal(&plain(&[nested(MAX_DEPTH + 1)])).contains("nest deeper than 8"));
+    assert!(refusal(&plain(&[nested(5_000)])).contains("nest deeper than 8"));
+}
+
+// === What is read ===
+
+#[test]
+fn weights_are_not_inputs_and_are_counted() {
+    let raw = weight(5, "w", &[number(1, 2), number(1, 2), number(2, 1), bytes(9, [0; 16])]);
+    let packed = weight(5, "p", &[bytes(1, [2, 1]), number(2, 7), bytes(7, [1, 2])]);
+    let nibbles = weight(5, "n", &[number(1, 3), number(2, 21), bytes(5, [1, 2])]);
+    let words = weight(5, "s", &[number(1, 2), number(2, 8), bytes(6, "a"), bytes(6, "bc")]);
+    let empty = weight(5, "e", &[number(1, 0), number(2, 1)]);
+    let read = read(&plain(&[declared(11, "w", 1, None), raw, packed, nibbles, words, empty])).expect("a graph");
+    assert_eq!(read.spec.inputs.iter().map(|s| s.name.as_str()).collect::<Vec<_>>(), ["x"]);
+    assert_eq!(read.weight_bytes, 16 + 16 + 2 + 2);
+    let elements: Vec<_> = read.elements.iter().map(|e| e.name()).collect();
+    assert_eq!(elements, ["FLOAT", "INT64", "STRING", "UINT4"]);
+}
+
+#[test]
+fn a_size_that_is_left_open_is_read_however_it_is_written() {
+    let dims = [number(1, -1), Vec::new(), bytes(2, "?"), bytes(2, "N"), number(1, 0)];
+    let onnx = model(&[declared(12, "y", 1, Some(&dims))]);
+    let open = || Dim::Symbol(String::new());
+    let expected = [open(), open(), open(), Dim::Symbol("N".into()), Dim::Fixed(0)];
+    assert_eq!(inspect(&onnx).expect("a graph").outputs[0].shape.as_deref(), Some(&expected[..]));
+}
+
+#[test]
+fn constants_beyond_32_bits_are_followed() {
+    let wide = weight(5, "wide", &[number(1, 1), number(2, 7), bytes(9, longs(&[1 << 32]))]);
+    let after = |nodes: &[Vec<u8>]| read(&plain(&[wide.clone(), nodes.concat()])).expect("a graph").beyond_32_bits;
+    let n = |op: &str, inputs: &[&str], outputs: &[&str]| node(op, inputs, outputs, &[]);
+    assert_eq!(after(&[]), None, "one that nobody uses");
+    assert_eq!(after(&[n("Slice", &["x", "s", "wide"], &["y"])]), None);
+    assert_eq!(
+        after(&[
+            n("Unsqueeze", &["wide"], &["u"]),
+            n("Concat", &["u", "v"], &["e"]),
+            n("Slice", &["x", "s", "e"], &["y"])
+        ]),
+        None
+    );
+    for nodes in [
+        vec![n("Slice", &["wide", "s", "e"], &["y"])],
+        vec![n("Add", &["x", "wide"], &["y"])],
+        vec![n("Identity", &["wide"], &["i"]), n("Mul", &["i", "x"], &["y"])],
+        vec![n("Identity", &["wide"], &["y"])],
+    ] {
+        assert!(after(&nodes).is_some());
+    }
+    let captured = node("If", &["c"], &["y"], &[message(5, &[message(6, &[n("Add", &["x", "wide"], &["z"])])])]);
+    assert!(after(&[captured]).expect("a reason").contains("'wide', used by Add"));
+    let constant = node("Constant", &[], &["k"], &[message(5, &[bytes(1, "value_int"), number(3, i64::MAX)])]);
+    assert!(after(&[constant, n("Add", &["x", "k"], &["y"])]).expect("a reason").contains("'k'"));
+    let double = weight(5, "d", &[number(1, 1), number(2, 11), bytes(9, 1e300f64.to_le_bytes())]);
+    assert!(read(&plain(&[double, n("Mul", &["x", "d"], &["y"])])).expect("a graph").beyond_32_bits.is_some());
+    let edge = weight(5, "edge", &[number(1, 2), number(2, 7), bytes(9, longs(&[i32::MIN.into(), i32::MAX.into()]))]);
+    assert_eq!(read(&plain(&[edge, n("Add", &["x", "edge"], &["y"])])).expect("a graph").beyond_32_bits, None);
+}
+
+// === Properties ===
+
+/// ONNX's numbers of the types that a signature may have.
+const NUMBERS: [(DataType, i64); 14] = [
+    (DataType::Bool, 9),
+    (DataType::Uint8, 2),
+    (DataType::Uint16, 4),
+    (DataType::Uint32, 12),
+    (DataType::Uint64, 13),
+    (DataType::Int8, 3),
+    (DataType::Int16, 5),
+    (DataType::Int32, 6),
+    (DataType::Int64, 7),
+    (DataType::Fp16, 10),
+    (DataType::Bf16, 16),
+    (DataType::Fp32, 1),
+    (DataType::Fp64, 11),
+    (DataType::Bytes, 8),
+];
+
+fn any_dim() -> impl Strategy<Value = Dim> {
+    prop_oneof![(0..1_000u64).prop_map(Dim::Fixed), "[a-zA-Z_ ]{0,6}".prop_map(Dim::Symbol)]
+}
+
+fn any_signature(most: usize) -> impl Strategy<Value = Vec<TensorSpec>> {
+    let one = (0..14usize, prop::option::of(prop::collection::vec(any_dim(), 0..4)));
+    prop::collection::vec(one, 1..=most).prop_map(|specs| {
+        let named = specs.into_iter().enumerate().map(|(i, (kind, shape))| TensorSpec {
+            name: format!("t\u{e9}nsor {i}"),
+            datatype: NUMBERS[kind].0,
+            shape,
+        });
+        named.collect()
+    })
+}
+
+fn written(field: u64, specs: &[TensorSpec]) -> Vec<u8> {
+    let dim = |dim: &Dim| match dim {
+        Dim::Fixed(size) => number(1, *size as i64),
+        Dim::Symbol(symbol) if symbol.is_empty() => Vec::new(),
+        Dim::Symbol(symbol) => bytes(2, symbol),
+    };
+    let one = |spec: &TensorSpec| {
+        let element = NUMBERS.iter().find(|(t, _)| *t == spec.datatype).expect("a number").1;
+        let dims = spec.shape.as_ref().map(|dims| dims.iter().map(dim).collect::<Vec<_>>());
+        declared(field, &spec.name, element, dims.as_deref())
+    };
+    specs.iter().flat_map(one).collect()
+}
+
+proptest! {
+    #[test]
+    fn any_signature_is_read_as_written(inputs in any_signature(6), outputs in any_signature(3)) {
+        let onnx = model(&[written(12, &outputs), node("Relu", &["x"], &["y"], &[]), written(11, &inputs)]);
+        prop_assert_eq!(inspect(&onnx), Ok(GraphSpec { inputs, outputs }));
+    }
+
+    #[test]
+    fn any_bytes_are_a_graph_or_an_error(bytes: Vec<u8>) {
+        let _ = read(&bytes);
+    }
+
+    #[test]
+    fn mangled_models_are_a_graph_or_an_error(inputs in any_signature(3), at: prop::sample::Index, by: u8, cut: prop::sample::Index) {
+        let weight = weight(5, "w", &[number(1, 4), number(2, 1), bytes(9, [0; 16])]);
+        let mut onnx = model(&[written(11, &inputs), written(12, &inputs), weight, node("Add", &["x", "w"], &["y"], &[])]);
+        let at = at.index(onnx.len());
+        onnx[at] ^= by;
+        if let Ok(model) = read(&onnx) {
+            prop_assert!(!model.spec.outputs.is_empty());
+        }
+        onnx.truncate(cut.index(onnx.len() + 1));
+        let _ = read(&onnx);
+    }
+}

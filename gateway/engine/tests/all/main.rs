@@ -1,0 +1,7 @@
+//! The crate from outside, on real engines and the graphs of `models/test`.
+
+mod contract;
+mod engines;
+mod hand_off;
+mod refusals;
+mod setup;

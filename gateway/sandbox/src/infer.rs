@@ -1,0 +1,223 @@
+//! Calls of the world `model`: requests lowered into handles and lists, answers checked against the signature.
+
+use std::sync::Arc;
+
+use wasmtime::Store;
+use windrose_engine::{DataType, Dim, Fault, GraphSpec, Tensor, TensorSpec};
+
+use crate::module::Entry;
+use crate::nn::{ModelPre, types};
+use crate::program::{Inner, Outcome};
+use crate::state::State;
+use crate::{CallContext, CallError, InferRequest, InferResponse, Limit, Parameter};
+
+/// Asks the module for its signature.
+pub(crate) async fn describe(program: &Arc<Inner>, context: &CallContext) -> Result<GraphSpec, CallError> {
+    let pre = model(program)?;
+    let description = program
+        .call(context, async |store| {
+            let model = pre.instantiate_async(&mut *store).await?;
+            Ok(model.windrose_model_handler().call_describe(&mut *store).await?)
+        })
+        .await?;
+    match description {
+        types::Description::Graph(name) => match program.graphs.get(&name) {
+            Some(graph) => Ok(graph.spec().clone()),
+            None => Err(CallError::Contract(format!("it describes itself as the graph `{name}`, which it has not"))),
+        },
+        types::Description::Signature(signature) => {
+            let inputs = declarations("input", signature.inputs)?;
+            let outputs = declarations("output", signature.outputs)?;
+            if outputs.is_empty() {
+                return Err(CallError::Contract("it declares no output".into()));
+            }
+            Ok(GraphSpec { inputs, outputs })
+        }
+    }
+}
+
+/// One inference.
+pub(crate) async fn infer(
+    program: &Arc<Inner>,
+    signature: &GraphSpec,
+    request: InferRequest,
+    context: &CallContext,
+) -> Result<InferResponse, CallError> {
+    let pre = model(program)?;
+    let wanted = request.outputs.clone();
+    program
+        .call(context, async |store| {
+            let request = lower(store.data_mut(), request)?;
+            let model = pre.instantiate_async(&mut *store).await?;
+            let response = model.windrose_model_handler().call_infer(&mut *store, &request).await?;
+            let state = store.data_mut();
+            let response = response.map_err(|failure| Outcome::Call(blame(state, failure)))?;
+            Ok(lift(store, signature, &wanted, response)?)
+        })
+        .await
+}
+
+fn model(program: &Inner) -> Result<&ModelPre<State>, CallError> {
+    match program.entry() {
+        Entry::Model(pre) => Ok(pre),
+        _ => Err(CallError::Host("not a module of the world `model`".into())),
+    }
+}
+
+/// What a module's own failure means: an engine that was too busy, or too late, stays so whatever the module says.
+fn blame(state: &mut State, failure: types::Failure) -> CallError {
+    match (failure, state.engine_error.take()) {
+        (types::Failure::InvalidInput(text), Some(error)) => match error.fault() {
+            Fault::Caller | Fault::Graph => CallError::InvalidInput(text),
+            Fault::Overload | Fault::Deadline | Fault::Host => CallError::Engine(error),
+        },
+        (types::Failure::InvalidInput(text), None) => CallError::InvalidInput(text),
+        (types::Failure::Internal(_), Some(error)) => CallError::Engine(error),
+        (types::Failure::Internal(text), None) => CallError::Failed(text),
+    }
+}
+
+// === impl requests ===
+
+fn lower(state: &mut State, request: InferRequest) -> wasmtime::Result<types::Request> {
+    let mut inputs = Vec::with_capacity(request.inputs.len());
+    for (name, tensor) in request.inputs {
+        let value = match tensor.datatype() {
+            DataType::Bytes => types::Value::Strings(types::ByteStrings {
+                shape: tensor.shape().iter().map(|d| u32::try_from(*d)).collect::<Result<_, _>>()?,
+                elements: tensor.strings().map(Vec::from).collect(),
+            }),
+            _ => types::Value::Tensor(state.push_tensor(tensor)?),
+        };
+        inputs.push(types::NamedValue { name, value });
+    }
+    let parameter = |(name, value)| {
+        let value = match value {
+            Parameter::Boolean(v) => types::Parameter::Boolean(v),
+            Parameter::Integer(v) => types::Parameter::Integer(v),
+            Parameter::Number(v) => types::Parameter::Number(v),
+            Parameter::Text(v) => types::Parameter::Text(v),
+        };
+        (name, value)
+    };
+    let parameters = request.parameters.into_iter().map(parameter).collect();
+    Ok(types::Request { inputs, outputs: request.outputs, parameters })
+}
+
+// === impl answers ===
+
+/// Takes the answer out of the store, each output as the signature declares it.
+fn lift(
+    store: &mut Store<State>,
+    signature: &GraphSpec,
+    wanted: &[String],
+    response: types::Response,
+) -> Result<InferResponse, CallError> {
+    let state = store.data_mut();
+    let mut left = state.program.limits.output;
+    let mut named: Vec<(String, Tensor)> = Vec::with_capacity(response.outputs.len());
+    for types::NamedValue { name, value } in response.outputs {
+        let spec = signature.outputs.iter().find(|spec| spec.name == name);
+        let spec =
+            spec.ok_or_else(|| CallError::Contract(format!("it returned `{name}`, which it does not declare")))?;
+        if named.iter().any(|(other, _)| *other == name) {
+            return Err(CallError::Contract(format!("it returned `{name}` twice")));
+        }
+        let tensor = typed(state, spec, value)?;
+        if wanted.is_empty() || wanted.contains(&name) {
+            left = left.checked_sub(tensor.data().len() as u64).ok_or(CallError::Limit(Limit::Output))?;
+            named.push((name, tensor));
+        }
+    }
+    let mut outputs = Vec::with_capacity(named.len());
+    let mut take = |name: &String| -> Result<(), CallError> {
+        let at = named.iter().position(|(other, _)| other == name);
+        let at = at.ok_or_else(|| CallError::Contract(format!("it did not return `{name}`")))?;
+        outputs.push(named.swap_remove(at));
+        Ok(())
+    };
+    if wanted.is_empty() {
+        signature.outputs.iter().map(|spec| &spec.name).try_for_each(&mut take)?;
+    } else {
+        wanted.iter().try_for_each(&mut take)?;
+    }
+    let parameters = response.parameters.into_iter().map(|(name, value)| {
+        let value = match value {
+            types::Parameter::Boolean(v) => Parameter::Boolean(v),
+            types::Parameter::Integer(v) => Parameter::Integer(v),
+            types::Parameter::Number(v) => Parameter::Number(v),
+            types::Parameter::Text(v) => Parameter::Text(v),
+        };
+        (name, value)
+    });
+    Ok(InferResponse { outputs, parameters: parameters.collect() })
+}
+
+/// A returned value as the tensor that was declared.
+fn typed(state: &mut State, spec: &TensorSpec, value: types::Value) -> Result<Tensor, CallError> {
+    let name = &spec.name;
+    let tensor = match value {
+        types::Value::Tensor(handle) => {
+            let tensor = state.take_tensor(handle).map_err(|e| CallError::Contract(format!("`{name}`: {e}")))?;
+            let from = tensor.datatype();
+            tensor.reinterpret(spec.datatype).map_err(|e| {
+                CallError::Contract(format!("`{name}` is declared {} and came as {from}: {e}", spec.datatype))
+            })?
+        }
+        types::Value::Strings(_) if spec.datatype != DataType::Bytes => {
+            return Err(CallError::Contract(format!("`{name}` is declared {} and came as strings", spec.datatype)));
+        }
+        types::Value::Strings(strings) => {
+            let shape: Vec<usize> = strings.shape.iter().map(|d| *d as usize).collect();
+            Tensor::from_strings(shape, &strings.elements).map_err(|e| CallError::Contract(format!("`{name}`: {e}")))?
+        }
+    };
+    let fits = spec.shape.as_ref().is_none_or(|dims| {
+        let equal = |(dim, size): (&Dim, &usize)| match dim {
+            Dim::Fixed(fixed) => *fixed == *size as u64,
+            Dim::Symbol(_) => true,
+        };
+        dims.len() == tensor.shape().len() && dims.iter().zip(tensor.shape()).all(equal)
+    });
+    if !fits {
+        return Err(CallError::Contract(format!("`{name}` came with the shape {:?}", tensor.shape())));
+    }
+    Ok(tensor)
+}
+
+// === impl signatures ===
+
+fn declarations(what: &str, specs: Vec<types::TensorSpec>) -> Result<Vec<TensorSpec>, CallError> {
+    let mut declared: Vec<TensorSpec> = Vec::with_capacity(specs.len());
+    for spec in specs {
+        if spec.name.is_empty() || declared.iter().any(|other| other.name == spec.name) {
+            return Err(CallError::Contract(format!("its {what} `{}` is empty or declared twice", spec.name)));
+        }
+        let dim = |d: Option<u32>| d.map_or(Dim::Symbol(String::new()), |n| Dim::Fixed(n.into()));
+        declared.push(TensorSpec {
+            name: spec.name,
+            datatype: datatype(spec.data_type),
+            shape: Some(spec.shape.into_iter().map(dim).collect()),
+        });
+    }
+    Ok(declared)
+}
+
+fn datatype(declared: types::DataType) -> DataType {
+    match declared {
+        types::DataType::Bool => DataType::Bool,
+        types::DataType::Uint8 => DataType::Uint8,
+        types::DataType::Uint16 => DataType::Uint16,
+        types::DataType::Uint32 => DataType::Uint32,
+        types::DataType::Uint64 => DataType::Uint64,
+        types::DataType::Int8 => DataType::Int8,
+        types::DataType::Int16 => DataType::Int16,
+        types::DataType::Int32 => DataType::Int32,
+        types::DataType::Int64 => DataType::Int64,
+        types::DataType::Fp16 => DataType::Fp16,
+        types::DataType::Bf16 => DataType::Bf16,
+        types::DataType::Fp32 => DataType::Fp32,
+        types::DataType::Fp64 => DataType::Fp64,
+        types::DataType::Bytes => DataType::Bytes,
+    }
+}

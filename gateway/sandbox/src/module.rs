@@ -1,0 +1,257 @@
+//! From bytes to a compiled module, through a cache that only this host's key can fill.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use wasmtime::Engine;
+use wasmtime::component::{Component, InstancePre, Linker};
+use wasmtime_wasi::p2::bindings::CommandPre;
+use wasmtime_wasi::p3::bindings::CommandPre as CommandPre3;
+use wasmtime_wasi_http::p2::bindings::ProxyPre;
+use wasmtime_wasi_http::p3::bindings::ServicePre;
+
+use crate::cache::{Cache, hex};
+use crate::nn::{self, ModelPre};
+use crate::state::State;
+use crate::ticker::Ticker;
+use crate::{Grants, ModuleError, engine, imports, sockets};
+
+/// What a component can be served as, by what it exports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ModuleKind {
+    /// World `windrose:model/model`.
+    Model,
+    /// A `wasi:http` component, 0.2 or 0.3.
+    Http,
+    /// A `wasi:cli` command.
+    Command,
+}
+
+/// How the host meets one import.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ImportStatus {
+    /// Works: `wasi:nn`, clocks, random numbers, the model's own assets.
+    Provided,
+    /// Linked to an implementation that denies, until it is granted.
+    Denied,
+}
+
+/// One interface that a component imports.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Import {
+    /// For example `wasi:nn/tensor@0.2.0-rc-2024-10-28`.
+    pub name: String,
+    /// How it is met when nothing is granted.
+    pub status: ImportStatus,
+}
+
+/// How to build a [`Sandbox`].
+#[derive(Clone, Debug)]
+pub struct SandboxConfig {
+    /// Where compiled modules are cached; `None` for no cache.
+    pub cache: Option<PathBuf>,
+    /// The 32-byte key that authenticates cache entries; made, owner-only, when the file is not there. Must not lie in
+    /// the cache folder.
+    pub cache_key: Option<PathBuf>,
+    /// Instances at the same time, over all models. One is enough for the process that prepares a model under limits on
+    /// its memory: it reserves address space for no more, and what it compiles serves any other process.
+    pub instances: u32,
+    /// The most linear memory that any model may ask for, bytes.
+    pub memory: u64,
+}
+
+/// The process's sandbox: one wasmtime engine, one pool, one ticker. Cloning shares it.
+#[derive(Clone)]
+pub struct Sandbox {
+    pub(crate) inner: Arc<Parts>,
+}
+
+pub(crate) struct Parts {
+    pub(crate) engine: Engine,
+    pub(crate) ticker: Ticker,
+    linker: Linker<State>,
+    cache: Option<Cache>,
+    /// The most linear memory of a model, bytes.
+    pub(crate) memory: u64,
+}
+
+/// What the pool holds now.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PoolMetrics {
+    /// Instances that are running.
+    pub instances: u64,
+    /// Their linear memories.
+    pub memories: usize,
+    /// Slots that keep pages for the next instance.
+    pub warm_slots: u32,
+    /// Bytes of those pages.
+    pub warm_bytes: usize,
+}
+
+impl Sandbox {
+    /// Makes the engine and starts its ticker.
+    ///
+    /// # Errors
+    /// When the pool cannot be reserved or the key is readable by others.
+    pub fn new(config: SandboxConfig) -> Result<Sandbox, ModuleError> {
+        let cache = match (&config.cache, &config.cache_key) {
+            (Some(folder), Some(key)) => Some(Cache::open(folder, key)?),
+            (Some(_), None) => return Err(ModuleError::Host("a cache of compiled modules needs a key".into())),
+            (None, _) => None,
+        };
+        let engine = engine::engine(config.instances.max(1), config.memory)?;
+        let ticker = Ticker::new(&engine).map_err(|e| ModuleError::Host(format!("the ticker: {e}")))?;
+        let linker = link(&engine).map_err(|e| ModuleError::Host(format!("{e:#}")))?;
+        Ok(Sandbox { inner: Arc::new(Parts { engine, ticker, linker, cache, memory: config.memory }) })
+    }
+
+    /// The compiled module of a component: from the cache where it is there and authentic, else compiled and cached.
+    /// Blocks, for seconds where the module is large.
+    ///
+    /// # Errors
+    /// As [`ModuleError`] says.
+    pub fn module(&self, wasm: &[u8]) -> Result<Module, ModuleError> {
+        let digest = hex(&Sha256::digest(wasm));
+        if let Some(module) = self.module_from_cache(&digest) {
+            return Ok(module);
+        }
+        imports::check(wasm)?;
+        let parts = &self.inner;
+        let component =
+            Component::from_binary(&parts.engine, wasm).map_err(|e| ModuleError::Invalid(format!("{e:#}")))?;
+        let module = self.bind(digest, component)?;
+        if let Some(cache) = &parts.cache {
+            let artifact = module.inner.component.serialize().map_err(|e| ModuleError::Host(format!("{e:#}")))?;
+            if let Err(error) = cache.put(&parts.engine, module.digest(), &artifact) {
+                tracing::warn!(digest = module.digest(), %error, "a compiled module was not cached");
+            }
+        }
+        Ok(module)
+    }
+
+    /// Whether a component with this sha256 (hex) is in the cache and authentic.
+    pub fn is_cached(&self, digest: &str) -> bool {
+        self.inner.cache.as_ref().is_some_and(|cache| cache.contains(&self.inner.engine, digest))
+    }
+
+    /// The compiled module of the component with this sha256 (hex), if the cache has an authentic one. Never compiles:
+    /// what another process has compiled under its own limits is taken from here.
+    pub fn module_from_cache(&self, digest: &str) -> Option<Module> {
+        let parts = &self.inner;
+        let artifact = parts.cache.as_ref()?.get(&parts.engine, digest)?;
+        let loaded = deserialize(&parts.engine, &artifact).map_err(|e| format!("{e:#}"));
+        match loaded.and_then(|component| self.bind(digest.to_owned(), component).map_err(|e| e.to_string())) {
+            Ok(module) => Some(module),
+            Err(error) => {
+                tracing::warn!(digest, error, "a compiled module does not load and is compiled again");
+                None
+            }
+        }
+    }
+
+    /// What the pool of instances holds.
+    pub fn pool(&self) -> PoolMetrics {
+        let metrics = self.inner.engine.pooling_allocator_metrics();
+        metrics.map_or_else(PoolMetrics::default, |m| PoolMetrics {
+            instances: m.component_instances(),
+            memories: m.memories(),
+            warm_slots: m.unused_warm_memories(),
+            warm_bytes: m.unused_memory_bytes_resident(),
+        })
+    }
+
+    /// Finds out what a component is, and prepares its instances.
+    fn bind(&self, digest: String, component: Component) -> Result<Module, ModuleError> {
+        let parts = &self.inner;
+        let about = component.component_type();
+        let exports: Vec<&str> = about.exports(&parts.engine).map(|(name, _)| name).collect();
+        let (kind, wasi) = imports::kind(&exports)?;
+        let imported: Vec<String> = about.imports(&parts.engine).map(|(name, _)| name.to_owned()).collect();
+        let unlinked = |e: wasmtime::Error| ModuleError::UnknownImport(format!("{e:#}"));
+        let pre = parts.linker.instantiate_pre(&component).map_err(unlinked)?;
+        let entry = Entry::new(kind, wasi, pre).map_err(|e| ModuleError::NoWorld(format!("{e:#}")))?;
+        let imports = imports::statuses(imported.iter().map(String::as_str), &Grants::default());
+        Ok(Module { inner: Arc::new(Compiled { digest, kind, imports, entry, component }) })
+    }
+}
+
+/// Everything that any module may import; what a call is not granted denies when it is called.
+fn link(engine: &Engine) -> wasmtime::Result<Linker<State>> {
+    let mut linker = Linker::new(engine);
+    wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
+    wasmtime_wasi::p3::add_to_linker(&mut linker)?;
+    wasmtime_wasi_http::p2::add_only_http_to_linker_async(&mut linker)?;
+    wasmtime_wasi_http::p3::add_to_linker(&mut linker)?;
+    sockets::link(&mut linker)?;
+    nn::link(&mut linker)?;
+    Ok(linker)
+}
+
+/// Loads an artifact of the cache.
+#[expect(unsafe_code, reason = "a precompiled module is native code")]
+fn deserialize(engine: &Engine, artifact: &[u8]) -> wasmtime::Result<Component> {
+    // SAFETY: these very bytes were authenticated with a key that only this host's user can read, so they are what
+    // `Component::serialize` returned here, for an engine of the same compiler settings.
+    unsafe { Component::deserialize(engine, artifact) }
+}
+
+/// A compiled component. Cloning shares it.
+#[derive(Clone)]
+pub struct Module {
+    pub(crate) inner: Arc<Compiled>,
+}
+
+pub(crate) struct Compiled {
+    digest: String,
+    kind: ModuleKind,
+    imports: Vec<Import>,
+    pub(crate) entry: Entry,
+    component: Component,
+}
+
+/// What each call of a module starts from.
+pub(crate) enum Entry {
+    Model(ModelPre<State>),
+    Http2(ProxyPre<State>),
+    Http3(ServicePre<State>),
+    Command2(CommandPre<State>),
+    Command3(CommandPre3<State>),
+}
+
+impl Entry {
+    fn new(kind: ModuleKind, wasi: u8, pre: InstancePre<State>) -> wasmtime::Result<Entry> {
+        Ok(match (kind, wasi) {
+            (ModuleKind::Model, _) => Entry::Model(ModelPre::new(pre)?),
+            (ModuleKind::Http, 2) => Entry::Http2(ProxyPre::new(pre)?),
+            (ModuleKind::Http, _) => Entry::Http3(ServicePre::new(pre)?),
+            (ModuleKind::Command, 2) => Entry::Command2(CommandPre::new(pre)?),
+            (ModuleKind::Command, _) => Entry::Command3(CommandPre3::new(pre)?),
+        })
+    }
+}
+
+impl Module {
+    /// What it can be served as.
+    pub fn kind(&self) -> ModuleKind {
+        self.inner.kind
+    }
+
+    /// sha256 of the component's bytes, lower-case hex.
+    pub fn digest(&self) -> &str {
+        &self.inner.digest
+    }
+
+    /// What it imports, in its own order, and how each is met when nothing is granted.
+    pub fn imports(&self) -> &[Import] {
+        &self.inner.imports
+    }
+
+    /// What it imports, and how each is met under `grants`.
+    pub fn imports_under(&self, grants: &Grants) -> Vec<Import> {
+        imports::statuses(self.inner.imports.iter().map(|import| import.name.as_str()), grants)
+    }
+}

@@ -1,0 +1,102 @@
+//! The cache of compiled modules: it survives restarts, and nothing that was edited is loaded.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use windrose_sandbox::{ModuleError, PASSTHROUGH, Sandbox, SandboxConfig};
+
+use crate::wat::guest;
+
+fn open(folder: &Path) -> Result<Sandbox, ModuleError> {
+    open_sized(folder, 1)
+}
+
+fn open_sized(folder: &Path, instances: u32) -> Result<Sandbox, ModuleError> {
+    Sandbox::new(SandboxConfig {
+        cache: Some(folder.join("cache")),
+        cache_key: Some(folder.join("key")),
+        instances,
+        memory: 256 << 20,
+    })
+}
+
+fn entries(folder: &Path) -> Vec<PathBuf> {
+    fs::read_dir(folder.join("cache")).unwrap().map(|entry| entry.unwrap().path()).collect()
+}
+
+#[test]
+fn what_one_process_compiled_another_loads() {
+    let folder = tempfile::tempdir().unwrap();
+    let child = open(folder.path()).unwrap();
+    let digest = child.module(PASSTHROUGH).unwrap().digest().to_owned();
+    let parent = open_sized(folder.path(), 100).unwrap();
+    assert!(parent.is_cached(&digest));
+    let module = parent.module_from_cache(&digest).expect("it is there");
+    assert_eq!((module.digest(), module.kind()), (&*digest, windrose_sandbox::ModuleKind::Model));
+    assert!(parent.module_from_cache(&"0".repeat(64)).is_none());
+    let key = fs::metadata(folder.path().join("key")).unwrap();
+    assert_eq!((key.permissions().mode() & 0o777, key.len()), (0o600, 32));
+}
+
+#[test]
+fn an_entry_that_was_touched_is_compiled_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let sandbox = open(folder.path()).unwrap();
+    let digest = sandbox.module(PASSTHROUGH).unwrap().digest().to_owned();
+    let entry = entries(folder.path()).pop().unwrap();
+    let whole = fs::read(&entry).unwrap();
+    for at in [0, 8, 20, 40, 41, whole.len() / 2, whole.len() - 1] {
+        let mut edited = whole.clone();
+        edited[at] ^= 1;
+        fs::write(&entry, &edited).unwrap();
+        assert!(!sandbox.is_cached(&digest), "byte {at} was edited");
+    }
+    for length in [0, 7, 40, whole.len() - 1] {
+        fs::write(&entry, &whole[..length]).unwrap();
+        assert!(!sandbox.is_cached(&digest), "cut to {length} bytes");
+    }
+    sandbox.module(PASSTHROUGH).unwrap();
+    assert!(sandbox.is_cached(&digest), "it was compiled and kept again");
+}
+
+#[test]
+fn entries_cannot_take_each_others_place() {
+    let folder = tempfile::tempdir().unwrap();
+    let sandbox = open(folder.path()).unwrap();
+    let first = sandbox.module(PASSTHROUGH).unwrap().digest().to_owned();
+    let first_entry = entries(folder.path()).pop().unwrap();
+    let second = sandbox.module(&guest("", "(unreachable)")).unwrap().digest().to_owned();
+    let second_entry = entries(folder.path()).into_iter().find(|path| *path != first_entry).unwrap();
+    fs::copy(&second_entry, &first_entry).unwrap();
+    assert!(!sandbox.is_cached(&first) && sandbox.is_cached(&second));
+}
+
+#[test]
+fn another_key_authenticates_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let digest = open(folder.path()).unwrap().module(PASSTHROUGH).unwrap().digest().to_owned();
+    fs::remove_file(folder.path().join("key")).unwrap();
+    assert!(!open(folder.path()).unwrap().is_cached(&digest));
+}
+
+#[test]
+fn a_key_that_others_can_read_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    open(folder.path()).unwrap();
+    let key = folder.path().join("key");
+    fs::set_permissions(&key, fs::Permissions::from_mode(0o640)).unwrap();
+    assert!(matches!(open(folder.path()), Err(ModuleError::Host(text)) if text.contains("0600")));
+}
+
+#[test]
+fn the_key_does_not_lie_in_the_cache() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = SandboxConfig {
+        cache: Some(folder.path().into()),
+        cache_key: Some(folder.path().join("key")),
+        instances: 1,
+        memory: 1 << 20,
+    };
+    assert!(matches!(Sandbox::new(config), Err(ModuleError::Host(_))));
+}

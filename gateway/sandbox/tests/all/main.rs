@@ -1,0 +1,11 @@
+//! The sandbox from outside: real guests, real graphs.
+
+mod cache;
+mod command;
+mod hostile;
+mod http;
+mod imports;
+mod isolation;
+mod model;
+mod support;
+mod wat;

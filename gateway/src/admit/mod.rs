@@ -1,0 +1,130 @@
+//! A request becomes [`Admitted`]: its model is found, its inputs fit the declaration, it has a deadline and a permit.
+//! This is the only place that refuses by policy.
+
+mod signature;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::OwnedSemaphorePermit;
+use windrose_sandbox::ModuleKind;
+
+use crate::error::{Error, Kind};
+use crate::request::Request;
+use crate::snapshot::{Served, Snapshot};
+
+/// What was admitted, with everything that its call needs.
+pub struct Admitted<T> {
+    /// The version that answers; the request finishes on it whatever is deployed meanwhile.
+    pub served: Arc<Served>,
+    /// One of the model's calls at the same time. It is given back when the answer is complete.
+    pub permit: OwnedSemaphorePermit,
+    /// After this the answer is of no use. Made once, here.
+    pub deadline: Instant,
+    /// The request's id, for log lines.
+    pub request_id: Arc<str>,
+    /// What is asked.
+    pub what: T,
+}
+
+/// When a request arrived and how long its answer may take.
+#[derive(Clone, Copy, Debug)]
+pub struct Timing {
+    /// When its head arrived.
+    pub started: Instant,
+    /// What the caller asked for in a header.
+    pub header: Option<Duration>,
+    /// What the caller asked for in the dialect's own way.
+    pub dialect: Option<Duration>,
+}
+
+/// Finds a version of a model in one snapshot; the highest where the caller names none.
+///
+/// # Errors
+/// [`Kind::NotFound`], naming what is not there.
+pub fn find(snapshot: &Snapshot, model: &str, version: Option<&str>) -> Result<Arc<Served>, Error> {
+    let not_found = |what: String| Error::new(Kind::NotFound, what);
+    let versions =
+        snapshot.model(model).ok_or_else(|| not_found(format!("model {:?} is not deployed", clipped(model))))?;
+    let served = match version {
+        None => versions.highest(),
+        Some(version) => versions.get(version),
+    };
+    served.cloned().ok_or_else(|| {
+        not_found(format!("version {:?} of model {model:?} is not deployed", clipped(version.unwrap_or_default())))
+    })
+}
+
+/// Refuses a model of another kind than the caller's way of calling takes.
+///
+/// # Errors
+/// [`Kind::InvalidInput`], saying where the model is called.
+pub fn check_kind(served: &Served, wants_inference: bool) -> Result<(), Error> {
+    let name = &served.manifest.name;
+    let message = match (served.kind, wants_inference) {
+        (ModuleKind::Model, true) | (ModuleKind::Http | ModuleKind::Command, false) => return Ok(()),
+        (ModuleKind::Model, false) => format!("model {name:?} takes inferences: POST /v2/models/{name}/infer"),
+        (ModuleKind::Http, true) => format!("model {name:?} is an http component: call it under /models/{name}/"),
+        (ModuleKind::Command, true) => format!("model {name:?} is a command: POST its input to /models/{name}"),
+    };
+    Err(Error::new(Kind::InvalidInput, message))
+}
+
+/// Refuses at once what would only wait, before its body is read.
+///
+/// # Errors
+/// [`Kind::Overloaded`] when the model's calls are all in use.
+pub fn check_load(served: &Served) -> Result<(), Error> {
+    if served.permits.available_permits() == 0 { Err(overloaded(served)) } else { Ok(()) }
+}
+
+/// The deadline of a request: the shorter of the two ways to ask for one, the model's default without either, and
+/// never beyond the model's maximum.
+pub fn deadline(served: &Served, timing: Timing) -> Instant {
+    let asked = match (timing.header, timing.dialect) {
+        (Some(header), Some(dialect)) => Some(header.min(dialect)),
+        (header, dialect) => header.or(dialect),
+    };
+    timing.started + asked.unwrap_or(served.default_timeout).min(served.max_timeout)
+}
+
+/// Admits an inference whose inputs and outputs fit the model's declaration.
+///
+/// # Errors
+/// [`Kind::InvalidInput`] naming the input or output; [`Kind::Overloaded`]; [`Kind::Deadline`].
+pub fn inference(
+    served: Arc<Served>,
+    request_id: Arc<str>,
+    timing: Timing,
+    request: Request,
+) -> Result<Admitted<Request>, Error> {
+    if let Some(spec) = &served.signature {
+        signature::check(spec, &request).map_err(|message| Error::new(Kind::InvalidInput, message))?;
+    }
+    exchange(served, request_id, timing, request)
+}
+
+/// Admits what has no declaration to fit.
+///
+/// # Errors
+/// [`Kind::Overloaded`]; [`Kind::Deadline`].
+pub fn exchange<T>(served: Arc<Served>, request_id: Arc<str>, timing: Timing, what: T) -> Result<Admitted<T>, Error> {
+    let deadline = deadline(&served, timing);
+    if deadline <= Instant::now() {
+        return Err(Error::new(Kind::Deadline, "the deadline passed"));
+    }
+    let permit = served.permits.clone().try_acquire_owned().map_err(|_| overloaded(&served))?;
+    Ok(Admitted { served, permit, deadline, request_id, what })
+}
+
+#[cold]
+fn overloaded(served: &Served) -> Error {
+    let name = &served.manifest.name;
+    Error::new(Kind::Overloaded, format!("model {name:?} has {} calls in flight", served.limits.concurrency))
+}
+
+/// A caller's text, short enough for a message.
+fn clipped(text: &str) -> &str {
+    let end = (0..=128.min(text.len())).rev().find(|at| text.is_char_boundary(*at));
+    &text[..end.unwrap_or(0)]
+}

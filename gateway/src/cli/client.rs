@@ -1,0 +1,220 @@
+//! A small client of the two listeners.
+
+use std::path::Path;
+
+use bytes::Bytes;
+use futures_util::TryStreamExt;
+use http::header::{ACCEPT, AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, USER_AGENT};
+use http::{Method, Request, Response, StatusCode};
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt, Full, StreamBody};
+use hyper::body::{Frame, Incoming};
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioExecutor;
+use serde::de::DeserializeOwned;
+
+use super::Failure;
+use crate::config::ClientConfig;
+use crate::control::api::types::{ErrorBody, ProgressLine, StatusAnswer};
+use crate::control::prepare::Event;
+use crate::control::token;
+
+type Body = UnsyncBoxBody<Bytes, std::io::Error>;
+
+/// The most that is read of an answer, bytes.
+const MAX_ANSWER: usize = 1 << 30;
+
+/// A client of one gateway.
+pub struct Client {
+    config: ClientConfig,
+    http: hyper_util::client::legacy::Client<HttpConnector, Body>,
+}
+
+/// An answer, read to its end.
+pub struct Answer {
+    /// Its status.
+    pub status: StatusCode,
+    /// Its body.
+    pub body: Bytes,
+}
+
+fn full(bytes: Bytes) -> Body {
+    Full::new(bytes).map_err(|never| match never {}).boxed_unsync()
+}
+
+impl Client {
+    /// A client that has not connected yet.
+    pub fn new(config: ClientConfig) -> Client {
+        let http = hyper_util::client::legacy::Client::builder(TokioExecutor::new()).build_http();
+        Client { config, http }
+    }
+
+    fn token(&self) -> Result<String, Failure> {
+        if let Some(token) = &self.config.token {
+            return Ok(token.clone());
+        }
+        let file = &self.config.token_file;
+        token::read(file).map_err(|error| {
+            let hint = "a gateway makes it at its first start; name it with --token-file, or set WINDROSE_TOKEN";
+            Failure::unauthorized(format!("no token: {}: {error} ({hint})", file.display()))
+        })
+    }
+
+    async fn send(&self, request: Request<Body>, base: &str) -> Result<Response<Incoming>, Failure> {
+        self.http.request(request).await.map_err(|error| {
+            let mut why = error.to_string();
+            let mut source = std::error::Error::source(&error);
+            while let Some(cause) = source {
+                why = cause.to_string();
+                source = cause.source();
+            }
+            Failure::unreachable(format!("cannot reach the gateway at {base}: {why}"))
+        })
+    }
+
+    async fn control(
+        &self,
+        method: Method,
+        path: &str,
+        accept: &str,
+        body: Body,
+    ) -> Result<Response<Incoming>, Failure> {
+        let base = &self.config.control;
+        // Whether anybody listens is told before whether there is a token.
+        let token = self.token();
+        let request = Request::builder()
+            .method(method)
+            .uri(format!("{base}{path}"))
+            .header(AUTHORIZATION, format!("Bearer {}", token.as_deref().unwrap_or("none")))
+            .header(ACCEPT, accept)
+            .header(USER_AGENT, concat!("windrose/", env!("CARGO_PKG_VERSION")))
+            .header(CONTENT_TYPE, "application/json")
+            .body(body)
+            .map_err(|error| Failure::usage(error.to_string()))?;
+        let response = self.send(request, base).await?;
+        token?;
+        if response.status() == StatusCode::UNAUTHORIZED {
+            return Err(Failure::unauthorized(format!("the gateway at {base} does not accept this token")));
+        }
+        Ok(response)
+    }
+
+    /// A call whose answer is one JSON value.
+    pub async fn call<T: DeserializeOwned>(&self, method: Method, path: &str) -> Result<T, Failure> {
+        let response = self.control(method, path, "application/json", full(Bytes::new())).await?;
+        let answer = read(response).await?;
+        if !answer.status.is_success() {
+            return Err(refused(&answer));
+        }
+        serde_json::from_slice(&answer.body).map_err(|error| Failure::refused(format!("strange answer: {error}")))
+    }
+
+    /// How the gateway stands.
+    pub async fn status(&self) -> Result<StatusAnswer, Failure> {
+        self.call(Method::GET, "/v1/status").await
+    }
+
+    /// Whether the gateway has a file.
+    pub async fn has_blob(&self, digest: &str) -> Result<bool, Failure> {
+        let path = format!("/v1/blobs/{digest}");
+        let response = self.control(Method::HEAD, &path, "application/json", full(Bytes::new())).await?;
+        match response.status() {
+            StatusCode::OK => Ok(true),
+            StatusCode::NOT_FOUND => Ok(false),
+            status => Err(Failure::refused(format!("asking for a file: {status}"))),
+        }
+    }
+
+    /// Uploads a file, telling how many bytes went out with each part.
+    pub async fn put_blob(
+        &self,
+        digest: &str,
+        file: &Path,
+        sent: impl Fn(u64) + Send + 'static,
+    ) -> Result<(), Failure> {
+        let open = tokio::fs::File::open(file).await;
+        let open = open.map_err(|error| Failure::usage(format!("{}: {error}", file.display())))?;
+        let parts = tokio_util::io::ReaderStream::with_capacity(open, 256 << 10);
+        let frames = parts.map_ok(move |part| {
+            sent(part.len() as u64);
+            Frame::data(part)
+        });
+        let body = StreamBody::new(frames).boxed_unsync();
+        let response = self.control(Method::PUT, &format!("/v1/blobs/{digest}"), "application/json", body).await?;
+        let answer = read(response).await?;
+        if answer.status.is_success() { Ok(()) } else { Err(refused(&answer)) }
+    }
+
+    /// A call that tells its progress, a line at a time, and ends with a result.
+    pub async fn progress<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        json: Vec<u8>,
+        mut tell: impl FnMut(Event),
+    ) -> Result<T, Failure> {
+        let mut response = self.control(method, path, "application/x-ndjson", full(json.into())).await?;
+        if !response.status().is_success() {
+            return Err(refused(&read(response).await?));
+        }
+        let strange = |error: &dyn std::fmt::Display| Failure::refused(format!("strange answer: {error}"));
+        let mut buffer = Vec::new();
+        while let Some(frame) = response.body_mut().frame().await {
+            let frame = frame.map_err(|error| strange(&error))?;
+            buffer.extend_from_slice(frame.data_ref().map_or(&[], |data| &data[..]));
+            while let Some(end) = buffer.iter().position(|byte| *byte == b'\n') {
+                let line: Vec<u8> = buffer.drain(..=end).collect();
+                match serde_json::from_slice(&line).map_err(|error| strange(&error))? {
+                    ProgressLine::Progress(event) => tell(event),
+                    ProgressLine::Result(result) => return Ok(result),
+                    ProgressLine::Failed(error) => return Err(Failure::refused(error.error)),
+                }
+            }
+        }
+        Err(strange(&"it ended too early"))
+    }
+
+    /// The address of the data listener.
+    pub async fn data_url(&self) -> Result<String, Failure> {
+        match &self.config.data {
+            Some(url) => Ok(url.clone()),
+            None => Ok(format!("http://{}", self.status().await?.data)),
+        }
+    }
+
+    /// One exchange with the data listener.
+    pub async fn data(
+        &self,
+        url: &str,
+        method: Method,
+        headers: &[(&str, String)],
+        body: Bytes,
+    ) -> Result<Answer, Failure> {
+        let mut request = Request::builder().method(method).uri(url).header(CONTENT_LENGTH, body.len());
+        for (name, value) in headers {
+            request = request.header(*name, value);
+        }
+        let request = request.body(full(body)).map_err(|error| Failure::usage(error.to_string()))?;
+        read(self.send(request, url).await?).await
+    }
+}
+
+async fn read(response: Response<Incoming>) -> Result<Answer, Failure> {
+    let (head, body) = response.into_parts();
+    let body = http_body_util::Limited::new(body, MAX_ANSWER).collect().await;
+    let body = body.map_err(|error| Failure::unreachable(format!("the answer broke off: {error}")))?.to_bytes();
+    Ok(Answer { status: head.status, body })
+}
+
+/// What an answer with an error says.
+pub fn refused(answer: &Answer) -> Failure {
+    match serde_json::from_slice::<ErrorBody>(&answer.body) {
+        Ok(body) => Failure::refused(body.error),
+        Err(_) => match serde_json::from_slice::<serde_json::Value>(&answer.body) {
+            Ok(serde_json::Value::Object(body)) if body.get("error").is_some_and(|e| e.is_string()) => {
+                Failure::refused(body["error"].as_str().unwrap_or_default())
+            }
+            _ => Failure::refused(format!("{}: {}", answer.status, String::from_utf8_lossy(&answer.body))),
+        },
+    }
+}

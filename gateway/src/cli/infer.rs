@@ -1,0 +1,244 @@
+//! `windrose infer`: one request made of files and words.
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use bytes::Bytes;
+use http::Method;
+use serde_json::{Value, json};
+
+use super::client::{Answer, Client, refused};
+use super::{Failure, Gateway, print_json};
+
+/// Send one request to a model and show its answer.
+#[derive(clap::Args)]
+#[command(disable_version_flag = true)]
+#[command(
+    after_help = "Inputs:\n  --input file=@photo.jpg      a file as one byte string (BYTES), or JSON for numbers\n  \
+    --input text='some words'    the words themselves; for numbers a JSON array\n  \
+    --input text=@lines:file     each line of a file as one byte string\n  \
+    --json-request request.json  a whole request of the Open Inference Protocol\n  \
+    --body table.csv             the body for a command or an http component"
+)]
+pub struct Infer {
+    /// The model.
+    name: String,
+    /// The version [default: the highest that is ready].
+    #[arg(long = "version", visible_alias = "model-version", value_name = "VERSION")]
+    model_version: Option<String>,
+    /// An input. May be repeated.
+    #[arg(long = "input", short, value_name = "NAME=VALUE", value_parser = input)]
+    inputs: Vec<(String, String)>,
+    /// A file with a whole JSON request; `-` reads standard input.
+    #[arg(long, value_name = "FILE", conflicts_with = "inputs")]
+    json_request: Option<PathBuf>,
+    /// A file that is sent as it is, to a command or an http component; `-` reads standard input.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["inputs", "json_request"])]
+    body: Option<PathBuf>,
+    /// Address of the data listener [default: what the gateway says].
+    #[arg(long, value_name = "URL")]
+    url: Option<String>,
+    #[command(flatten)]
+    gateway: Gateway,
+}
+
+/// Headers of a request.
+type Headers = Vec<(&'static str, String)>;
+
+fn input(text: &str) -> Result<(String, String), String> {
+    let (name, value) = text.split_once('=').ok_or("write NAME=VALUE or NAME=@FILE")?;
+    Ok((name.to_string(), value.to_string()))
+}
+
+fn read(file: &PathBuf) -> Result<Bytes, Failure> {
+    let read = if file.as_os_str() == "-" {
+        let mut bytes = Vec::new();
+        std::io::Read::read_to_end(&mut std::io::stdin(), &mut bytes).map(|_| bytes)
+    } else {
+        std::fs::read(file)
+    };
+    read.map(Bytes::from).map_err(|error| Failure::usage(format!("{}: {error}", file.display())))
+}
+
+impl Infer {
+    /// Sends the request.
+    pub async fn run(self) -> Result<(), Failure> {
+        let client = self.gateway.client()?;
+        let base = match &self.url {
+            Some(url) => url.trim_end_matches('/').to_string(),
+            None => client.data_url().await?,
+        };
+        if let Some(file) = &self.body {
+            return self.exchange(&client, &base, read(file)?).await;
+        }
+        let version = self.model_version.as_ref().map(|version| format!("/versions/{version}")).unwrap_or_default();
+        let model = format!("{base}/v2/models/{}{version}", self.name);
+        let (headers, body) = match &self.json_request {
+            Some(file) => (vec![("content-type", "application/json".to_string())], read(file)?),
+            None => {
+                let metadata = client.data(&model, Method::GET, &[], Bytes::new()).await?;
+                if !metadata.status.is_success() {
+                    return Err(refused(&metadata));
+                }
+                self.build(&serde_json::from_slice(&metadata.body).unwrap_or_default())?
+            }
+        };
+        let start = Instant::now();
+        let answer = client.data(&format!("{model}/infer"), Method::POST, &headers, body).await?;
+        let took = start.elapsed();
+        if !answer.status.is_success() {
+            return Err(refused(&answer));
+        }
+        let value: Value = serde_json::from_slice(&answer.body)
+            .map_err(|error| Failure::refused(format!("the answer is not JSON: {error}")))?;
+        if self.gateway.json {
+            return print_json(&value);
+        }
+        print_outputs(&value);
+        println!("\nanswered in {:.1} ms", took.as_secs_f64() * 1000.0);
+        Ok(())
+    }
+
+    async fn exchange(&self, client: &Client, base: &str, body: Bytes) -> Result<(), Failure> {
+        let start = Instant::now();
+        let url = format!("{base}/models/{}/", self.name);
+        let answer: Answer = client.data(&url, Method::POST, &[], body).await?;
+        if !answer.status.is_success() {
+            return Err(refused(&answer));
+        }
+        use std::io::Write;
+        let written = std::io::stdout().write_all(&answer.body);
+        written.map_err(|error| Failure::refused(error.to_string()))?;
+        eprintln!("answered in {:.1} ms", start.elapsed().as_secs_f64() * 1000.0);
+        Ok(())
+    }
+
+    /// JSON, with byte strings from files behind it as the protocol's binary extension has them.
+    fn build(&self, metadata: &Value) -> Result<(Headers, Bytes), Failure> {
+        let declared = metadata["inputs"].as_array().cloned().unwrap_or_default();
+        let mut inputs = Vec::new();
+        let mut binary = Vec::new();
+        for (name, value) in &self.inputs {
+            let Some(spec) = declared.iter().find(|spec| spec["name"] == json!(name)) else {
+                let names: Vec<&str> = declared.iter().filter_map(|spec| spec["name"].as_str()).collect();
+                return Err(Failure::usage(format!(
+                    "`{}` has no input `{name}`; it has {}",
+                    self.name,
+                    names.join(", ")
+                )));
+            };
+            let datatype = spec["datatype"].as_str().unwrap_or("BYTES");
+            let rank = spec["shape"].as_array().map_or(1, Vec::len);
+            inputs.push(match datatype {
+                "BYTES" => bytes_input(name, value, rank, &mut binary)?,
+                _ => number_input(name, datatype, value, rank)?,
+            });
+        }
+        let json = json!({ "inputs": inputs }).to_string();
+        let mut headers = vec![("content-type", "application/json".to_string())];
+        if !binary.is_empty() {
+            headers = vec![("inference-header-content-length", json.len().to_string())];
+        }
+        Ok((headers, [json.into_bytes(), binary].concat().into()))
+    }
+}
+
+/// Byte strings: the words, a whole file, or the lines of one.
+fn bytes_input(name: &str, value: &str, rank: usize, binary: &mut Vec<u8>) -> Result<Value, Failure> {
+    let strings: Vec<Vec<u8>> = match value.strip_prefix('@') {
+        Some(path) => match path.strip_prefix("lines:") {
+            Some(path) => {
+                read(&path.into())?.split(|b| *b == b'\n').map(<[u8]>::to_vec).filter(|l| !l.is_empty()).collect()
+            }
+            None => vec![read(&path.into())?.to_vec()],
+        },
+        None => match serde_json::from_str::<Vec<String>>(value) {
+            Ok(strings) => strings.into_iter().map(String::into_bytes).collect(),
+            Err(_) => vec![value.as_bytes().to_vec()],
+        },
+    };
+    let before = binary.len();
+    for string in &strings {
+        let length =
+            u32::try_from(string.len()).map_err(|_| Failure::usage(format!("{name}: is larger than 4 GiB")))?;
+        binary.extend_from_slice(&length.to_le_bytes());
+        binary.extend_from_slice(string);
+    }
+    let mut shape = vec![1; rank];
+    if let Some(last) = shape.last_mut() {
+        *last = strings.len();
+    }
+    let parameters = json!({ "binary_data_size": binary.len() - before });
+    Ok(json!({ "name": name, "datatype": "BYTES", "shape": shape, "parameters": parameters }))
+}
+
+/// Numbers as a JSON array, nested or flat within its shape.
+fn number_input(name: &str, datatype: &str, value: &str, rank: usize) -> Result<Value, Failure> {
+    let text = match value.strip_prefix('@') {
+        Some(path) => String::from_utf8_lossy(&read(&path.into())?).into_owned(),
+        None => value.to_string(),
+    };
+    let data: Value = serde_json::from_str(&text)
+        .map_err(|error| Failure::usage(format!("{name}: {datatype} wants a JSON array of numbers: {error}")))?;
+    let mut shape = shape_of(&data);
+    // One row without the batch around it.
+    while shape.len() < rank {
+        shape.insert(0, 1);
+    }
+    let mut flat = Vec::new();
+    flatten(data, &mut flat);
+    Ok(json!({ "name": name, "datatype": datatype, "shape": shape, "data": flat }))
+}
+
+fn shape_of(value: &Value) -> Vec<usize> {
+    match value {
+        Value::Array(items) => {
+            let mut shape = vec![items.len()];
+            shape.extend(items.first().map(shape_of).unwrap_or_default());
+            shape
+        }
+        _ => Vec::new(),
+    }
+}
+
+fn flatten(value: Value, flat: &mut Vec<Value>) {
+    match value {
+        Value::Array(items) => items.into_iter().for_each(|item| flatten(item, flat)),
+        other => flat.push(other),
+    }
+}
+
+/// The most elements of an output that are shown.
+const SHOWN: usize = 16;
+
+fn print_outputs(answer: &Value) {
+    for output in answer["outputs"].as_array().into_iter().flatten() {
+        let name = output["name"].as_str().unwrap_or("?");
+        let datatype = output["datatype"].as_str().unwrap_or("?");
+        let mut flat = Vec::new();
+        flatten(output["data"].clone(), &mut flat);
+        let words: Vec<String> = flat
+            .iter()
+            .take(SHOWN)
+            .map(|value| value.as_str().map_or_else(|| value.to_string(), str::to_string))
+            .collect();
+        let more = if flat.len() > SHOWN { format!(", ... ({} in all)", flat.len()) } else { String::new() };
+        println!("{name:24} {datatype:6} {:12} {}{more}", output["shape"].to_string(), words.join(", "));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_get_their_batch_and_strings_their_lengths() {
+        let numbers = number_input("x", "FP32", "[1, 2.5]", 2).unwrap();
+        assert_eq!(numbers["shape"], json!([1, 2]));
+        let mut binary = Vec::new();
+        let words = bytes_input("t", "hi", 1, &mut binary).unwrap();
+        assert_eq!(words["parameters"]["binary_data_size"], json!(6));
+        assert_eq!(binary, b"\x02\0\0\0hi");
+        assert!(number_input("x", "FP32", "soon", 1).is_err());
+    }
+}

@@ -1,0 +1,52 @@
+//! Where the command line finds a gateway: the same settings as the gateway's own, so that both sides of one machine
+//! agree without being told.
+
+use std::path::PathBuf;
+
+use super::{ConfigError, default_dir};
+
+/// How to reach a gateway's control API.
+#[derive(Clone, Debug)]
+pub struct ClientConfig {
+    /// For example `http://127.0.0.1:8001`, without a slash at the end.
+    pub control: String,
+    /// The token itself, where it was given.
+    pub token: Option<String>,
+    /// The file to read it from otherwise.
+    pub token_file: PathBuf,
+    /// The data listener, where it was named; else the gateway is asked.
+    pub data: Option<String>,
+}
+
+impl ClientConfig {
+    /// From flags, and the environment where they are silent.
+    ///
+    /// # Errors
+    /// When there is no folder to look for the token in.
+    pub fn load(
+        control: Option<String>,
+        token_file: Option<PathBuf>,
+        environment: &[(String, String)],
+    ) -> Result<ClientConfig, ConfigError> {
+        let variable = |name: &str| {
+            environment.iter().find(|(key, value)| key == name && !value.is_empty()).map(|(_, value)| value.clone())
+        };
+        let listen = variable("WINDROSE_CONTROL_LISTEN").unwrap_or_else(|| "127.0.0.1:8001".into());
+        let control =
+            control.or_else(|| variable("WINDROSE_CONTROL_URL")).unwrap_or_else(|| format!("http://{listen}"));
+        if !control.starts_with("http://") {
+            return Err(ConfigError(format!("`{control}` is no address such as http://127.0.0.1:8001")));
+        }
+        let token_file = match token_file {
+            Some(file) => file,
+            None => match variable("WINDROSE_STORAGE_DIR") {
+                Some(dir) => PathBuf::from(dir),
+                None => default_dir(environment)?,
+            }
+            .join("token"),
+        };
+        let data = variable("WINDROSE_DATA_LISTEN").map(|listen| format!("http://{listen}"));
+        let control = control.trim_end_matches('/').to_string();
+        Ok(ClientConfig { control, token: variable("WINDROSE_TOKEN"), token_file, data })
+    }
+}

@@ -1,0 +1,153 @@
+//! The control API: its routes, its OpenAPI page, and the token that every call needs.
+
+mod handlers;
+pub mod types;
+mod view;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Instant;
+
+use axum::Router;
+use axum::extract::{Request, State};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityScheme};
+use utoipa::{Modify, OpenApi};
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use super::registry::{ChangeError, Registry};
+use super::token::Token;
+use crate::error::{Error, Kind};
+use crate::telemetry::Telemetry;
+use types::{ErrorBody, MissingBlob};
+
+/// What the API stands on.
+pub struct Api {
+    /// What is deployed.
+    pub registry: Arc<Registry>,
+    /// What every call must show.
+    pub token: Token,
+    /// For `/metrics`.
+    pub telemetry: Arc<Telemetry>,
+    /// The largest upload, bytes.
+    pub max_blob: u64,
+    /// Where the data listener is.
+    pub data: SocketAddr,
+    /// When the process started.
+    pub started: Instant,
+}
+
+#[derive(OpenApi)]
+#[openapi(
+    info(
+        title = "Windrose control API",
+        description = "Deploy, inspect and remove models. Every call needs the token of the gateway's data folder.",
+        license(name = "Apache-2.0", identifier = "Apache-2.0")
+    ),
+    modifiers(&BearerToken),
+    security(("token" = []))
+)]
+struct Page;
+
+struct BearerToken;
+
+impl Modify for BearerToken {
+    fn modify(&self, openapi: &mut utoipa::openapi::OpenApi) {
+        let components = openapi.components.get_or_insert_default();
+        components.add_security_scheme("token", SecurityScheme::Http(Http::new(HttpAuthScheme::Bearer)));
+    }
+}
+
+fn router() -> (Router<Arc<Api>>, utoipa::openapi::OpenApi) {
+    OpenApiRouter::with_openapi(Page::openapi())
+        .routes(routes!(handlers::head_blob, handlers::put_blob))
+        .routes(routes!(handlers::list_models))
+        .routes(routes!(handlers::get_model, handlers::delete_model))
+        .routes(routes!(handlers::get_version, handlers::put_version, handlers::delete_version))
+        .routes(routes!(handlers::validate))
+        .routes(routes!(handlers::status))
+        .routes(routes!(handlers::metrics))
+        .routes(routes!(handlers::openapi))
+        .split_for_parts()
+}
+
+/// The OpenAPI page, as JSON for people and programs.
+pub fn openapi_json() -> String {
+    let mut page = router().1.to_pretty_json().unwrap_or_default();
+    page.push('\n');
+    page
+}
+
+/// Serves the API until `shutdown`, then lets running calls end.
+pub async fn serve(listener: TcpListener, api: Arc<Api>, shutdown: CancellationToken) {
+    let app = router()
+        .0
+        .fallback(async || fail(Error::new(Kind::NotFound, "there is no such path")))
+        .method_not_allowed_fallback(async || fail(Error::new(Kind::MethodNotAllowed, "not with this method")))
+        .layer(middleware::from_fn_with_state(api.clone(), authorize))
+        .with_state(api)
+        .into_make_service_with_connect_info::<SocketAddr>();
+    let served = axum::serve(listener, app).with_graceful_shutdown(shutdown.cancelled_owned()).await;
+    if let Err(error) = served {
+        tracing::error!(%error, "the control listener failed");
+    }
+}
+
+/// Refuses every call without the token, before anything of it is read.
+async fn authorize(State(api): State<Arc<Api>>, request: Request, next: Next) -> Response {
+    let header = request.headers().get(http::header::AUTHORIZATION);
+    let (scheme, token) = header.and_then(|value| value.to_str().ok()?.split_once(' ')).unwrap_or_default();
+    if scheme.eq_ignore_ascii_case("bearer") && api.token.is(token.trim()) {
+        return next.run(request).await;
+    }
+    let message = "this call needs `Authorization: Bearer` with the token of the gateway's data folder";
+    let mut refused = fail(Error::new(Kind::Unauthorized, message));
+    refused.headers_mut().insert(http::header::WWW_AUTHENTICATE, http::HeaderValue::from_static("Bearer"));
+    refused
+}
+
+fn error_of(error: &ChangeError) -> Error {
+    let kind = match error {
+        ChangeError::Invalid(_) | ChangeError::Refused(_) => Kind::InvalidInput,
+        ChangeError::Missing(_) => Kind::Conflict,
+        ChangeError::NotFound(_) => Kind::NotFound,
+        ChangeError::Busy => Kind::Overloaded,
+        ChangeError::Host(_) => Kind::Internal,
+    };
+    Error::new(kind, error.to_string())
+}
+
+/// The body of an error. The caller holds the operator's token, so it may see what is ours.
+fn error_body(error: &ChangeError) -> ErrorBody {
+    let missing = match error {
+        ChangeError::Missing(missing) => {
+            let blob =
+                |(field, digest): &(String, String)| MissingBlob { field: field.clone(), digest: digest.clone() };
+            missing.iter().map(blob).collect()
+        }
+        _ => Vec::new(),
+    };
+    ErrorBody { missing, ..body(&error_of(error)) }
+}
+
+fn body(error: &Error) -> ErrorBody {
+    ErrorBody { error: error.message.clone(), kind: error.kind.as_str().to_string(), missing: Vec::new() }
+}
+
+fn fail(error: Error) -> Response {
+    if error.kind == Kind::Internal {
+        tracing::error!(message = error.message, "a control call failed");
+    }
+    (error.kind.status(), axum::Json(body(&error))).into_response()
+}
+
+fn fail_change(error: &ChangeError) -> Response {
+    if let ChangeError::Host(message) = error {
+        tracing::error!(message, "a control call failed");
+    }
+    (error_of(error).kind.status(), axum::Json(error_body(error))).into_response()
+}

@@ -1,0 +1,121 @@
+//! From what the registry holds to what the API shows.
+
+use windrose_sandbox::{Import, ImportStatus, ModuleKind};
+
+use super::types::{
+    Asked, GrantsView, GraphView, ImportView, LimitsView, LoadedView, ModelView, SignatureView, TimeoutView,
+    ValidateAnswer, VersionState, VersionSummary, VersionView,
+};
+use crate::control::log::Preparation;
+use crate::control::prepare::Prepared;
+use crate::control::registry::{Entry, Standing};
+use crate::snapshot::{Served, compare_versions};
+
+/// The models of these entries, by name.
+pub fn models(entries: &[Entry]) -> Vec<ModelView> {
+    let mut models: Vec<ModelView> = Vec::new();
+    for entry in entries {
+        if models.last().is_none_or(|model| model.name != entry.name) {
+            models.push(ModelView { name: entry.name.clone(), versions: Vec::new() });
+        }
+        if let Some(model) = models.last_mut() {
+            model.versions.push(summary(entry));
+        }
+    }
+    for model in &mut models {
+        model.versions.sort_by(|a, b| compare_versions(&b.version, &a.version));
+    }
+    models
+}
+
+fn summary(entry: &Entry) -> VersionSummary {
+    let (state, reason, kind) = match &entry.standing {
+        Standing::Ready(loaded) => (VersionState::Ready, None, Some(kind_name(loaded.served.kind))),
+        Standing::Loading => (VersionState::Loading, None, None),
+        Standing::Failed(reason) => (VersionState::Failed, Some(reason.clone()), None),
+    };
+    let record = entry.record.as_deref();
+    VersionSummary {
+        version: entry.version.clone(),
+        state,
+        reason,
+        kind: kind.map(str::to_string),
+        description: record.map(|record| record.manifest.description.clone()).unwrap_or_default(),
+        deployed: record.map(|record| record.deployed.clone()),
+    }
+}
+
+/// Everything about one version.
+pub fn version(entry: &Entry) -> VersionView {
+    let record = entry.record.as_deref();
+    VersionView {
+        name: entry.name.clone(),
+        summary: summary(entry),
+        manifest: record.map(|record| record.manifest.clone()),
+        preparation: record.map(|record| record.preparation.clone()),
+        loaded: match &entry.standing {
+            Standing::Ready(ready) => Some(loaded(&ready.served, &ready.imports, &ready.granted)),
+            Standing::Loading | Standing::Failed(_) => None,
+        },
+    }
+}
+
+fn loaded(served: &Served, imports: &[Import], granted: &windrose_sandbox::Grants) -> LoadedView {
+    let manifest = &served.manifest;
+    let graph = |(name, graph): &(String, windrose_engine::Graph)| {
+        let info = graph.info();
+        let view = GraphView {
+            digest: manifest.graphs.get(name).map(|entry| entry.digest.clone()).unwrap_or_default(),
+            engine: info.engine.clone(),
+            engine_version: info.version.clone(),
+            provider: info.provider.clone(),
+            sessions: info.sessions,
+            threads: info.threads,
+            signature: SignatureView::from(graph.spec()),
+        };
+        (name.clone(), view)
+    };
+    LoadedView {
+        module_digest: served.module_digest.clone(),
+        pass_through: manifest.module.is_none(),
+        imports: imports.iter().map(|import| import_view(import, granted)).collect(),
+        grants: Asked { asked: GrantsView::from(&manifest.grants), in_force: GrantsView::from(granted) },
+        limits: Asked { asked: manifest.limits.clone(), in_force: LimitsView::from(&served.limits) },
+        timeout: TimeoutView { default_ms: millis(served.default_timeout), max_ms: millis(served.max_timeout) },
+        signature: served.signature.as_ref().map(SignatureView::from),
+        graphs: served.graphs.iter().map(graph).collect(),
+    }
+}
+
+fn millis(duration: std::time::Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// What a dry run found.
+pub fn validated(prepared: Prepared, granted: &windrose_sandbox::Grants) -> ValidateAnswer {
+    ValidateAnswer {
+        kind: kind_name(prepared.kind).to_string(),
+        module_digest: prepared.module_digest,
+        imports: prepared.imports.iter().map(|import| import_view(import, granted)).collect(),
+        signature: prepared.signature.as_ref().map(SignatureView::from),
+        preparation: Preparation { timings_ms: prepared.timings_ms, warnings: prepared.warnings },
+    }
+}
+
+fn import_view(import: &Import, granted: &windrose_sandbox::Grants) -> ImportView {
+    let network = import.name.starts_with("wasi:sockets/") || import.name.starts_with("wasi:http/");
+    let status = match import.status {
+        ImportStatus::Provided => "provided",
+        ImportStatus::Denied if network && !granted.network.is_empty() => "granted",
+        ImportStatus::Denied => "denied",
+    };
+    ImportView { name: import.name.clone(), status: status.to_string() }
+}
+
+fn kind_name(kind: ModuleKind) -> &'static str {
+    match kind {
+        ModuleKind::Model => "model",
+        ModuleKind::Http => "http",
+        ModuleKind::Command => "command",
+    }
+}

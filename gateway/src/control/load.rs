@@ -1,0 +1,251 @@
+//! From a manifest and its blobs to something that answers: what the child does first, and the server after it.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use tokio::sync::{OnceCell, Semaphore};
+use windrose_engine::{EngineChoice, EngineError, Engines, Graph, GraphOptions};
+use windrose_sandbox::{CallContext, Grants, Import, ModuleKind, PASSTHROUGH, Sandbox};
+
+use super::folder::AssetFolders;
+use super::manifest::Manifest;
+use super::prepare::job::{Binding, TestFiles};
+use super::prepare::{Host, Job};
+use super::store::{Store, StoreError, hex_digest};
+use crate::config::{Budget, Ceiling};
+use crate::snapshot::Served;
+
+/// Why a version could not be loaded. The message is for the operator.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The module, a graph or the program made of them.
+    #[error("{0}")]
+    Model(String),
+}
+
+/// Weights that several versions may share: loaded once, for as long as one of them is there.
+pub type SharedGraph = Arc<OnceCell<Graph>>;
+
+/// A version that is ready, and its hold on the weights.
+pub struct Loaded {
+    /// For the data plane.
+    pub served: Arc<Served>,
+    /// Keeps the weights shared.
+    pub weights: Vec<SharedGraph>,
+    /// What the module imports.
+    pub imports: Vec<Import>,
+    /// What it was granted under the ceiling.
+    pub granted: Grants,
+}
+
+/// Graphs by digest and options, for as long as somebody has them.
+type Weights = HashMap<(String, String), Weak<OnceCell<Graph>>>;
+
+/// Everything that loading needs.
+pub struct Loader {
+    /// The sandbox.
+    pub sandbox: Sandbox,
+    /// The engines.
+    pub engines: Arc<Engines>,
+    /// How both were built, for the child.
+    pub host: Host,
+    /// What `auto` means.
+    pub engine: EngineChoice,
+    /// The most that a model gets.
+    pub ceiling: Ceiling,
+    /// What a preparation may use.
+    pub budget: Budget,
+    /// The gateway's own listeners, which no grant opens.
+    pub closed: Vec<SocketAddr>,
+    /// The assets' folders.
+    pub assets: Arc<AssetFolders>,
+    weights: Mutex<Weights>,
+}
+
+/// What a [`Loader`] is made of.
+pub struct LoaderConfig {
+    pub host: Host,
+    pub engine: EngineChoice,
+    pub ceiling: Ceiling,
+    pub budget: Budget,
+    pub closed: Vec<SocketAddr>,
+    pub assets: Arc<AssetFolders>,
+}
+
+impl Loader {
+    /// Builds sandbox and engines.
+    ///
+    /// # Errors
+    /// When this process cannot have them.
+    pub fn new(config: LoaderConfig) -> Result<Loader, LoadError> {
+        let sandbox = config.host.sandbox().map_err(|error| LoadError::Model(error.to_string()))?;
+        let engines = config.host.engines().map_err(|error| LoadError::Model(error.to_string()))?;
+        Ok(Loader {
+            sandbox,
+            engines: Arc::new(engines),
+            host: config.host,
+            engine: config.engine,
+            ceiling: config.ceiling,
+            budget: config.budget,
+            closed: config.closed,
+            assets: config.assets,
+            weights: Mutex::default(),
+        })
+    }
+
+    /// How a graph is really loaded: ceilings applied, and `auto` as the configuration means it.
+    pub fn options(&self, wanted: &GraphOptions) -> GraphOptions {
+        let engine = if wanted.engine == EngineChoice::Auto { self.engine } else { wanted.engine };
+        GraphOptions {
+            engine,
+            device: wanted.device,
+            sessions: Some(wanted.sessions.unwrap_or(self.ceiling.sessions).min(self.ceiling.sessions)),
+            threads: wanted.threads.map(|threads| threads.min(self.ceiling.threads)),
+            queue: wanted.queue,
+        }
+    }
+
+    /// Whether loading this module would have to compile it.
+    pub fn needs_compile(&self, manifest: &Manifest) -> bool {
+        match &manifest.module {
+            Some(digest) => !self.sandbox.is_cached(digest),
+            None => !self.sandbox.is_cached(&hex_digest(PASSTHROUGH)),
+        }
+    }
+
+    /// What the child is to do for this manifest, whose blobs are here.
+    ///
+    /// # Errors
+    /// When the assets cannot be laid out.
+    pub async fn job(&self, manifest: &Manifest, store: &Store) -> Result<Job, LoadError> {
+        let path = |digest: &String| store.blob_path(digest);
+        let mut graphs = BTreeMap::new();
+        for (name, graph) in &manifest.graphs {
+            graphs.insert(name.clone(), (path(&graph.digest)?, self.options(&graph.options)));
+        }
+        let test = match &manifest.test {
+            Some(test) => Some(TestFiles {
+                input: path(&test.input)?,
+                output: test.output.as_ref().map(path).transpose()?,
+                tolerance: test.tolerance,
+            }),
+            None => None,
+        };
+        // A few instances are enough there, and the pool's stacks count as the child's memory.
+        let host = Host { instances: self.host.instances.min(4), ..self.host.clone() };
+        let module = manifest.module.as_ref().map(path).transpose()?;
+        let binding = self.binding(manifest, store).await?;
+        Ok(Job { host, budget: self.budget, module, graphs, binding, test })
+    }
+
+    async fn binding(&self, manifest: &Manifest, store: &Store) -> Result<Binding, LoadError> {
+        Ok(Binding {
+            label: format!("{}/{}", manifest.name, manifest.version),
+            assets: self.asset_folder(manifest, store).await?,
+            args: manifest.command.args.clone(),
+            env: manifest.command.env.clone().into_iter().collect(),
+            limits: manifest.limits.within(&self.ceiling.limits),
+            grants: manifest.grants.min(&self.ceiling.grants),
+            closed: self.closed.clone(),
+        })
+    }
+
+    async fn asset_folder(&self, manifest: &Manifest, store: &Store) -> Result<Option<PathBuf>, LoadError> {
+        if manifest.assets.is_empty() {
+            return Ok(None);
+        }
+        let mut paths = HashMap::new();
+        for digest in manifest.assets.values() {
+            paths.insert(digest.clone(), store.blob_path(digest)?);
+        }
+        let (folders, assets) = (self.assets.clone(), manifest.assets.clone());
+        let made = blocking(move || folders.folder(&assets, |digest| paths.get(digest).cloned().unwrap_or_default()));
+        Ok(Some(made.await?.map_err(|error| LoadError::Model(format!("assets: {error}")))?))
+    }
+
+    /// Loads a version whose preparation survived. The module comes from the cache, the weights from whoever has them.
+    ///
+    /// # Errors
+    /// Says what did not load.
+    pub async fn load(&self, manifest: &Manifest, store: &Store) -> Result<Loaded, LoadError> {
+        let wasm = match &manifest.module {
+            Some(digest) => store.read_blob(digest).await?,
+            None => Bytes::from_static(PASSTHROUGH),
+        };
+        let sandbox = self.sandbox.clone();
+        let module = blocking(move || sandbox.module(&wasm)).await?;
+        let module = module.map_err(|error| LoadError::Model(format!("module: {error}")))?;
+        let mut graphs = BTreeMap::new();
+        let mut weights = Vec::new();
+        for (name, entry) in &manifest.graphs {
+            let shared = self.shared(&entry.digest, &self.options(&entry.options));
+            let load = self.load_graph(&entry.digest, &entry.options, store);
+            let graph = shared.get_or_try_init(|| load).await;
+            let graph = graph.map_err(|error| LoadError::Model(format!("graph `{name}`: {error}")))?;
+            graphs.insert(name.clone(), graph.clone());
+            weights.push(shared);
+        }
+        let kind = module.kind();
+        let module_digest = module.digest().to_string();
+        let imports = module.imports().to_vec();
+        let binding = self.binding(manifest, store).await?;
+        let program = binding.program(&self.sandbox, module, graphs.clone(), self.engines.clone());
+        let program = program.map_err(|error| LoadError::Model(format!("module: {error}")))?;
+        let signature = match kind {
+            ModuleKind::Model => {
+                let context =
+                    CallContext { deadline: Instant::now() + binding.limits.wall(), request_id: "load".into() };
+                let described = program.describe(&context).await;
+                Some(described.map_err(|error| LoadError::Model(format!("the module's `describe` failed: {error}")))?)
+            }
+            ModuleKind::Http | ModuleKind::Command => None,
+        };
+        let served = Served {
+            manifest: manifest.clone(),
+            module_digest,
+            kind,
+            program,
+            graphs: graphs.into_iter().collect(),
+            signature,
+            permits: Arc::new(Semaphore::new(binding.limits.concurrency as usize)),
+            default_timeout: Duration::from_millis(manifest.timeout.default_ms.min(self.ceiling.limits.wall_ms)),
+            max_timeout: Duration::from_millis(manifest.timeout.max_ms.min(self.ceiling.limits.wall_ms)),
+            limits: binding.limits,
+            metrics: Default::default(),
+        };
+        Ok(Loaded { served: Arc::new(served), weights, imports, granted: binding.grants })
+    }
+
+    async fn load_graph(&self, digest: &str, wanted: &GraphOptions, store: &Store) -> Result<Graph, LoadError> {
+        let bytes = store.read_blob(digest).await?;
+        let (engines, options) = (self.engines.clone(), self.options(wanted));
+        let loaded = blocking(move || engines.load(bytes, &options)).await?;
+        loaded.map_err(|error: EngineError| LoadError::Model(error.to_string()))
+    }
+
+    /// The one cell for these weights, loaded or not.
+    fn shared(&self, digest: &str, options: &GraphOptions) -> SharedGraph {
+        let key = (digest.to_string(), format!("{options:?}"));
+        let mut weights = self.weights.lock().unwrap_or_else(PoisonError::into_inner);
+        weights.retain(|_, cell| cell.strong_count() > 0);
+        match weights.get(&key).and_then(Weak::upgrade) {
+            Some(cell) => cell,
+            None => {
+                let cell = SharedGraph::default();
+                weights.insert(key, Arc::downgrade(&cell));
+                cell
+            }
+        }
+    }
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, LoadError> {
+    tokio::task::spawn_blocking(work).await.map_err(|error| LoadError::Model(error.to_string()))
+}

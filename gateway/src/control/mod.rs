@@ -1,0 +1,13 @@
+//! The control plane: deploy API, registry, store, and applying what was deployed.
+
+pub mod api;
+mod folder;
+pub mod load;
+pub mod log;
+pub mod manifest;
+pub mod prepare;
+pub mod registry;
+pub mod store;
+pub mod token;
+
+pub use folder::{AssetFolders, make_private};

@@ -1,0 +1,174 @@
+//! The child: `windrose prepare`. It limits itself before it touches anything that was uploaded, and answers on its
+//! standard output, a JSON object a line.
+
+use std::collections::BTreeMap;
+use std::io::{BufRead, Read, Write};
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::Bytes;
+use rustix::process::{Resource, Rlimit, Signal, setrlimit};
+use windrose_engine::{EngineError, Engines, Graph};
+use windrose_sandbox::{CallContext, Module, ModuleError, ModuleKind, PASSTHROUGH};
+
+use super::job::{Event, GraphReport, Job, Line, Prepared, Status};
+use super::{PrepareError, selftest};
+
+/// Reads one job from standard input, does it, and ends the process: 0 when the outcome was told, whatever it is.
+pub fn main() -> ! {
+    let outcome = read_job().and_then(|job| {
+        limit_self(&job).map_err(|error| PrepareError::Host(format!("limits: {error}")))?;
+        prepare(&job)
+    });
+    say(&match outcome {
+        Ok(prepared) => Line::Done(Box::new(prepared)),
+        Err(PrepareError::Refused(message)) => Line::Refused(message),
+        Err(PrepareError::Host(message)) => Line::Host(message),
+    });
+    // A graph that never returns still holds its thread: end without waiting for it.
+    std::process::exit(0)
+}
+
+fn read_job() -> Result<Job, PrepareError> {
+    let host = |message: String| PrepareError::Host(format!("job: {message}"));
+    let mut stdin = std::io::BufReader::new(std::io::stdin());
+    let mut line = String::new();
+    stdin.read_line(&mut line).map_err(|error| host(error.to_string()))?;
+    // The server keeps its end open for as long as it wants the answer.
+    std::thread::spawn(move || {
+        let _ = stdin.read(&mut [0]);
+        std::process::exit(1);
+    });
+    serde_json::from_str(&line).map_err(|error| host(error.to_string()))
+}
+
+fn limit_self(job: &Job) -> rustix::io::Result<()> {
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
+    let both = |value: u64| Rlimit { current: Some(value), maximum: Some(value) };
+    setrlimit(Resource::Core, both(0))?;
+    setrlimit(Resource::Nofile, both(1024))?;
+    // Not the address space: a sandbox reserves terabytes of it that it may never touch.
+    setrlimit(Resource::Data, both(job.budget.memory))?;
+    let seconds = job.budget.cpu.as_secs().max(1);
+    setrlimit(Resource::Cpu, Rlimit { current: Some(seconds), maximum: Some(seconds + 1) })
+}
+
+fn say(line: &Line) {
+    if let Ok(mut text) = serde_json::to_string(line) {
+        text.push('\n');
+        let mut stdout = std::io::stdout().lock();
+        // When nobody listens any more the process is about to be killed.
+        let _ = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
+    }
+}
+
+/// Runs a stage, tells when it starts and ends, and keeps its time under `key`.
+struct Stages {
+    timings: BTreeMap<String, u64>,
+}
+
+impl Stages {
+    fn run<T>(
+        &mut self,
+        key: &str,
+        stage: String,
+        work: impl FnOnce() -> Result<T, PrepareError>,
+    ) -> Result<T, PrepareError> {
+        say(&Line::Event(Event { stage: stage.clone(), status: Status::Started, ms: None }));
+        let start = Instant::now();
+        let result = work()?;
+        let ms = u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX);
+        *self.timings.entry(key.to_string()).or_default() += ms;
+        say(&Line::Event(Event { stage, status: Status::Done, ms: Some(ms) }));
+        Ok(result)
+    }
+}
+
+fn prepare(job: &Job) -> Result<Prepared, PrepareError> {
+    let start = Instant::now();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .map_err(|error| PrepareError::Host(error.to_string()))?;
+    let _entered = runtime.enter();
+    let mut stages = Stages { timings: BTreeMap::new() };
+    let sandbox = job.host.sandbox().map_err(refuse_module)?;
+    let engines = Arc::new(job.host.engines().map_err(refuse_graph)?);
+    let module = stages.run("compile", "compile".into(), || {
+        let read = |path| std::fs::read(path).map_err(|error| PrepareError::Host(format!("module: {error}")));
+        let wasm = job.module.as_ref().map(read).transpose()?;
+        sandbox.module(wasm.as_deref().unwrap_or(PASSTHROUGH)).map_err(refuse_module)
+    })?;
+    let graphs = load_graphs(job, &engines, &mut stages)?;
+    let program =
+        job.binding.program(&sandbox, module.clone(), graphs.clone(), engines.clone()).map_err(refuse_module)?;
+    let context =
+        || CallContext { deadline: Instant::now() + job.binding.limits.wall(), request_id: "self-test".into() };
+    let signature = match module.kind() {
+        ModuleKind::Model => Some(stages.run("describe", "describe".into(), || {
+            let described = runtime.block_on(program.describe(&context()));
+            described.map_err(|error| PrepareError::Refused(format!("the module's `describe` failed: {error}")))
+        })?),
+        ModuleKind::Http | ModuleKind::Command => None,
+    };
+    let warnings = stages.run("test", "test".into(), || {
+        let subject = selftest::Subject { kind: module.kind(), program: &program, signature: signature.as_ref() };
+        match &job.test {
+            Some(test) => runtime.block_on(selftest::golden(&subject, test, &context())).map(|()| Vec::new()),
+            None => runtime.block_on(selftest::zeros(&graphs, job.binding.limits.wall())),
+        }
+    })?;
+    let total = u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX);
+    stages.timings.insert("total".into(), total);
+    Ok(report(&module, signature, &graphs, stages.timings, warnings))
+}
+
+fn load_graphs(job: &Job, engines: &Engines, stages: &mut Stages) -> Result<BTreeMap<String, Graph>, PrepareError> {
+    let mut graphs = BTreeMap::new();
+    for (name, (path, options)) in &job.graphs {
+        let graph = stages.run("graphs", format!("graph {name}"), || {
+            let bytes = std::fs::read(path).map_err(|error| PrepareError::Host(format!("graph {name}: {error}")))?;
+            // One session shows what all of them would.
+            let options = windrose_engine::GraphOptions { sessions: Some(1), ..options.clone() };
+            engines.load(Bytes::from(bytes), &options).map_err(|error| match error {
+                EngineError::Stopped => PrepareError::Host(error.to_string()),
+                _ => PrepareError::Refused(format!("graph `{name}`: {error}")),
+            })
+        })?;
+        graphs.insert(name.clone(), graph);
+    }
+    Ok(graphs)
+}
+
+fn report(
+    module: &Module,
+    signature: Option<windrose_engine::GraphSpec>,
+    graphs: &BTreeMap<String, Graph>,
+    timings_ms: BTreeMap<String, u64>,
+    warnings: Vec<String>,
+) -> Prepared {
+    let graphs = graphs
+        .iter()
+        .map(|(name, graph)| (name.clone(), GraphReport { info: graph.info().clone(), spec: graph.spec().clone() }));
+    Prepared {
+        module_digest: module.digest().to_string(),
+        kind: module.kind(),
+        imports: module.imports().to_vec(),
+        signature,
+        graphs: graphs.collect(),
+        timings_ms,
+        warnings,
+    }
+}
+
+fn refuse_module(error: ModuleError) -> PrepareError {
+    match error {
+        ModuleError::Host(_) => PrepareError::Host(error.to_string()),
+        _ => PrepareError::Refused(format!("module: {error}")),
+    }
+}
+
+fn refuse_graph(error: EngineError) -> PrepareError {
+    PrepareError::Host(error.to_string())
+}

@@ -1,0 +1,224 @@
+//! What the server tells the child, and what the child tells the server.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use windrose_engine::{
+    EngineError, Engines, EnginesConfig, Graph, GraphInfo, GraphOptions, GraphSpec, OnnxRuntimeLibrary,
+};
+use windrose_sandbox::{
+    Grants, Import, Limits, Module, ModuleError, ModuleKind, Program, ProgramConfig, Sandbox, SandboxConfig,
+};
+
+use crate::config::{Budget, Config};
+
+/// What server and child build in the same way, so that what one compiled the other can load.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Host {
+    /// The compiled modules.
+    pub cache: PathBuf,
+    /// The key that authenticates them, outside the cache.
+    pub cache_key: PathBuf,
+    /// Instances at the same time.
+    pub instances: u32,
+    /// The most linear memory of an instance, bytes.
+    pub memory: u64,
+    /// ONNX Runtime's library: a path, or whether to look for one.
+    pub onnxruntime: Library,
+    /// Folders to look into.
+    pub search: Vec<PathBuf>,
+}
+
+/// [`OnnxRuntimeLibrary`] as JSON.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Library {
+    Search,
+    Off,
+    Path(PathBuf),
+}
+
+impl Host {
+    /// As the configuration says.
+    pub fn new(config: &Config) -> Host {
+        let onnxruntime = match &config.engines.onnxruntime {
+            OnnxRuntimeLibrary::Search => Library::Search,
+            OnnxRuntimeLibrary::Off => Library::Off,
+            OnnxRuntimeLibrary::Path(path) => Library::Path(path.clone()),
+        };
+        Host {
+            cache: config.dir.join("cache"),
+            cache_key: config.dir.join("cache.key"),
+            instances: config.instances,
+            memory: config.ceiling.limits.memory,
+            onnxruntime,
+            search: config.engines.search.clone(),
+        }
+    }
+
+    /// The sandbox of this process.
+    ///
+    /// # Errors
+    /// As [`Sandbox::new`].
+    pub fn sandbox(&self) -> Result<Sandbox, ModuleError> {
+        Sandbox::new(SandboxConfig {
+            cache: Some(self.cache.clone()),
+            cache_key: Some(self.cache_key.clone()),
+            instances: self.instances,
+            memory: self.memory,
+        })
+    }
+
+    /// The engines of this process.
+    ///
+    /// # Errors
+    /// As [`Engines::new`].
+    pub fn engines(&self) -> Result<Engines, EngineError> {
+        let onnxruntime = match &self.onnxruntime {
+            Library::Search => OnnxRuntimeLibrary::Search,
+            Library::Off => OnnxRuntimeLibrary::Off,
+            Library::Path(path) => OnnxRuntimeLibrary::Path(path.clone()),
+        };
+        Engines::new(EnginesConfig { onnxruntime, search: self.search.clone() })
+    }
+}
+
+/// Everything of one model that does not depend on the process that runs it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Binding {
+    /// Name and version, for logs.
+    pub label: String,
+    /// The folder of its assets.
+    pub assets: Option<PathBuf>,
+    /// Arguments of a command.
+    pub args: Vec<String>,
+    /// Environment variables.
+    pub env: Vec<(String, String)>,
+    /// What a call may use, ceiling included.
+    pub limits: Limits,
+    /// What was granted, ceiling included.
+    pub grants: Grants,
+    /// Addresses that no grant opens.
+    pub closed: Vec<SocketAddr>,
+}
+
+impl Binding {
+    /// The module bound to its graphs.
+    ///
+    /// # Errors
+    /// As [`Program::new`].
+    pub fn program(
+        &self,
+        sandbox: &Sandbox,
+        module: Module,
+        graphs: BTreeMap<String, Graph>,
+        engines: Arc<Engines>,
+    ) -> Result<Program, ModuleError> {
+        let config = ProgramConfig {
+            module,
+            label: self.label.clone(),
+            graphs,
+            assets: self.assets.clone(),
+            args: self.args.clone(),
+            env: self.env.clone(),
+            limits: self.limits.clone(),
+            grants: self.grants.clone(),
+            engines,
+            closed: self.closed.clone(),
+        };
+        Program::new(sandbox, config)
+    }
+}
+
+/// One preparation.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Job {
+    /// How to build sandbox and engines.
+    pub host: Host,
+    /// What the child may use.
+    pub budget: Budget,
+    /// The component's file; without one, the built-in pass-through module.
+    pub module: Option<PathBuf>,
+    /// The graphs' files and options.
+    pub graphs: BTreeMap<String, (PathBuf, GraphOptions)>,
+    /// The rest of the model.
+    pub binding: Binding,
+    /// The self-test.
+    pub test: Option<TestFiles>,
+}
+
+/// The self-test's files.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct TestFiles {
+    /// What is sent.
+    pub input: PathBuf,
+    /// What must come back.
+    pub output: Option<PathBuf>,
+    /// The largest relative difference of a number.
+    pub tolerance: f64,
+}
+
+/// Progress of a deployment.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct Event {
+    /// `wait`, `compile`, `graph NAME`, `describe`, `test`, `load`, `publish`.
+    pub stage: String,
+    /// Whether it started or ended.
+    pub status: Status,
+    /// How long it took, milliseconds, once it is done.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ms: Option<u64>,
+}
+
+/// Where a stage stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Status {
+    Started,
+    Done,
+}
+
+/// What survived, as the child saw it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Prepared {
+    /// sha256 of the module.
+    pub module_digest: String,
+    /// What it is served as.
+    pub kind: ModuleKind,
+    /// What it imports.
+    pub imports: Vec<Import>,
+    /// Inputs and outputs of a module of the world `model`.
+    pub signature: Option<GraphSpec>,
+    /// The graphs.
+    pub graphs: BTreeMap<String, GraphReport>,
+    /// Milliseconds by stage.
+    pub timings_ms: BTreeMap<String, u64>,
+    /// What stopped nothing.
+    pub warnings: Vec<String>,
+}
+
+/// One loaded graph.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct GraphReport {
+    /// What runs it.
+    pub info: GraphInfo,
+    /// What it declares.
+    pub spec: GraphSpec,
+}
+
+/// One line from the child.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Line {
+    /// A stage started or ended.
+    Event(Event),
+    /// It worked.
+    Done(Box<Prepared>),
+    /// It was refused; the message is for the person who deploys.
+    Refused(String),
+    /// This machine is at fault.
+    Host(String),
+}

@@ -1,0 +1,255 @@
+//! The self-test: a golden request and its answer, or, where there is none, each graph run once on zeros.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full};
+use windrose_engine::{DataType, Dim, EngineError, Graph, GraphSpec, Job, Tensor, TensorSpec};
+use windrose_sandbox::{CallContext, CallError, InferRequest, ModuleKind, Program};
+
+use super::PrepareError;
+use super::job::TestFiles;
+use crate::http::oip;
+
+/// What is tested.
+pub struct Subject<'a> {
+    /// How it is called.
+    pub kind: ModuleKind,
+    /// The program.
+    pub program: &'a Program,
+    /// Its signature, where it has one.
+    pub signature: Option<&'a GraphSpec>,
+}
+
+fn refuse(message: impl Into<String>) -> PrepareError {
+    PrepareError::Refused(format!("self-test: {}", message.into()))
+}
+
+fn read(path: &Path) -> Result<Bytes, PrepareError> {
+    std::fs::read(path).map(Bytes::from).map_err(|error| PrepareError::Host(format!("self-test: {error}")))
+}
+
+/// Sends the golden input and compares the answer.
+///
+/// # Errors
+/// Says what failed, or where the answer differs.
+pub async fn golden(subject: &Subject<'_>, test: &TestFiles, context: &CallContext) -> Result<(), PrepareError> {
+    let input = read(&test.input)?;
+    let expected = test.output.as_deref().map(read).transpose()?;
+    match (subject.kind, subject.signature) {
+        (ModuleKind::Model, Some(signature)) => {
+            let outputs = infer(subject.program, signature, &input, context).await?;
+            match expected {
+                Some(expected) => compare(&outputs, &expected, test.tolerance),
+                None => Ok(()),
+            }
+        }
+        (ModuleKind::Command, _) => {
+            let output = subject.program.run(input, context).await.map_err(called)?;
+            if output.status != 0 {
+                return Err(refuse(format!("the command ended with status {}", output.status)));
+            }
+            compare_bytes(&output.stdout, expected.as_deref())
+        }
+        (ModuleKind::Http, _) => compare_bytes(&exchange(subject.program, input, context).await?, expected.as_deref()),
+        (ModuleKind::Model, None) => Err(PrepareError::Host("a model without a signature".into())),
+    }
+}
+
+fn called(error: CallError) -> PrepareError {
+    match error {
+        CallError::Host(message) => PrepareError::Host(message),
+        error => refuse(error.to_string()),
+    }
+}
+
+async fn infer(
+    program: &Program,
+    signature: &GraphSpec,
+    input: &Bytes,
+    context: &CallContext,
+) -> Result<Vec<(String, Tensor)>, PrepareError> {
+    let decoded = oip::decode_request(input, None).map_err(|error| refuse(format!("input: {error}")))?;
+    let request = decoded.request;
+    check_inputs(signature, &request.inputs)?;
+    let request = InferRequest { inputs: request.inputs, outputs: request.outputs, parameters: request.parameters };
+    Ok(program.infer(signature, request, context).await.map_err(called)?.outputs)
+}
+
+fn check_inputs(signature: &GraphSpec, inputs: &[(String, Tensor)]) -> Result<(), PrepareError> {
+    for (name, tensor) in inputs {
+        let Some(declared) = signature.inputs.iter().find(|spec| spec.name == *name) else {
+            return Err(refuse(format!("input: the model has no input `{name}`")));
+        };
+        if declared.datatype != tensor.datatype() {
+            let (is, wants) = (tensor.datatype(), declared.datatype);
+            return Err(refuse(format!("input: `{name}` is {is}, and the model takes {wants}")));
+        }
+    }
+    Ok(())
+}
+
+async fn exchange(program: &Program, input: Bytes, context: &CallContext) -> Result<Bytes, PrepareError> {
+    let body = Full::new(input).map_err(|never| match never {}).boxed_unsync();
+    let request =
+        http::Request::post("http://model/").body(body).map_err(|error| PrepareError::Host(error.to_string()))?;
+    let answer = program.serve(request, context).await.map_err(called)?;
+    let status = answer.status();
+    let body = answer.into_body().collect().await.map_err(|error| refuse(error.to_string()))?.to_bytes();
+    if status.is_success() { Ok(body) } else { Err(refuse(format!("the component answered {status}"))) }
+}
+
+fn compare_bytes(actual: &[u8], expected: Option<&[u8]>) -> Result<(), PrepareError> {
+    match expected {
+        Some(expected) if expected != actual => {
+            let at = actual.iter().zip(expected).take_while(|(a, b)| a == b).count();
+            let (is, wants) = (actual.len(), expected.len());
+            Err(refuse(format!("the answer ({is} bytes) differs from the golden one ({wants} bytes) at byte {at}")))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn compare(actual: &[(String, Tensor)], expected: &Bytes, tolerance: f64) -> Result<(), PrepareError> {
+    let (_, expected) = oip::decode_response(expected, None).map_err(|error| refuse(format!("output: {error}")))?;
+    for (name, wanted) in &expected.outputs {
+        let Some((_, tensor)) = actual.iter().find(|(n, _)| n == name) else {
+            return Err(refuse(format!("the answer has no output `{name}`")));
+        };
+        if tensor.datatype() != wanted.datatype() || tensor.shape() != wanted.shape() {
+            return Err(refuse(format!(
+                "output `{name}` is {} of shape {:?}, and the golden one {} of shape {:?}",
+                tensor.datatype(),
+                tensor.shape(),
+                wanted.datatype(),
+                wanted.shape()
+            )));
+        }
+        if let Some(at) = first_difference(tensor, wanted, tolerance) {
+            let shown =
+                |t: &Tensor| numbers(t).and_then(|n| n.get(at).copied()).map_or(String::new(), |v| format!(" {v}"));
+            return Err(refuse(format!(
+                "output `{name}` differs from the golden one at element {at}:{} instead of{}",
+                shown(tensor),
+                shown(wanted)
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// The first element that is further off than `tolerance`, against the larger magnitude or 1.
+fn first_difference(actual: &Tensor, wanted: &Tensor, tolerance: f64) -> Option<usize> {
+    let (Some(a), Some(b)) = (numbers(actual), numbers(wanted)) else {
+        return actual.strings().zip(wanted.strings()).position(|(a, b)| a != b);
+    };
+    let near = |a: f64, b: f64| {
+        a == b || (a.is_nan() && b.is_nan()) || (a - b).abs() <= tolerance * a.abs().max(b.abs()).max(1.0)
+    };
+    a.iter().zip(&b).position(|(a, b)| !near(*a, *b))
+}
+
+/// A tensor's numbers as doubles; `None` for byte strings.
+fn numbers(tensor: &Tensor) -> Option<Vec<f64>> {
+    macro_rules! as_doubles {
+        ($($name:ident: $rust:ty),*) => {
+            match tensor.datatype() {
+                $( DataType::$name => tensor.values::<$rust>()?.iter().map(|v| *v as f64).collect(), )*
+                DataType::Fp16 => tensor.values::<half::f16>()?.iter().map(|v| v.to_f64()).collect(),
+                DataType::Bf16 => tensor.values::<half::bf16>()?.iter().map(|v| v.to_f64()).collect(),
+                DataType::Bool => tensor.data().iter().map(|v| f64::from(*v)).collect(),
+                DataType::Bytes => return None,
+            }
+        };
+    }
+    Some(as_doubles!(
+        Uint8: u8, Uint16: u16, Uint32: u32, Uint64: u64, Int8: i8, Int16: i16, Int32: i32, Int64: i64, Fp32: f32,
+        Fp64: f64
+    ))
+}
+
+/// Runs each graph once on zeros, with every free dimension 1. An ordinary error is only a warning, since zeros may
+/// mean nothing to the graph; one that does not end, or wants memory that is not there, is refused.
+///
+/// # Errors
+/// As above.
+pub async fn zeros(graphs: &BTreeMap<String, Graph>, wall: Duration) -> Result<Vec<String>, PrepareError> {
+    let mut warnings = Vec::new();
+    for (name, graph) in graphs {
+        let inputs: Option<Vec<_>> = graph.spec().inputs.iter().map(zero).collect();
+        let Some(inputs) = inputs else {
+            warnings.push(format!("graph `{name}` was not tried: it declares an input without a rank or too large"));
+            continue;
+        };
+        let job = Job { inputs, outputs: Vec::new(), deadline: Some(Instant::now() + wall) };
+        let endless = || refuse(format!("graph `{name}`, run on zeros, did not end within {wall:?}"));
+        match tokio::time::timeout(wall, graph.compute(job)).await {
+            Err(_) | Ok(Err(EngineError::Deadline)) => return Err(endless()),
+            Ok(Err(error)) if out_of_memory(&error) => {
+                return Err(refuse(format!("graph `{name}`, run on zeros, wants more memory than there is: {error}")));
+            }
+            Ok(Err(error)) => warnings.push(format!(
+                "graph `{name}`, run on zeros with every free dimension 1, failed: {error}. A golden test would tell more"
+            )),
+            Ok(Ok(_)) => {}
+        }
+    }
+    Ok(warnings)
+}
+
+fn out_of_memory(error: &EngineError) -> bool {
+    let text = error.to_string().to_ascii_lowercase();
+    ["bad_alloc", "bad allocation", "failed to allocate", "out of memory"].iter().any(|words| text.contains(words))
+}
+
+/// The most bytes of one input of zeros.
+const MOST_ZEROS: usize = 256 << 20;
+
+fn zero(spec: &TensorSpec) -> Option<(String, Tensor)> {
+    let size = |dim: &Dim| match dim {
+        Dim::Fixed(size) => usize::try_from(*size).ok(),
+        Dim::Symbol(_) => Some(1),
+    };
+    let shape: Vec<usize> = spec.shape.as_ref()?.iter().map(size).collect::<Option<_>>()?;
+    let count = shape.iter().try_fold(1usize, |n, d| n.checked_mul(*d))?;
+    let bytes = count.checked_mul(spec.datatype.width().unwrap_or(4)).filter(|bytes| *bytes <= MOST_ZEROS)?;
+    // An empty byte string is a length of zero: four zero bytes.
+    let tensor = Tensor::new(spec.datatype, shape, Bytes::from(vec![0; bytes])).ok()?;
+    Some((spec.name.clone(), tensor))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn floats(values: &[f32]) -> Tensor {
+        Tensor::from_vec(vec![values.len()], values.to_vec()).unwrap()
+    }
+
+    #[test]
+    fn numbers_differ_beyond_the_tolerance_only() {
+        assert_eq!(first_difference(&floats(&[1.0, 1e6]), &floats(&[1.00001, 1e6 + 10.0]), 1e-4), None);
+        assert_eq!(first_difference(&floats(&[1.0, 2.0]), &floats(&[1.0, 2.1]), 1e-4), Some(1));
+        assert_eq!(first_difference(&floats(&[f32::NAN]), &floats(&[f32::NAN]), 0.0), None);
+        assert_eq!(first_difference(&floats(&[f32::NAN]), &floats(&[1.0]), 1.0), Some(0));
+    }
+
+    #[test]
+    fn strings_differ_by_content() {
+        let strings = |texts: &[&str]| Tensor::from_strings(vec![texts.len()], texts).unwrap();
+        assert_eq!(first_difference(&strings(&["a", "b"]), &strings(&["a", "b"]), 0.0), None);
+        assert_eq!(first_difference(&strings(&["a", "b"]), &strings(&["a", "c"]), 0.0), Some(1));
+    }
+
+    #[test]
+    fn zeros_have_the_declared_shape() {
+        let spec = |shape: Vec<Dim>, datatype| TensorSpec { name: "x".into(), datatype, shape: Some(shape) };
+        let (_, tensor) = zero(&spec(vec![Dim::Symbol("N".into()), Dim::Fixed(3)], DataType::Fp32)).unwrap();
+        assert_eq!(tensor.shape(), [1, 3]);
+        let (_, tensor) = zero(&spec(vec![Dim::Fixed(2)], DataType::Bytes)).unwrap();
+        assert_eq!(tensor.strings().count(), 2);
+        assert!(zero(&spec(vec![Dim::Fixed(u64::MAX), Dim::Fixed(2)], DataType::Fp32)).is_none());
+    }
+}

@@ -1,0 +1,466 @@
+//! What is deployed: the one place that changes it. A change is prepared in a child, loaded here, written as a new
+//! revision and only then published, by a single pointer store.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard, RwLock, Semaphore};
+
+use super::load::{LoadError, Loaded, Loader};
+use super::log::{Actor, Change, Preparation, Record, Revision, now};
+use super::manifest::{Invalid, Manifest};
+use super::prepare::{self, Event, PrepareError, Prepared, Status};
+use super::store::{Store, StoreError};
+use crate::snapshot::{Current, Served, Snapshot};
+
+/// Why a change was not made. Messages are for the operator.
+#[derive(Debug, thiserror::Error)]
+pub enum ChangeError {
+    /// The manifest.
+    #[error(transparent)]
+    Invalid(#[from] Invalid),
+    /// Files that were not uploaded: the field that names each, and its digest.
+    #[error("not uploaded: {}", .0.iter().map(|(field, digest)| format!("{field} (sha256 {digest})")).collect::<Vec<_>>().join(", "))]
+    Missing(Vec<(String, String)>),
+    /// The preparation refused it.
+    #[error("{0}")]
+    Refused(String),
+    /// There is no such model or version.
+    #[error("{0}")]
+    NotFound(String),
+    /// Too many deployments wait.
+    #[error("too many deployments are waiting; try again later")]
+    Busy,
+    /// The store or this machine.
+    #[error("{0}")]
+    Host(String),
+}
+
+impl From<StoreError> for ChangeError {
+    fn from(error: StoreError) -> ChangeError {
+        ChangeError::Host(error.to_string())
+    }
+}
+
+impl From<LoadError> for ChangeError {
+    fn from(error: LoadError) -> ChangeError {
+        match error {
+            LoadError::Store(error) => error.into(),
+            LoadError::Model(message) => ChangeError::Refused(message),
+        }
+    }
+}
+
+impl From<PrepareError> for ChangeError {
+    fn from(error: PrepareError) -> ChangeError {
+        match error {
+            PrepareError::Refused(message) => ChangeError::Refused(message),
+            PrepareError::Host(_) => ChangeError::Host(error.to_string()),
+        }
+    }
+}
+
+/// Where progress goes.
+pub type Progress = tokio::sync::mpsc::Sender<Event>;
+
+/// How one version stands.
+#[derive(Clone)]
+pub enum Standing {
+    /// It is being loaded after a start.
+    Loading,
+    /// It answers.
+    Ready(Arc<Loaded>),
+    /// It could not be loaded after a start, and why.
+    Failed(String),
+}
+
+/// One deployed version.
+#[derive(Clone)]
+pub struct Entry {
+    /// The model.
+    pub name: String,
+    /// The version.
+    pub version: String,
+    /// sha256 of its record.
+    pub digest: String,
+    /// What was deployed; `None` where the record could not be read.
+    pub record: Option<Arc<Record>>,
+    /// How it stands.
+    pub standing: Standing,
+}
+
+#[derive(Default)]
+struct State {
+    revision: u64,
+    previous: Option<String>,
+    /// By model and version.
+    entries: BTreeMap<(String, String), Entry>,
+}
+
+/// What a deployment did.
+#[derive(Clone, Debug)]
+pub struct Deployed {
+    /// The revision that it is part of.
+    pub revision: u64,
+    /// Whether anything changed; the same content deployed again changes nothing.
+    pub changed: bool,
+    /// What the preparation said.
+    pub preparation: Preparation,
+}
+
+/// How many may be prepared and wait, and how long files without a model are kept.
+#[derive(Clone, Copy, Debug)]
+pub struct Bounds {
+    /// Preparations at the same time.
+    pub preparations: usize,
+    /// Deployments that wait.
+    pub queue: usize,
+    /// The age from which an unnamed blob is removed.
+    pub keep: Duration,
+}
+
+/// The registry.
+pub struct Registry {
+    /// The store behind it.
+    pub store: Store,
+    /// What loads versions.
+    pub loader: Loader,
+    current: Current,
+    state: AsyncMutex<State>,
+    /// One change of a model at a time.
+    names: Mutex<HashMap<String, Weak<AsyncMutex<()>>>>,
+    preparing: Semaphore,
+    admitted: Semaphore,
+    /// Held for reading while blobs are about to be named, for writing while unnamed ones are removed.
+    sweeping: RwLock<()>,
+    bounds: Bounds,
+}
+
+impl Registry {
+    /// A registry of what the store holds. Nothing is loaded yet: see [`Registry::load_all`].
+    ///
+    /// # Errors
+    /// When the log cannot be read or is no chain.
+    pub async fn open(
+        store: Store,
+        loader: Loader,
+        current: Current,
+        bounds: Bounds,
+    ) -> Result<Arc<Registry>, StoreError> {
+        let mut state = State::default();
+        if let Some(revision) = store.last_revision().await? {
+            for (name, version, digest) in revision.versions() {
+                let (record, standing) = match read_record(&store, digest).await {
+                    Ok(record) => (Some(Arc::new(record)), Standing::Loading),
+                    Err(error) => (None, Standing::Failed(error)),
+                };
+                let (name, version, digest) = (name.to_string(), version.to_string(), digest.to_string());
+                let key = (name.clone(), version.clone());
+                state.entries.insert(key, Entry { name, version, digest, record, standing });
+            }
+            state.revision = revision.number;
+            state.previous = Some(revision.digest());
+        }
+        let registry = Registry {
+            store,
+            loader,
+            current,
+            names: Mutex::default(),
+            preparing: Semaphore::new(bounds.preparations),
+            admitted: Semaphore::new(bounds.preparations + bounds.queue),
+            sweeping: RwLock::new(()),
+            bounds,
+            state: AsyncMutex::new(state),
+        };
+        registry.publish(&*registry.state.lock().await);
+        Ok(Arc::new(registry))
+    }
+
+    /// Loads everything that is deployed, each on its own: one that fails is reported and holds nobody up.
+    pub async fn load_all(self: &Arc<Registry>) {
+        let waiting: Vec<Entry> = self.entries().await;
+        let mut tasks = tokio::task::JoinSet::new();
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let permits = Arc::new(Semaphore::new(cores));
+        for entry in waiting {
+            let Some(record) = entry.record.clone().filter(|_| matches!(entry.standing, Standing::Loading)) else {
+                continue;
+            };
+            let (registry, permits) = (self.clone(), permits.clone());
+            tasks.spawn(async move {
+                let _permit = permits.acquire().await;
+                registry.load_at_start(entry, &record.manifest).await;
+            });
+        }
+        while tasks.join_next().await.is_some() {}
+        self.sweep().await;
+    }
+
+    async fn load_at_start(&self, entry: Entry, manifest: &Manifest) {
+        let _name = self.lock_name(&entry.name).await;
+        let start = Instant::now();
+        let loaded = self.load_lost(manifest).await;
+        let (model, version) = (&entry.name, &entry.version);
+        let standing = match loaded {
+            Ok(loaded) => {
+                tracing::info!(%model, %version, ms = start.elapsed().as_millis() as u64, "loaded");
+                Standing::Ready(Arc::new(loaded))
+            }
+            Err(error) => {
+                tracing::error!(%model, %version, %error, "a deployed version could not be loaded");
+                Standing::Failed(error.to_string())
+            }
+        };
+        let mut state = self.state.lock().await;
+        let key = (entry.name.clone(), entry.version.clone());
+        if let Some(now) = state.entries.get_mut(&key).filter(|now| now.digest == entry.digest) {
+            now.standing = standing;
+            self.publish(&state);
+        }
+    }
+
+    /// Loads; where the compiled module is gone, a child compiles it first.
+    async fn load_lost(&self, manifest: &Manifest) -> Result<Loaded, ChangeError> {
+        if self.loader.needs_compile(manifest) {
+            let _permit = self.preparing.acquire().await;
+            let (progress, _) = tokio::sync::mpsc::channel(1);
+            self.prepare(manifest, progress).await?;
+        }
+        Ok(self.loader.load(manifest, &self.store).await?)
+    }
+
+    /// Everything that is deployed, by model and version.
+    pub async fn entries(&self) -> Vec<Entry> {
+        self.state.lock().await.entries.values().cloned().collect()
+    }
+
+    /// One version.
+    pub async fn entry(&self, name: &str, version: &str) -> Option<Entry> {
+        self.state.lock().await.entries.get(&(name.to_string(), version.to_string())).cloned()
+    }
+
+    /// The number of the last revision.
+    pub async fn revision(&self) -> u64 {
+        self.state.lock().await.revision
+    }
+
+    /// Deploys one version. Until it is published, whatever was there stays as it is.
+    ///
+    /// # Errors
+    /// Says what failed; nothing has changed then.
+    pub async fn deploy(&self, manifest: Manifest, actor: Actor, progress: Progress) -> Result<Deployed, ChangeError> {
+        manifest.check()?;
+        let _place = self.admitted.try_acquire().map_err(|_| ChangeError::Busy)?;
+        let _name = self.lock_name(&manifest.name).await;
+        if let Some(same) = self.same(&manifest).await {
+            return Ok(same);
+        }
+        let _using = self.sweeping.read().await;
+        self.check_blobs(&manifest).await?;
+        let prepared = {
+            let stage = Stage::start("wait", &progress);
+            let _permit = self.preparing.acquire().await.map_err(|_| ChangeError::Busy)?;
+            stage.done();
+            self.prepare(&manifest, progress.clone()).await?
+        };
+        let stage = Stage::start("load", &progress);
+        let loaded = self.loader.load(&manifest, &self.store).await?;
+        stage.done();
+        let stage = Stage::start("publish", &progress);
+        let preparation = Preparation { timings_ms: prepared.timings_ms, warnings: prepared.warnings };
+        let revision = self.commit(manifest, preparation.clone(), loaded, actor).await?;
+        stage.done();
+        Ok(Deployed { revision, changed: true, preparation })
+    }
+
+    /// Everything that [`Registry::deploy`] does, but for loading and publishing.
+    ///
+    /// # Errors
+    /// Says what would fail.
+    pub async fn validate(&self, manifest: &Manifest, progress: Progress) -> Result<Prepared, ChangeError> {
+        manifest.check()?;
+        let _place = self.admitted.try_acquire().map_err(|_| ChangeError::Busy)?;
+        let _using = self.sweeping.read().await;
+        self.check_blobs(manifest).await?;
+        let _permit = self.preparing.acquire().await.map_err(|_| ChangeError::Busy)?;
+        self.prepare(manifest, progress).await
+    }
+
+    /// Removes one version, or all of a model. Calls that are running finish.
+    ///
+    /// # Errors
+    /// [`ChangeError::NotFound`].
+    pub async fn delete(&self, name: &str, version: Option<&str>, actor: Actor) -> Result<u64, ChangeError> {
+        let _name = self.lock_name(name).await;
+        let number = {
+            let mut state = self.state.lock().await;
+            let gone = |key: &(String, String)| key.0 == name && version.is_none_or(|version| key.1 == version);
+            let mut entries = state.entries.clone();
+            entries.retain(|key, _| !gone(key));
+            if entries.len() == state.entries.len() {
+                return Err(match version {
+                    Some(version) => ChangeError::NotFound(format!("model `{name}` has no version `{version}`")),
+                    None => ChangeError::NotFound(format!("there is no model `{name}`")),
+                });
+            }
+            let change = Change::Delete { model: name.to_string(), version: version.map(str::to_string) };
+            self.write(&mut state, entries, change, actor).await?
+        };
+        self.sweep().await;
+        Ok(number)
+    }
+
+    /// Removes blobs and asset folders that nothing names; not while a deployment is about to name some.
+    pub async fn sweep(&self) {
+        let Ok(_alone) = self.sweeping.try_write() else { return };
+        let entries = self.entries().await;
+        if entries.iter().any(|entry| entry.record.is_none()) {
+            tracing::warn!("a deployment's record is unreadable: no file is removed, since it may be named there");
+            return;
+        }
+        let manifests = || entries.iter().filter_map(|entry| entry.record.as_deref()).map(|record| &record.manifest);
+        let mut keep: HashSet<String> = entries.iter().map(|entry| entry.digest.clone()).collect();
+        for manifest in manifests() {
+            keep.extend(manifest.blobs().into_iter().map(|(_, digest)| digest.to_string()));
+        }
+        match self.store.sweep(&keep, self.bounds.keep).await {
+            Ok(0) => {}
+            Ok(removed) => tracing::info!(removed, "removed files that no model names"),
+            Err(error) => tracing::warn!(%error, "files that no model names were not removed"),
+        }
+        if let Err(error) = self.loader.assets.sweep(manifests().map(|manifest| &manifest.assets)) {
+            tracing::warn!(%error, "asset folders that no model names were not removed");
+        }
+    }
+
+    // === what changes are made of ===
+
+    async fn prepare(&self, manifest: &Manifest, progress: Progress) -> Result<Prepared, ChangeError> {
+        let job = self.loader.job(manifest, &self.store).await?;
+        Ok(prepare::run(job, progress).await?)
+    }
+
+    async fn check_blobs(&self, manifest: &Manifest) -> Result<(), ChangeError> {
+        let mut missing = Vec::new();
+        for (field, digest) in manifest.blobs() {
+            if self.store.blob_size(digest).await?.is_none() {
+                missing.push((field, digest.to_string()));
+            }
+        }
+        if missing.is_empty() { Ok(()) } else { Err(ChangeError::Missing(missing)) }
+    }
+
+    /// What is there, when it is just this and it answers.
+    async fn same(&self, manifest: &Manifest) -> Option<Deployed> {
+        let state = self.state.lock().await;
+        let entry = state.entries.get(&(manifest.name.clone(), manifest.version.clone()))?;
+        let record = entry.record.as_ref().filter(|record| record.manifest == *manifest)?;
+        let ready = matches!(entry.standing, Standing::Ready(_));
+        let preparation = record.preparation.clone();
+        ready.then_some(Deployed { revision: state.revision, changed: false, preparation })
+    }
+
+    async fn commit(
+        &self,
+        manifest: Manifest,
+        preparation: Preparation,
+        loaded: Loaded,
+        actor: Actor,
+    ) -> Result<u64, ChangeError> {
+        let (name, version) = (manifest.name.clone(), manifest.version.clone());
+        let record = Record { manifest, deployed: now(), preparation };
+        let bytes = serde_json::to_vec(&record).map_err(|error| ChangeError::Host(error.to_string()))?;
+        let digest = self.store.put_bytes(bytes.into()).await?;
+        let entry = Entry {
+            name: name.clone(),
+            version: version.clone(),
+            digest,
+            record: Some(Arc::new(record)),
+            standing: Standing::Ready(Arc::new(loaded)),
+        };
+        let mut state = self.state.lock().await;
+        let mut entries = state.entries.clone();
+        entries.insert((name.clone(), version.clone()), entry);
+        self.write(&mut state, entries, Change::Deploy { model: name, version }, actor).await
+    }
+
+    /// Writes the next revision, and publishes it once it counts.
+    async fn write(
+        &self,
+        state: &mut State,
+        entries: BTreeMap<(String, String), Entry>,
+        change: Change,
+        by: Actor,
+    ) -> Result<u64, ChangeError> {
+        let mut models: BTreeMap<String, BTreeMap<String, String>> = BTreeMap::new();
+        for entry in entries.values() {
+            models.entry(entry.name.clone()).or_default().insert(entry.version.clone(), entry.digest.clone());
+        }
+        let number = state.revision + 1;
+        let revision = Revision { number, previous: state.previous.clone(), at: now(), by, change, models };
+        if let Err(error) = self.store.append(&revision).await {
+            // A write may fail after it took effect, for example when the folder could not be synced.
+            if !self.store.revision(number).await.is_ok_and(|written| written == revision) {
+                return Err(error.into());
+            }
+            tracing::warn!(%error, number, "a revision is there although writing it failed");
+        }
+        state.revision = number;
+        state.previous = Some(revision.digest());
+        state.entries = entries;
+        self.publish(state);
+        tracing::info!(revision = number, change = ?revision.change, from = revision.by.from, "deployed state changed");
+        Ok(number)
+    }
+
+    /// Shows the data plane the state as it is now.
+    fn publish(&self, state: &State) {
+        let served = state.entries.values().filter_map(|entry| match &entry.standing {
+            Standing::Ready(loaded) => Some(loaded.served.clone()),
+            Standing::Loading | Standing::Failed(_) => None,
+        });
+        let served: Vec<Arc<Served>> = served.collect();
+        self.current.store(Arc::new(Snapshot::new(state.revision, served)));
+    }
+
+    async fn lock_name(&self, name: &str) -> OwnedMutexGuard<()> {
+        let lock = {
+            let mut names = self.names.lock().unwrap_or_else(PoisonError::into_inner);
+            names.retain(|_, lock| lock.strong_count() > 0);
+            match names.get(name).and_then(Weak::upgrade) {
+                Some(lock) => lock,
+                None => {
+                    let lock = Arc::new(AsyncMutex::new(()));
+                    names.insert(name.to_string(), Arc::downgrade(&lock));
+                    lock
+                }
+            }
+        };
+        lock.lock_owned().await
+    }
+}
+
+async fn read_record(store: &Store, digest: &str) -> Result<Record, String> {
+    let bytes = store.read_blob(digest).await.map_err(|error| error.to_string())?;
+    serde_json::from_slice(&bytes).map_err(|error| format!("record {digest}: {error}"))
+}
+
+/// A stage that the server itself goes through.
+struct Stage<'a> {
+    name: &'static str,
+    start: Instant,
+    progress: &'a Progress,
+}
+
+impl<'a> Stage<'a> {
+    fn start(name: &'static str, progress: &'a Progress) -> Stage<'a> {
+        let _ = progress.try_send(Event { stage: name.into(), status: Status::Started, ms: None });
+        Stage { name, start: Instant::now(), progress }
+    }
+
+    fn done(self) {
+        let ms = u64::try_from(self.start.elapsed().as_millis()).ok();
+        let _ = self.progress.try_send(Event { stage: self.name.into(), status: Status::Done, ms });
+    }
+}

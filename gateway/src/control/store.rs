@@ -1,0 +1,312 @@
+//! Where everything that is deployed is kept: blobs by their digest, and the log of revisions. One `object_store`
+//! holds both; here it is a folder, in which files and folders are synced before a write counts as done.
+
+use std::collections::{HashMap, HashSet};
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+use bytes::Bytes;
+use futures_util::{Stream, StreamExt, TryStreamExt};
+use object_store::local::LocalFileSystem;
+use object_store::path::Path as Key;
+use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload, WriteMultipart};
+use sha2::{Digest as _, Sha256};
+
+use super::folder;
+use super::log::Revision;
+
+/// Why the store did not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// Another process has the folder.
+    #[error("{} is used by another windrose process", .0.display())]
+    Locked(PathBuf),
+    /// The bytes are not those that the digest names.
+    #[error("the content is sha256 {actual}, not {expected}")]
+    Digest { expected: String, actual: String },
+    /// More bytes than an upload may have.
+    #[error("the content is larger than the {limit} bytes that one file may have")]
+    TooLarge { limit: u64 },
+    /// The sender stopped or failed.
+    #[error("the upload broke off: {0}")]
+    Upload(String),
+    /// The blob is not here.
+    #[error("there is no blob with sha256 {0}")]
+    NoBlob(String),
+    /// Somebody else wrote this revision first.
+    #[error("revision {0} was written by another process")]
+    Conflict(u64),
+    /// What is stored cannot be true.
+    #[error("the store is damaged: {0}")]
+    Damaged(String),
+    /// The folder or the object store itself.
+    #[error("store: {0}")]
+    Io(String),
+}
+
+impl From<object_store::Error> for StoreError {
+    fn from(error: object_store::Error) -> StoreError {
+        StoreError::Io(error.to_string())
+    }
+}
+
+impl From<std::io::Error> for StoreError {
+    fn from(error: std::io::Error) -> StoreError {
+        StoreError::Io(error.to_string())
+    }
+}
+
+/// Parts in which an upload goes to the object store, bytes.
+const PART: usize = 5 << 20;
+
+/// The store. One process at a time.
+pub struct Store {
+    objects: Arc<dyn ObjectStore>,
+    /// The folder itself, for what native code must open by path.
+    local: LocalFileSystem,
+    /// When a blob was last asked for or uploaded: what a deployment is about to name is not swept.
+    touched: Mutex<HashMap<String, Instant>>,
+    /// Released when the process ends, however it ends.
+    _lock: File,
+}
+
+impl Store {
+    /// Opens a folder, makes it where it is not there, and removes what an unfinished write left behind.
+    ///
+    /// # Errors
+    /// [`StoreError::Locked`] while another process has it.
+    pub fn open(dir: &Path) -> Result<Store, StoreError> {
+        folder::make_private(dir)?;
+        let lock = File::options().create(true).truncate(false).write(true).open(dir.join("lock"))?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(std::fs::TryLockError::WouldBlock) => return Err(StoreError::Locked(dir.to_path_buf())),
+            Err(std::fs::TryLockError::Error(error)) => return Err(error.into()),
+        }
+        let root = dir.join("store");
+        folder::make_private(&root)?;
+        folder::remove_unfinished(&root)?;
+        let local = LocalFileSystem::new_with_prefix(&root)?.with_fsync(true);
+        Ok(Store { objects: Arc::new(local.clone()), local, touched: Mutex::default(), _lock: lock })
+    }
+
+    /// Bytes of a blob, or `None` where it is not here. It will not be swept for a while.
+    ///
+    /// # Errors
+    /// When the store cannot say.
+    pub async fn blob_size(&self, digest: &str) -> Result<Option<u64>, StoreError> {
+        match self.objects.head(&blob_key(digest)).await {
+            Ok(meta) => {
+                self.touch(digest);
+                Ok(Some(meta.size))
+            }
+            Err(object_store::Error::NotFound { .. }) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Stores a stream under its digest; nothing is visible before all of it was verified. Returns whether it was new.
+    ///
+    /// # Errors
+    /// [`StoreError::Digest`], [`StoreError::TooLarge`] and [`StoreError::Upload`] are the sender's doing.
+    pub async fn put_blob<E: std::fmt::Display>(
+        &self,
+        digest: &str,
+        body: impl Stream<Item = Result<Bytes, E>>,
+        limit: u64,
+    ) -> Result<bool, StoreError> {
+        if self.blob_size(digest).await?.is_some() {
+            return Ok(false);
+        }
+        let upload = self.objects.put_multipart(&blob_key(digest)).await?;
+        let mut writer = WriteMultipart::new_with_chunk_size(upload, PART);
+        match write_verified(&mut writer, digest, body, limit).await {
+            Ok(()) => writer.finish().await?,
+            Err(error) => {
+                writer.abort().await?;
+                return Err(error);
+            }
+        };
+        self.touch(digest);
+        Ok(true)
+    }
+
+    /// Stores bytes that are at hand; returns their digest.
+    ///
+    /// # Errors
+    /// When the store cannot.
+    pub async fn put_bytes(&self, bytes: Bytes) -> Result<String, StoreError> {
+        let digest = hex_digest(&bytes);
+        let body = futures_util::stream::iter([Ok::<_, std::convert::Infallible>(bytes)]);
+        self.put_blob(&digest, body, u64::MAX).await?;
+        Ok(digest)
+    }
+
+    /// A blob's bytes, verified.
+    ///
+    /// # Errors
+    /// [`StoreError::NoBlob`]; [`StoreError::Damaged`] when its content is not what its name says: it is removed then, so
+    /// that it can be uploaded again.
+    pub async fn read_blob(&self, digest: &str) -> Result<Bytes, StoreError> {
+        let object = match self.objects.get(&blob_key(digest)).await {
+            Ok(object) => object,
+            Err(object_store::Error::NotFound { .. }) => return Err(StoreError::NoBlob(digest.to_string())),
+            Err(error) => return Err(error.into()),
+        };
+        let bytes = object.bytes().await?;
+        let for_digest = bytes.clone();
+        let actual = tokio::task::spawn_blocking(move || hex_digest(&for_digest)).await;
+        let actual = actual.map_err(|e| StoreError::Io(e.to_string()))?;
+        if actual != digest {
+            self.objects.delete(&blob_key(digest)).await?;
+            return Err(StoreError::Damaged(format!("blob {digest} has other content, sha256 {actual}")));
+        }
+        Ok(bytes)
+    }
+
+    /// The path of a blob's file, for a child process.
+    ///
+    /// # Errors
+    /// When the digest makes no path.
+    pub fn blob_path(&self, digest: &str) -> Result<PathBuf, StoreError> {
+        Ok(self.local.path_to_filesystem(&blob_key(digest))?)
+    }
+
+    /// Writes the next revision. It counts once this returns, power loss included.
+    ///
+    /// # Errors
+    /// [`StoreError::Conflict`] when that number is taken.
+    pub async fn append(&self, revision: &Revision) -> Result<(), StoreError> {
+        let key = log_key(revision.number);
+        let options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
+        match self.objects.put_opts(&key, PutPayload::from(revision.to_json()), options).await {
+            Ok(_) => Ok(()),
+            Err(object_store::Error::AlreadyExists { .. }) => Err(StoreError::Conflict(revision.number)),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// The last revision, with its place in the chain verified; `None` when nothing was ever deployed.
+    ///
+    /// # Errors
+    /// [`StoreError::Damaged`] when it, or the one before it, is not what the chain says.
+    pub async fn last_revision(&self) -> Result<Option<Revision>, StoreError> {
+        let listed: Vec<_> = self.objects.list(Some(&Key::from("log"))).try_collect().await?;
+        let numbers = listed.iter().filter_map(|meta| log_number(&meta.location));
+        let Some(last) = numbers.max() else { return Ok(None) };
+        let revision = self.revision(last).await?;
+        let before = match last {
+            1 => None,
+            _ => Some(self.revision(last - 1).await?.digest()),
+        };
+        if revision.previous != before {
+            return Err(StoreError::Damaged(format!("revision {last} does not follow revision {}", last - 1)));
+        }
+        Ok(Some(revision))
+    }
+
+    /// One revision of the log.
+    ///
+    /// # Errors
+    /// When it is not there or is not readable.
+    pub async fn revision(&self, number: u64) -> Result<Revision, StoreError> {
+        let damaged = |why: String| StoreError::Damaged(format!("revision {number}: {why}"));
+        let object = self.objects.get(&log_key(number)).await.map_err(|error| damaged(error.to_string()))?;
+        let bytes = object.bytes().await?;
+        let revision = Revision::from_json(&bytes).map_err(|error| damaged(error.to_string()))?;
+        if revision.number != number {
+            return Err(damaged(format!("says that it is number {}", revision.number)));
+        }
+        Ok(revision)
+    }
+
+    /// Removes blobs that are not in `keep` and have not been uploaded or asked for within `age`. Returns how many.
+    ///
+    /// # Errors
+    /// When the store cannot be listed; a blob that cannot be removed stays for the next time.
+    pub async fn sweep(&self, keep: &HashSet<String>, age: Duration) -> Result<usize, StoreError> {
+        let now = SystemTime::now();
+        self.touched().retain(|_, when| when.elapsed() < age);
+        let mut removed = 0;
+        let mut blobs = self.objects.list(Some(&Key::from("blobs")));
+        while let Some(meta) = blobs.next().await {
+            let meta = meta?;
+            let Some(digest) = meta.location.filename() else { continue };
+            let written: SystemTime = meta.last_modified.into();
+            let young = now.duration_since(written).is_ok_and(|since| since < age);
+            if young || keep.contains(digest) || self.touched().contains_key(digest) {
+                continue;
+            }
+            match self.objects.delete(&meta.location).await {
+                Ok(()) => removed += 1,
+                Err(error) => tracing::warn!(%digest, %error, "a blob that no model names was not removed"),
+            }
+        }
+        Ok(removed)
+    }
+
+    fn touch(&self, digest: &str) {
+        self.touched().insert(digest.to_string(), Instant::now());
+    }
+
+    /// The lock is held for a look-up only, and never across an await.
+    fn touched(&self) -> std::sync::MutexGuard<'_, HashMap<String, Instant>> {
+        self.touched.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+async fn write_verified<E: std::fmt::Display>(
+    writer: &mut WriteMultipart,
+    digest: &str,
+    body: impl Stream<Item = Result<Bytes, E>>,
+    limit: u64,
+) -> Result<(), StoreError> {
+    let mut body = std::pin::pin!(body);
+    let mut hash = Sha256::new();
+    let mut length: u64 = 0;
+    while let Some(chunk) = body.next().await {
+        let chunk = chunk.map_err(|error| StoreError::Upload(error.to_string()))?;
+        length = length.saturating_add(chunk.len() as u64);
+        if length > limit {
+            return Err(StoreError::TooLarge { limit });
+        }
+        hash.update(&chunk);
+        writer.wait_for_capacity(2).await?;
+        writer.put(chunk);
+    }
+    let actual = hex(&hash.finalize());
+    if actual == digest { Ok(()) } else { Err(StoreError::Digest { expected: digest.to_string(), actual }) }
+}
+
+fn blob_key(digest: &str) -> Key {
+    Key::from_iter(["blobs", "sha256", digest])
+}
+
+/// Twenty digits, so that the names sort as the numbers do.
+fn log_key(number: u64) -> Key {
+    Key::from_iter(["log", &format!("{number:020}.json")])
+}
+
+fn log_number(key: &Key) -> Option<u64> {
+    key.filename()?.strip_suffix(".json")?.parse().ok()
+}
+
+/// sha256 in lower-case hexadecimal digits.
+pub fn hex_digest(bytes: &[u8]) -> String {
+    hex(&Sha256::digest(bytes))
+}
+
+/// Lower-case hexadecimal digits.
+pub fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write;
+    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+#[cfg(test)]
+#[path = "store_tests.rs"]
+mod tests;

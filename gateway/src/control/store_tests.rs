@@ -1,0 +1,97 @@
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+
+use super::*;
+use crate::control::log::{Actor, Change};
+
+fn stream(parts: &[&[u8]]) -> impl Stream<Item = Result<Bytes, Infallible>> + use<> {
+    let parts: Vec<_> = parts.iter().map(|part| Ok(Bytes::copy_from_slice(part))).collect();
+    futures_util::stream::iter(parts)
+}
+
+fn files(dir: &Path) -> Vec<PathBuf> {
+    let mut all = Vec::new();
+    for entry in std::fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() { all.extend(files(&path)) } else { all.push(path) }
+    }
+    all
+}
+
+fn revision(number: u64, previous: Option<&Revision>) -> Revision {
+    Revision {
+        number,
+        previous: previous.map(Revision::digest),
+        at: "2026-01-01T00:00:00Z".into(),
+        by: Actor::default(),
+        change: Change::Delete { model: "m".into(), version: None },
+        models: BTreeMap::new(),
+    }
+}
+
+#[tokio::test]
+async fn a_blob_is_there_only_when_its_content_was_right() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path()).unwrap();
+    let digest = hex_digest(b"hello world");
+    let wrong = store.put_blob(&digest, stream(&[b"hello", b" word"]), 100).await;
+    assert!(matches!(wrong, Err(StoreError::Digest { .. })));
+    let large = store.put_blob(&digest, stream(&[b"hello", b" world"]), 10).await;
+    assert!(matches!(large, Err(StoreError::TooLarge { limit: 10 })));
+    assert_eq!(store.blob_size(&digest).await.unwrap(), None);
+    assert!(files(&dir.path().join("store")).is_empty(), "what was refused leaves nothing");
+    assert!(store.put_blob(&digest, stream(&[b"hello", b" world"]), 100).await.unwrap());
+    assert!(!store.put_blob(&digest, stream(&[b"not read at all"]), 100).await.unwrap());
+    assert_eq!(store.read_blob(&digest).await.unwrap(), "hello world");
+}
+
+#[tokio::test]
+async fn an_edited_blob_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path()).unwrap();
+    let digest = store.put_bytes(Bytes::from_static(b"weights")).await.unwrap();
+    std::fs::write(store.blob_path(&digest).unwrap(), b"poison!").unwrap();
+    assert!(matches!(store.read_blob(&digest).await, Err(StoreError::Damaged(_))));
+}
+
+#[tokio::test]
+async fn the_log_is_a_chain_and_a_number_is_written_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path()).unwrap();
+    assert_eq!(store.last_revision().await.unwrap(), None);
+    let first = revision(1, None);
+    let second = revision(2, Some(&first));
+    store.append(&first).await.unwrap();
+    store.append(&second).await.unwrap();
+    assert!(matches!(store.append(&second).await, Err(StoreError::Conflict(2))));
+    assert_eq!(store.last_revision().await.unwrap(), Some(second));
+    store.append(&revision(3, Some(&first))).await.unwrap();
+    assert!(matches!(store.last_revision().await, Err(StoreError::Damaged(_))));
+}
+
+#[tokio::test]
+async fn one_process_at_a_time_and_no_leftovers() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path()).unwrap();
+    assert!(matches!(Store::open(dir.path()), Err(StoreError::Locked(_))));
+    let digest = store.put_bytes(Bytes::from_static(b"kept")).await.unwrap();
+    let staged = format!("{}#1", store.blob_path(&digest).unwrap().display());
+    std::fs::write(&staged, b"half").unwrap();
+    drop(store);
+    let store = Store::open(dir.path()).unwrap();
+    assert!(!Path::new(&staged).exists());
+    assert_eq!(store.read_blob(&digest).await.unwrap(), "kept");
+}
+
+#[tokio::test]
+async fn sweeping_spares_what_is_named_young_or_asked_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path()).unwrap();
+    let named = store.put_bytes(Bytes::from_static(b"named")).await.unwrap();
+    let stale = store.put_bytes(Bytes::from_static(b"stale")).await.unwrap();
+    let keep = HashSet::from([named.clone()]);
+    assert_eq!(store.sweep(&keep, Duration::from_secs(60)).await.unwrap(), 0);
+    assert_eq!(store.sweep(&keep, Duration::ZERO).await.unwrap(), 1);
+    assert!(store.blob_size(&named).await.unwrap().is_some());
+    assert!(store.blob_size(&stale).await.unwrap().is_none());
+}

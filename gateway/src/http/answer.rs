@@ -1,0 +1,199 @@
+//! Bodies and heads of answers.
+
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http::header::{ALLOW, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER, VARY};
+use http::{Response, StatusCode};
+use http_body::{Body as _, Frame, SizeHint};
+use tokio::sync::OwnedSemaphorePermit;
+use windrose_sandbox::HttpBody;
+
+use super::body::{Coding, compress};
+use super::oip;
+use crate::error::{Error, Kind};
+use crate::telemetry::Track;
+
+/// The kind of an error, beside its message in the body.
+pub(super) const ERROR: HeaderName = HeaderName::from_static("windrose-error");
+
+const JSON: HeaderValue = HeaderValue::from_static("application/json");
+
+/// Answers shorter than this are not worth compressing, bytes.
+const WORTH_COMPRESSING: usize = 1024;
+
+/// Answers longer than this are compressed on a thread of their own, bytes.
+const LONG: usize = 64 << 10;
+
+/// The body of an answer.
+pub(super) enum Body {
+    /// Pieces in memory.
+    Pieces(Pieces),
+    /// What a guest streams.
+    Guest(Box<GuestBody>),
+}
+
+/// Pieces in memory, last first.
+pub(super) struct Pieces {
+    rest: Vec<Bytes>,
+    length: u64,
+}
+
+/// What a guest streams, with everything that lasts as long as it does.
+pub(super) struct GuestBody {
+    body: HttpBody,
+    /// Bytes that the head promised and that have not come yet.
+    promised: Option<u64>,
+    track: Track,
+    _permit: OwnedSemaphorePermit,
+}
+
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+// === impl Body ===
+
+impl Body {
+    /// A body in one piece.
+    pub fn whole(piece: Bytes) -> Body {
+        Body::pieces(vec![piece])
+    }
+
+    /// A body in pieces.
+    pub fn pieces(mut pieces: Vec<Bytes>) -> Body {
+        pieces.retain(|piece| !piece.is_empty());
+        pieces.reverse();
+        let length = pieces.iter().map(|piece| piece.len() as u64).sum();
+        Body::Pieces(Pieces { rest: pieces, length })
+    }
+
+    /// A guest's body.
+    pub fn guest(answer: Response<HttpBody>, track: Track, permit: OwnedSemaphorePermit) -> Response<Body> {
+        let (head, body) = answer.into_parts();
+        let declared = head.headers.get(CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse().ok());
+        let promised = declared.or_else(|| http_body::Body::size_hint(&body).exact());
+        let mut guest = GuestBody { body, promised, track, _permit: permit };
+        if promised == Some(0) {
+            guest.track.finish(None);
+        }
+        Response::from_parts(head, Body::Guest(Box::new(guest)))
+    }
+
+    /// Bytes in memory.
+    pub fn length(&self) -> usize {
+        match self {
+            Body::Pieces(pieces) => usize::try_from(pieces.length).unwrap_or(usize::MAX),
+            Body::Guest(_) => 0,
+        }
+    }
+}
+
+impl http_body::Body for Body {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        match self.get_mut() {
+            Body::Pieces(pieces) => Poll::Ready(pieces.rest.pop().map(|piece| {
+                pieces.length -= piece.len() as u64;
+                Ok(Frame::data(piece))
+            })),
+            Body::Guest(guest) => guest.poll_frame(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Body::Pieces(pieces) => pieces.rest.is_empty(),
+            Body::Guest(guest) => guest.body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Body::Pieces(pieces) => SizeHint::with_exact(pieces.length),
+            Body::Guest(guest) => guest.body.size_hint(),
+        }
+    }
+}
+
+impl GuestBody {
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let frame = std::task::ready!(Pin::new(&mut self.body).poll_frame(cx));
+        match &frame {
+            None => self.track.finish(None),
+            Some(Err(_)) => self.track.finish(Some(Kind::GuestFailed)),
+            Some(Ok(frame)) => {
+                let length = frame.data_ref().map_or(0, Bytes::len);
+                self.track.sent(length);
+                self.promised = self.promised.map(|left| left.saturating_sub(length as u64));
+                // With its promise kept it is complete; whoever writes it may not ask for more.
+                if self.promised == Some(0) || self.body.is_end_stream() {
+                    self.track.finish(None);
+                }
+            }
+        }
+        Poll::Ready(frame)
+    }
+}
+
+// === answers ===
+
+/// An answer of JSON.
+pub(super) fn json(status: StatusCode, text: impl Into<Bytes>) -> Response<Body> {
+    let mut response = Response::new(Body::whole(text.into()));
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, JSON);
+    response
+}
+
+/// An answer of bytes.
+pub(super) fn bytes(content_type: HeaderValue, pieces: Vec<Bytes>) -> Response<Body> {
+    let mut response = Response::new(Body::pieces(pieces));
+    response.headers_mut().insert(CONTENT_TYPE, content_type);
+    response
+}
+
+/// The answer to a request that failed.
+pub(super) fn failure(error: &Error) -> Response<Body> {
+    let mut response = json(error.kind.status(), oip::encode_error(&error.message));
+    let headers = response.headers_mut();
+    headers.insert(ERROR, HeaderValue::from_static(error.kind.as_str()));
+    if let Some(seconds) = error.kind.retry_after() {
+        headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
+    }
+    response
+}
+
+/// The answer to a method that a path does not take.
+pub(super) fn wrong_method(allow: &'static str) -> Response<Body> {
+    let mut response = failure(&Error::new(Kind::MethodNotAllowed, format!("the path takes {allow}")));
+    response.headers_mut().insert(ALLOW, HeaderValue::from_static(allow));
+    response
+}
+
+/// Compresses an answer as the client asked, where it is worth it.
+pub(super) async fn compressed(response: Response<Body>, accept: Option<&HeaderValue>) -> Response<Body> {
+    let Some(coding) = accept.and_then(|value| Coding::negotiate(value.to_str().ok()?)) else { return response };
+    let length = response.body().length();
+    if length < WORTH_COMPRESSING {
+        return response;
+    }
+    let (mut head, body) = response.into_parts();
+    let Body::Pieces(mut pieces) = body else { return Response::from_parts(head, body) };
+    pieces.rest.reverse();
+    let parts = pieces.rest.clone();
+    let packed = if length > LONG {
+        tokio::task::spawn_blocking(move || compress(coding, &parts)).await.ok().and_then(Result::ok)
+    } else {
+        compress(coding, &parts).ok()
+    };
+    let Some(packed) = packed else { return Response::from_parts(head, Body::pieces(pieces.rest)) };
+    head.headers.insert(CONTENT_ENCODING, HeaderValue::from_static(coding.name()));
+    head.headers.insert(VARY, HeaderValue::from_static("accept-encoding"));
+    Response::from_parts(head, Body::whole(packed.into()))
+}
+
+/// What a connection's service returns.
+pub(super) type Answer = Result<Response<Body>, Infallible>;

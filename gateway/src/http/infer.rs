@@ -1,0 +1,126 @@
+//! One inference over the Open Inference Protocol: body to request, through admission and dispatch, answer to body.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{ACCEPT_ENCODING, HeaderMap, HeaderName, HeaderValue};
+use http::{Request, Response};
+use hyper::body::Incoming;
+
+use super::DataPlane;
+use super::answer::{self, Body};
+use super::body::{self, Lease};
+use super::identity::Identity;
+use super::oip::{self, AnswerFormat, Decoded, Envelope};
+use crate::admit::{self, Timing};
+use crate::dispatch;
+use crate::error::{Error, Kind};
+use crate::snapshot::Served;
+use crate::telemetry::Track;
+
+/// Length of the JSON in front of binary data, bytes.
+const HEADER_LENGTH: HeaderName = HeaderName::from_static("inference-header-content-length");
+
+/// How long the caller will wait, milliseconds.
+const TIMEOUT: HeaderName = HeaderName::from_static("windrose-timeout-ms");
+
+/// Bodies longer than this are decoded on a thread of their own, bytes.
+const LONG: usize = 4 << 20;
+
+/// One call of one model, as the routes of inference and of guests have found it.
+pub(super) struct Call<'a> {
+    pub plane: &'a DataPlane,
+    pub served: Arc<Served>,
+    pub identity: &'a Identity,
+    pub timing: Timing,
+}
+
+/// Answers an inference.
+///
+/// # Errors
+/// Whatever any stage refuses.
+pub(super) async fn answer(
+    call: Call<'_>,
+    request: Request<Incoming>,
+    track: &mut Track,
+) -> Result<Response<Body>, Error> {
+    let Call { plane, served, identity, mut timing } = call;
+    admit::check_kind(&served, true)?;
+    admit::check_load(&served)?;
+    let (head, incoming) = request.into_parts();
+    timing.header = timeout_header(&head.headers)?;
+    let json_length = json_length(&head.headers)?;
+    let mut lease = Lease::new(plane.telemetry.clone(), &plane.config);
+    let arrives_until = admit::deadline(&served, timing);
+    let body = body::read(&head.headers, incoming, &plane.config, &mut lease, arrives_until).await?;
+    track.received(body.len());
+    let decoded = decode(body, json_length).await?;
+    timing.dialect = decoded.timeout;
+    let Decoded { mut request, format, .. } = decoded;
+    check_format(&served, &request.outputs, &format)?;
+    let envelope = Envelope {
+        model_name: served.manifest.name.clone(),
+        model_version: Some(served.manifest.version.clone()),
+        id: request.id.take(),
+    };
+    let admitted = admit::inference(served, identity.request_id.clone(), timing, request)?;
+    let (response, time) = dispatch::infer(admitted).await;
+    track.called(time);
+    let encoded = oip::encode_response(&envelope, &response?, &format)?;
+    drop(lease);
+    let answer = message(encoded);
+    Ok(answer::compressed(answer, head.headers.get(ACCEPT_ENCODING)).await)
+}
+
+/// An encoded body with the headers that its form asks for.
+fn message(encoded: oip::Encoded) -> Response<Body> {
+    if encoded.binary.is_empty() {
+        return answer::bytes(HeaderValue::from_static("application/json"), vec![encoded.json]);
+    }
+    let json_length = encoded.json.len();
+    let mut pieces = encoded.binary;
+    pieces.insert(0, encoded.json);
+    let mut response = answer::bytes(HeaderValue::from_static("application/octet-stream"), pieces);
+    response.headers_mut().insert(HEADER_LENGTH, HeaderValue::from(json_length));
+    response
+}
+
+async fn decode(body: Bytes, json_length: Option<usize>) -> Result<Decoded, Error> {
+    if json_length.unwrap_or(body.len()) <= LONG {
+        return Ok(oip::decode_request(&body, json_length)?);
+    }
+    let decoded = tokio::task::spawn_blocking(move || oip::decode_request(&body, json_length)).await;
+    Ok(decoded.map_err(|e| Error::new(Kind::Internal, "internal error").with_detail(e.to_string()))??)
+}
+
+/// Refuses an output that the asked form cannot carry, before it is computed.
+fn check_format(served: &Served, wanted: &[String], format: &AnswerFormat) -> Result<(), Error> {
+    let Some(signature) = &served.signature else { return Ok(()) };
+    let asked = |name: &String| wanted.is_empty() || wanted.contains(name);
+    for output in signature.outputs.iter().filter(|o| asked(&o.name)) {
+        format.check(&output.name, output.datatype)?;
+    }
+    Ok(())
+}
+
+/// The timeout that the caller's header asks for.
+pub(super) fn timeout_header(headers: &HeaderMap) -> Result<Option<Duration>, Error> {
+    match number(headers, &TIMEOUT)? {
+        Some(0) => Err(Error::new(Kind::InvalidInput, format!("{TIMEOUT}: is not a positive number"))),
+        millis => Ok(millis.map(Duration::from_millis)),
+    }
+}
+
+fn json_length(headers: &HeaderMap) -> Result<Option<usize>, Error> {
+    let length = number(headers, &HEADER_LENGTH)?;
+    Ok(length.map(|length| usize::try_from(length).unwrap_or(usize::MAX)))
+}
+
+fn number(headers: &HeaderMap, name: &HeaderName) -> Result<Option<u64>, Error> {
+    let Some(value) = headers.get(name) else { return Ok(None) };
+    let text = value.to_str().unwrap_or_default().trim();
+    let digits = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+    let number = if digits { text.parse().ok() } else { None };
+    number.map(Some).ok_or_else(|| Error::new(Kind::Malformed, format!("{name}: is not a number")))
+}

@@ -1,0 +1,211 @@
+//! The data plane: its listener, and one folder per dialect that only decodes and encodes.
+
+mod answer;
+mod body;
+mod guest;
+mod identity;
+mod infer;
+mod listener;
+mod metadata;
+pub mod oip;
+mod route;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use http::{Request, Response, StatusCode};
+use hyper::body::Incoming;
+
+pub use self::listener::serve;
+
+use self::answer::{Answer, Body};
+use self::identity::Identity;
+use self::infer::Call;
+use self::route::{Route, Target};
+use crate::admit::{self, Timing};
+use crate::error::{Error, Kind, Origin};
+use crate::snapshot::Current;
+use crate::telemetry::{Telemetry, Track};
+
+/// How the data plane speaks HTTP.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HttpConfig {
+    /// Bytes of one request body, compressed and decompressed.
+    pub max_body: usize,
+    /// Bytes of all request bodies that are held at the same time.
+    pub max_body_total: usize,
+    /// How long a client may take to send the head of a request, and how long a connection may be idle.
+    pub header_timeout: Duration,
+    /// How long requests in flight may take to finish once the shutdown has begun.
+    pub drain: Duration,
+    /// Connections at the same time; more wait in the kernel's queue.
+    pub max_connections: usize,
+}
+
+/// Everything that a request needs, shared by all connections.
+pub struct DataPlane {
+    current: Current,
+    telemetry: Arc<Telemetry>,
+    config: HttpConfig,
+    /// What the control plane says.
+    ready: AtomicBool,
+    /// Set once, when the shutdown begins.
+    draining: AtomicBool,
+}
+
+impl Default for HttpConfig {
+    fn default() -> HttpConfig {
+        HttpConfig {
+            max_body: 64 << 20,
+            max_body_total: 1 << 30,
+            header_timeout: Duration::from_secs(75),
+            drain: Duration::from_secs(30),
+            max_connections: 8192,
+        }
+    }
+}
+
+impl DataPlane {
+    /// A data plane that answers from whatever `current` points at.
+    pub fn new(current: Current, telemetry: Arc<Telemetry>, config: HttpConfig) -> Arc<DataPlane> {
+        telemetry.attach(current.clone());
+        let (ready, draining) = (AtomicBool::new(true), AtomicBool::new(false));
+        Arc::new(DataPlane { current, telemetry, config, ready, draining })
+    }
+
+    /// Whether `/v2/health/ready` says yes. It does from the start; the control plane may hold it back until what was
+    /// deployed is restored.
+    pub fn set_ready(&self, ready: bool) {
+        self.ready.store(ready, Ordering::Relaxed);
+    }
+
+    /// Readiness says no from now on.
+    fn drain(&self) {
+        self.draining.store(true, Ordering::Relaxed);
+    }
+
+    fn is_ready(&self) -> bool {
+        self.ready.load(Ordering::Relaxed) && !self.draining.load(Ordering::Relaxed)
+    }
+}
+
+/// Answers one request, whatever comes of it.
+async fn handle(plane: Arc<DataPlane>, request: Request<Incoming>) -> Answer {
+    let started = Instant::now();
+    let identity = Identity::of(request.headers());
+    let (method, uri) = (request.method().clone(), request.uri().clone());
+    let mut response = match Route::parse(uri.path()) {
+        None => {
+            let error = Error::new(Kind::NotFound, "there is nothing at this path");
+            failed(plane.telemetry.track(None, started), &error, &identity)
+        }
+        Some(route) => match route.methods() {
+            Some(methods) if !methods.split(", ").any(|m| m == method.as_str()) => answer::wrong_method(methods),
+            _ => routed(&plane, route, request, &identity, started).await,
+        },
+    };
+    identity.stamp(response.headers_mut());
+    tracing::debug!(
+        target: "windrose::access",
+        request_id = &*identity.request_id,
+        %method,
+        path = uri.path(),
+        status = response.status().as_u16(),
+        micros = started.elapsed().as_micros() as u64,
+    );
+    Ok(response)
+}
+
+/// Answers a request whose path and method fit.
+async fn routed(
+    plane: &DataPlane,
+    route: Route<'_>,
+    request: Request<Incoming>,
+    identity: &Identity,
+    started: Instant,
+) -> Response<Body> {
+    match route {
+        Route::Server => described(metadata::server()),
+        Route::Live => answer::json(StatusCode::OK, &br#"{"live":true}"#[..]),
+        Route::Ready if plane.is_ready() => answer::json(StatusCode::OK, &br#"{"ready":true}"#[..]),
+        Route::Ready => answer::json(StatusCode::SERVICE_UNAVAILABLE, &br#"{"ready":false}"#[..]),
+        Route::Metadata(target) | Route::ModelReady(target) => {
+            let wants_metadata = matches!(route, Route::Metadata(_));
+            match described_model(plane, target, wants_metadata) {
+                Ok(response) => response,
+                Err(error) => failed(plane.telemetry.track(None, started), &error, identity),
+            }
+        }
+        Route::Infer(target) => called(plane, target, None, (request, identity, started)).await,
+        Route::Guest(target, rest) => called(plane, target, Some(rest), (request, identity, started)).await,
+    }
+}
+
+/// Answers a call of a model: an inference, or with `rest` a guest's own exchange.
+async fn called(
+    plane: &DataPlane,
+    target: Target<'_>,
+    rest: Option<&str>,
+    (request, identity, started): (Request<Incoming>, &Identity, Instant),
+) -> Response<Body> {
+    let found = admit::find(&plane.current.load(), target.model, target.version);
+    let served = match found {
+        Ok(served) => served,
+        Err(error) => return failed(plane.telemetry.track(None, started), &error, identity),
+    };
+    let mut track = Some(plane.telemetry.track(Some(&served), started));
+    let timing = Timing { started, header: None, dialect: None };
+    let call = Call { plane, served, identity, timing };
+    let result = match (rest, &mut track) {
+        (Some(rest), track) => guest::answer(call, request, rest, track).await,
+        (None, Some(track)) => infer::answer(call, request, track).await,
+        (None, None) => Err(Error::new(Kind::Internal, "internal error")),
+    };
+    match (result, track) {
+        (Ok(response), Some(mut track)) => {
+            track.finish(None);
+            track.sent(response.body().length());
+            response
+        }
+        (Ok(response), None) => response,
+        (Err(error), Some(track)) => failed(track, &error, identity),
+        (Err(error), None) => failed(plane.telemetry.track(None, started), &error, identity),
+    }
+}
+
+/// The answer to a request that failed, counted and logged.
+fn failed(mut track: Track, error: &Error, identity: &Identity) -> Response<Body> {
+    track.finish(Some(error.kind));
+    let request_id = &*identity.request_id;
+    let (kind, detail) = (error.kind.as_str(), error.detail.as_deref().unwrap_or_default());
+    match error.kind.origin() {
+        Origin::Ours if error.kind == Kind::Internal => {
+            tracing::error!(request_id, kind, detail, message = error.message);
+        }
+        Origin::Guest | Origin::Peer => tracing::warn!(request_id, kind, detail, message = error.message),
+        Origin::Caller | Origin::Ours => tracing::debug!(request_id, kind, detail, message = error.message),
+    }
+    answer::failure(error)
+}
+
+/// Metadata of a model, or only whether it is ready: whatever is in the snapshot is.
+fn described_model(plane: &DataPlane, target: Target<'_>, wants_metadata: bool) -> Result<Response<Body>, Error> {
+    let snapshot = plane.current.load();
+    let served = admit::find(&snapshot, target.model, target.version)?;
+    if !wants_metadata {
+        let ready =
+            format!(r#"{{"name":"{}","version":"{}","ready":true}}"#, served.manifest.name, served.manifest.version);
+        return Ok(answer::json(StatusCode::OK, ready));
+    }
+    let versions = snapshot.model(target.model).cloned().unwrap_or_default();
+    Ok(described(metadata::model(&served, &versions)))
+}
+
+/// An answer of JSON that was written by `serde`.
+fn described(written: Result<Vec<u8>, serde_json::Error>) -> Response<Body> {
+    match written {
+        Ok(json) => answer::json(StatusCode::OK, json),
+        Err(error) => answer::failure(&Error::new(Kind::Internal, "internal error").with_detail(error.to_string())),
+    }
+}

@@ -1,0 +1,126 @@
+//! From settings to a running gateway, and to its end.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+use crate::config::{Config, LogConfig};
+use crate::control::api::{self, Api};
+use crate::control::load::{Loader, LoaderConfig};
+use crate::control::prepare::Host;
+use crate::control::registry::{Bounds, Registry};
+use crate::control::store::Store;
+use crate::control::token::Token;
+use crate::control::{AssetFolders, make_private};
+use crate::http::{self, DataPlane};
+use crate::snapshot::{Current, Snapshot};
+use crate::telemetry::Telemetry;
+
+/// Why the gateway could not start. The message says what was being done.
+#[derive(Debug, thiserror::Error)]
+#[error("{what}: {why}")]
+pub struct StartError {
+    what: String,
+    why: String,
+}
+
+/// Adds what was being done to an error.
+fn doing<E: std::fmt::Display>(what: &str) -> impl FnOnce(E) -> StartError {
+    let what = what.to_string();
+    move |error| StartError { what, why: error.to_string() }
+}
+
+/// How long control calls that are running may go on after the data plane has drained.
+const CONTROL_DRAIN: Duration = Duration::from_secs(5);
+
+/// Runs a gateway until SIGTERM or SIGINT, then drains it.
+///
+/// # Errors
+/// When it cannot start.
+pub fn run(config: Config) -> Result<(), StartError> {
+    start_log(&config.log);
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(doing("starting the runtime"))?;
+    let result = runtime.block_on(serve(config));
+    // A graph may still be running for a caller that is gone.
+    runtime.shutdown_background();
+    result
+}
+
+fn start_log(config: &LogConfig) {
+    let filter = tracing_subscriber::EnvFilter::new(&config.filter);
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // A test may have a log of its own already.
+    let _ = if config.json { log.json().try_init() } else { log.with_ansi(false).try_init() };
+}
+
+async fn bind(address: std::net::SocketAddr, key: &str) -> Result<TcpListener, StartError> {
+    TcpListener::bind(address).await.map_err(doing(&format!("{key}: listening on {address}")))
+}
+
+async fn serve(config: Config) -> Result<(), StartError> {
+    let started = Instant::now();
+    let mut terminate = signal(SignalKind::terminate()).map_err(doing("signals"))?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(doing("signals"))?;
+    make_private(&config.dir).map_err(doing(&format!("storage.dir: {}", config.dir.display())))?;
+    let store = Store::open(&config.dir).map_err(doing("storage.dir"))?;
+    let token = Token::open(&config.dir.join("token")).map_err(doing("the token of the control API"))?;
+    let data = bind(config.data.listen, "data.listen").await?;
+    let control = bind(config.control.listen, "control.listen").await?;
+    let data_address = data.local_addr().map_err(doing("data.listen"))?;
+    let control_address = control.local_addr().map_err(doing("control.listen"))?;
+    if !control_address.ip().is_loopback() {
+        tracing::warn!(%control_address, "the control API speaks plain HTTP on an address that is not loopback");
+    }
+    let assets = AssetFolders::open(config.dir.join("assets")).map_err(doing("storage.dir"))?;
+    let loader = Loader::new(LoaderConfig {
+        host: Host::new(&config),
+        engine: config.engine,
+        ceiling: config.ceiling.clone(),
+        budget: config.prepare,
+        closed: vec![data_address, control_address],
+        assets: Arc::new(assets),
+    });
+    let loader = loader.map_err(doing("starting sandbox and engines"))?;
+    let current: Current = Arc::new(ArcSwap::from_pointee(Snapshot::default()));
+    let bounds = Bounds { preparations: config.control.preparations, queue: config.control.queue, keep: config.keep };
+    let registry = Registry::open(store, loader, current.clone(), bounds).await.map_err(doing("reading the store"))?;
+    let telemetry = Telemetry::new();
+    let plane = DataPlane::new(current, telemetry.clone(), config.data.http.clone());
+    plane.set_ready(false);
+    let api = Api {
+        registry: registry.clone(),
+        token,
+        telemetry,
+        max_blob: config.control.max_blob,
+        data: data_address,
+        started,
+    };
+    let (stop_data, stop_control) = (CancellationToken::new(), CancellationToken::new());
+    let control = tokio::spawn(api::serve(control, Arc::new(api), stop_control.clone()));
+    let data = tokio::spawn(http::serve(data, plane.clone(), stop_data.clone()));
+    tracing::info!(data = %data_address, control = %control_address, "listening");
+    tokio::spawn(async move {
+        registry.load_all().await;
+        plane.set_ready(true);
+        tracing::info!(ms = started.elapsed().as_millis() as u64, "ready");
+    });
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    tracing::info!("stopping: no new connections, requests in flight finish");
+    stop_data.cancel();
+    if let Err(error) = data.await {
+        tracing::error!(%error, "the data plane ended badly");
+    }
+    stop_control.cancel();
+    // A deployment that is still running is abandoned: it either was written to the log or never happened.
+    let _ = tokio::time::timeout(CONTROL_DRAIN, control).await;
+    tracing::info!("stopped");
+    Ok(())
+}

@@ -1,0 +1,109 @@
+//! The immutable state of the data plane. The control plane publishes a new one in a single pointer store; a request
+//! loads it once and finishes on it.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use tokio::sync::Semaphore;
+use windrose_engine::{Graph, GraphSpec};
+use windrose_sandbox::{ModuleKind, Program};
+
+use crate::control::manifest::Manifest;
+use crate::telemetry::MetricsSlot;
+
+/// One version of a model, ready to answer.
+pub struct Served {
+    /// The manifest as it was deployed.
+    pub manifest: Manifest,
+    /// sha256 of the module's bytes, hex; that of the built-in pass-through module where the manifest names none.
+    pub module_digest: String,
+    /// What the module is served as.
+    pub kind: ModuleKind,
+    /// The module bound to its graphs.
+    pub program: Program,
+    /// The module's graphs, for metadata and counts; the same handles as the program's.
+    pub graphs: Vec<(String, Graph)>,
+    /// Inputs and outputs; `None` for http components and commands, which have none.
+    pub signature: Option<GraphSpec>,
+    /// Calls at the same time.
+    pub permits: Arc<Semaphore>,
+    /// What a call may use: the smaller of manifest and ceiling.
+    pub limits: windrose_sandbox::Limits,
+    /// Deadline of a request that names none.
+    pub default_timeout: Duration,
+    /// The longest deadline that a request may ask for.
+    pub max_timeout: Duration,
+    /// Its metrics; `Default::default()` when it is made.
+    pub metrics: MetricsSlot,
+}
+
+/// The versions of one model.
+#[derive(Clone, Default)]
+pub struct Versions {
+    /// Highest first.
+    versions: Vec<Arc<Served>>,
+}
+
+/// Everything that is served.
+#[derive(Clone, Default)]
+pub struct Snapshot {
+    /// The revision that this state is made of; 0 when nothing was ever deployed.
+    pub revision: u64,
+    models: HashMap<String, Versions>,
+}
+
+/// The pointer that the data plane reads and the control plane stores.
+pub type Current = Arc<ArcSwap<Snapshot>>;
+
+impl Snapshot {
+    /// A state with these versions of models, in any order.
+    pub fn new(revision: u64, served: impl IntoIterator<Item = Arc<Served>>) -> Snapshot {
+        let mut models: HashMap<String, Versions> = HashMap::new();
+        for version in served {
+            models.entry(version.manifest.name.clone()).or_default().versions.push(version);
+        }
+        for model in models.values_mut() {
+            model.versions.sort_by(|a, b| compare_versions(&b.manifest.version, &a.manifest.version));
+        }
+        Snapshot { revision, models }
+    }
+
+    /// All versions of a model.
+    pub fn model(&self, name: &str) -> Option<&Versions> {
+        self.models.get(name)
+    }
+
+    /// The models, in no order.
+    pub fn models(&self) -> impl Iterator<Item = (&str, &Versions)> {
+        self.models.iter().map(|(name, versions)| (name.as_str(), versions))
+    }
+}
+
+impl Versions {
+    /// The version that an unversioned call gets: the highest.
+    pub fn highest(&self) -> Option<&Arc<Served>> {
+        self.versions.first()
+    }
+
+    /// The version with this name.
+    pub fn get(&self, version: &str) -> Option<&Arc<Served>> {
+        self.versions.iter().find(|v| v.manifest.version == version)
+    }
+
+    /// Highest first.
+    pub fn iter(&self) -> impl Iterator<Item = &Arc<Served>> {
+        self.versions.iter()
+    }
+}
+
+/// Versions that are numbers compare as numbers and stand above those that are not; others compare as text.
+pub fn compare_versions(a: &str, b: &str) -> std::cmp::Ordering {
+    match (a.parse::<u64>(), b.parse::<u64>()) {
+        (Ok(x), Ok(y)) => x.cmp(&y).then_with(|| a.cmp(b)),
+        (Ok(_), Err(_)) => std::cmp::Ordering::Greater,
+        (Err(_), Ok(_)) => std::cmp::Ordering::Less,
+        (Err(_), Err(_)) => a.cmp(b),
+    }
+}

@@ -1,0 +1,252 @@
+//! Deploying to a real server process, and killing it.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use serde_json::json;
+
+use crate::server::{Server, checkout};
+
+#[test]
+fn what_is_deployed_survives_kill_9_at_any_moment() {
+    let mut server = Server::start(&[]);
+    server.deploy_graph("identity_fp32", "kept", "1");
+    let graph = checkout("models/test/identity_fp32.onnx");
+    let mut acknowledged = Vec::new();
+    for (number, delay) in [1u64, 5, 10, 20, 30, 45, 60, 90, 150].into_iter().enumerate() {
+        let name = format!("extra{number}");
+        let arguments = ["deploy", graph.to_str().unwrap(), "--name", &name];
+        let done = std::thread::scope(|scope| {
+            let (server_ref, arguments) = (&server, &arguments);
+            let deploying = scope.spawn(move || server_ref.cli(arguments).status.success());
+            std::thread::sleep(Duration::from_millis(delay));
+            server.kill_now();
+            deploying.join().unwrap()
+        });
+        server.kill();
+        if done {
+            acknowledged.push(name.clone());
+        }
+        server.run();
+        assert_eq!(server.infer("kept").0, 200, "{}", server.log());
+        for name in &acknowledged {
+            assert_eq!(server.infer(name).0, 200, "{name} was acknowledged\n{}", server.log());
+        }
+        assert!([200, 404].contains(&server.infer(&name).0));
+    }
+    assert_eq!(server.terminate(), Some(0));
+}
+
+#[test]
+fn replacing_and_removing_under_load_fails_no_request() {
+    let server = Server::start(&[]);
+    server.deploy_graph("identity_fp32", "busy", "1");
+    let stop = AtomicBool::new(false);
+    let answered = std::thread::scope(|scope| {
+        let clients: Vec<_> = (0..3)
+            .map(|_| {
+                scope.spawn(|| {
+                    let mut answered = 0;
+                    while !stop.load(Ordering::Relaxed) {
+                        let (status, body) = server.infer("busy");
+                        assert_eq!(status, 200, "{body}");
+                        answered += 1;
+                    }
+                    answered
+                })
+            })
+            .collect();
+        for round in 0..6 {
+            server.deploy_graph(if round % 2 == 0 { "add_fp32" } else { "identity_fp32" }, "other", "1");
+            server.deploy_graph("identity_fp32", "busy", "2");
+            server.ok(&["delete", "busy", "--version", "2", "--yes"]);
+        }
+        stop.store(true, Ordering::Relaxed);
+        clients.into_iter().map(|client| client.join().unwrap()).sum::<usize>()
+    });
+    assert!(answered > 50, "{answered}");
+}
+
+#[test]
+fn the_same_again_changes_nothing_and_other_content_replaces() {
+    let server = Server::start(&[]);
+    let deploy = |graph: &str| {
+        let path = checkout(&format!("models/test/{graph}.onnx"));
+        let text = server.ok(&["deploy", path.to_str().unwrap(), "--name", "m", "--json"]);
+        serde_json::from_str::<serde_json::Value>(&text).unwrap()
+    };
+    assert_eq!(deploy("identity_fp32")["revision"], 1);
+    let again = deploy("identity_fp32");
+    assert_eq!((&again["revision"], &again["changed"]), (&json!(1), &json!(false)));
+    assert_eq!(deploy("tiny")["changed"], true);
+}
+
+#[test]
+fn hostile_graphs_are_refused_with_their_reason_and_the_old_version_stays() {
+    let server = Server::start(&[("WINDROSE_CEILING_WALL", "2s")]);
+    server.deploy_graph("identity_fp32", "m", "1");
+    for (graph, status, reason) in [
+        ("terabyte", 1, "memory"),
+        ("aborts_at_load", 1, "graph `model`"),
+        ("endless_loop", 1, "did not end within 2s"),
+        ("refused_deep", 2, "deeper"),
+        ("refused_domain", 2, "domain"),
+        ("refused_external_data", 2, "external"),
+    ] {
+        let path = checkout(&format!("models/test/{graph}.onnx"));
+        let (code, said) = server.refused(&["deploy", path.to_str().unwrap(), "--name", "m"]);
+        assert_eq!(code, status, "{graph}: {said}");
+        assert!(said.contains(reason), "{graph}: {said}");
+        assert_eq!(server.infer("m").0, 200, "{graph}");
+    }
+}
+
+/// A component whose one core module has many large functions: compiling it takes longer than its budget.
+fn endless_to_compile() -> Vec<u8> {
+    fn leb(mut value: usize, out: &mut Vec<u8>) {
+        loop {
+            let byte = (value & 0x7f) as u8;
+            value >>= 7;
+            out.push(if value == 0 { byte } else { byte | 0x80 });
+            if value == 0 {
+                break;
+            }
+        }
+    }
+    let section = |id: u8, content: &[u8]| {
+        let mut out = vec![id];
+        leb(content.len(), &mut out);
+        out.extend_from_slice(content);
+        out
+    };
+    // (func (param i32) (result i32) local.get 0, then thousands of: local.get 0, i32.mul, i32.popcnt)
+    let mut body = vec![0, 0x20, 0];
+    for _ in 0..15_000 {
+        body.extend_from_slice(&[0x20, 0, 0x6c, 0x69]);
+    }
+    body.push(0x0b);
+    let functions = 600;
+    let mut declared = Vec::new();
+    leb(functions, &mut declared);
+    declared.extend(std::iter::repeat_n(0u8, functions));
+    let mut code = Vec::new();
+    leb(functions, &mut code);
+    for _ in 0..functions {
+        leb(body.len(), &mut code);
+        code.extend_from_slice(&body);
+    }
+    let mut core = b"\0asm\x01\0\0\0".to_vec();
+    core.extend(section(1, &[1, 0x60, 1, 0x7f, 1, 0x7f]));
+    core.extend(section(3, &declared));
+    core.extend(section(10, &code));
+    let mut component = b"\0asm\x0d\0\x01\0".to_vec();
+    component.extend(section(1, &core));
+    component
+}
+
+#[test]
+fn hostile_modules_are_refused_with_their_reason() {
+    let server = Server::start(&[("WINDROSE_PREPARE_CPU", "3s"), ("WINDROSE_PREPARE_WALL", "20s")]);
+    server.deploy_graph("identity_fp32", "good", "1");
+    let write = |name: &str, bytes: &[u8]| {
+        let path = server.dir.path().join(name);
+        std::fs::write(&path, bytes).unwrap();
+        path.to_str().unwrap().to_string()
+    };
+    let slow = write("slow.wasm", &endless_to_compile());
+    let (status, said) = server.refused(&["deploy", &slow]);
+    assert_eq!(status, 1, "{said}");
+    let reasons = ["CPU time", "took longer", "none of", "world", "export"];
+    assert!(reasons.iter().any(|reason| said.contains(reason)), "{said}");
+    let core = write("core.wasm", b"\0asm\x01\0\0\0");
+    let (_, said) = server.refused(&["deploy", &core]);
+    assert!(said.contains("core module"), "{said}");
+    let garbage = write("garbage.wasm", b"\0asm\x0d\0\x01\0\xff\xff\xff\xff");
+    let (_, said) = server.refused(&["deploy", &garbage]);
+    assert!(said.contains("module: "), "{said}");
+    assert_eq!(server.infer("good").0, 200);
+}
+
+#[test]
+fn every_control_call_needs_the_token() {
+    let server = Server::start(&[]);
+    let token = server.token();
+    for path in ["/v1/models", "/metrics", "/v1/openapi.json", "/v1/status", "/nowhere"] {
+        for wrong in [None, Some(""), Some("nonsense"), Some(&token[1..])] {
+            let (status, body) = server.control("GET", path, wrong, b"");
+            assert_eq!((status, &body["kind"]), (401, &json!("unauthorized")), "{path}");
+        }
+    }
+    assert_eq!(server.control("GET", "/v1/status", Some(&token), b"").1["ready"], true);
+    assert_eq!(server.control("GET", "/nowhere", Some(&token), b"").0, 404);
+}
+
+#[test]
+fn wrong_uploads_and_manifests_are_refused() {
+    let server = Server::start(&[("WINDROSE_CONTROL_MAX_BLOB", "1000")]);
+    let token = server.token();
+    let put = |path: &str, body: &[u8]| server.control("PUT", path, Some(&token), body);
+    let digest = "a".repeat(64);
+    let (status, body) = put(&format!("/v1/blobs/{digest}"), b"other content");
+    assert_eq!(status, 400, "{body}");
+    assert!(body["error"].as_str().unwrap().contains("sha256"));
+    assert_eq!(put(&format!("/v1/blobs/{digest}"), &[0; 1001]).0, 413);
+    assert_eq!(put("/v1/blobs/../../token", b"x").0, 404);
+    let manifest = json!({"name": "m", "version": "1", "graphs": {"model": {"digest": digest}}});
+    let (status, body) = put("/v1/models/m/versions/1", manifest.to_string().as_bytes());
+    assert_eq!((status, &body["missing"][0]["field"]), (409, &json!("graphs.model")), "{body}");
+    let (status, body) = put("/v1/models/other/versions/1", manifest.to_string().as_bytes());
+    assert!(status == 400 && body["error"].as_str().unwrap().starts_with("name: "), "{body}");
+    let (status, body) = put("/v1/models/m/versions/1", br#"{"name":"m","version":"1","limits":{"memry":1}}"#);
+    assert!(status == 400 && body["error"].as_str().unwrap().contains("limits.memry"), "{body}");
+}
+
+#[test]
+fn the_ceiling_holds_and_inspect_shows_both() {
+    let server = Server::start(&[("WINDROSE_CEILING_MEMORY", "32MiB")]);
+    let folder = server.dir.path().join("m");
+    std::fs::create_dir(&folder).unwrap();
+    std::fs::copy(checkout("models/test/identity_fp32.onnx"), folder.join("g.onnx")).unwrap();
+    let text = "name = \"m\"\n[graphs.model]\nfile = \"g.onnx\"\n[limits]\nmemory = \"64MiB\"\n\
+                [grants]\nnetwork = [\"a.example\"]\nload = true\n";
+    std::fs::write(folder.join("windrose.toml"), text).unwrap();
+    server.ok(&["deploy", folder.to_str().unwrap()]);
+    let view: serde_json::Value = serde_json::from_str(&server.ok(&["inspect", "m", "--json"])).unwrap();
+    let loaded = &view["loaded"];
+    assert_eq!(loaded["limits"]["asked"]["memory"], 64 << 20);
+    assert_eq!(loaded["limits"]["in_force"]["memory"], 32 << 20);
+    assert_eq!(loaded["grants"]["asked"], json!({"network": ["a.example"], "load": true}));
+    assert_eq!(loaded["grants"]["in_force"], json!({"network": [], "load": false}));
+    assert_eq!(loaded["graphs"]["model"]["engine"], "rten");
+}
+
+#[test]
+fn an_edited_cache_is_not_loaded_and_an_edited_blob_is_reported() {
+    let mut server = Server::start(&[]);
+    server.deploy_graph("identity_fp32", "kept", "1");
+    server.deploy_graph("tiny", "spoilt", "1");
+    let graph = std::fs::read(checkout("models/test/tiny.onnx")).unwrap();
+    let digest = windrose::control::store::hex_digest(&graph);
+    server.kill();
+    let mut edited = 0;
+    for entry in std::fs::read_dir(server.data_dir().join("cache")).unwrap() {
+        let path = entry.unwrap().path();
+        let mut bytes = std::fs::read(&path).unwrap();
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 0xff;
+        std::fs::write(&path, bytes).unwrap();
+        edited += 1;
+    }
+    assert!(edited > 0);
+    std::fs::write(server.data_dir().join("store/blobs/sha256").join(digest), b"other").unwrap();
+    server.run();
+    let (status, body) = server.infer("kept");
+    assert_eq!((status, &body["outputs"][0]["data"]), (200, &json!([1.5, 2.5])));
+    let models: serde_json::Value = serde_json::from_str(&server.ok(&["models", "--json"])).unwrap();
+    let spoilt = models["models"].as_array().unwrap().iter().find(|m| m["name"] == "spoilt").unwrap();
+    assert_eq!(spoilt["versions"][0]["state"], "failed");
+    let reason = spoilt["versions"][0]["reason"].as_str().unwrap();
+    assert!(reason.contains("sha256"), "{reason}");
+    server.deploy_graph("tiny", "spoilt", "1");
+    assert!(server.ok(&["models"]).contains("spoilt"));
+}

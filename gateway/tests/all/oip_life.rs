@@ -1,0 +1,213 @@
+//! Time, load, disconnects, the end of the process, and what is counted of it all.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http::Request;
+use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use windrose::http::HttpConfig;
+use windrose::snapshot::Snapshot;
+
+use crate::setup::{Gateway, Model};
+
+/// A request that keeps the engine busy for as many turns of a loop.
+fn turns(turns: i64) -> String {
+    json!({"inputs": [
+        {"name": "times", "shape": [], "datatype": "INT64", "data": [turns]},
+        {"name": "x", "shape": [1], "datatype": "FP32", "data": [0]},
+    ]})
+    .to_string()
+}
+
+/// Turns that take about this long here, and at least that much elsewhere.
+async fn turns_for(gateway: &Gateway, wanted: Duration) -> i64 {
+    let mut count = 1000;
+    loop {
+        let started = Instant::now();
+        let answer = gateway.infer("loop", turns(count)).await;
+        assert_eq!(answer.status, 200, "{:?}", answer.body);
+        let took = started.elapsed();
+        if took > Duration::from_millis(20) {
+            return (count as f64 * wanted.as_secs_f64() / took.as_secs_f64()) as i64 + 1;
+        }
+        count *= 4;
+    }
+}
+
+fn slow(concurrency: u32) -> Model {
+    Model { concurrency, ..Model::new("loop", "1", "loop") }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deadline_by_header_or_parameter_holds() {
+    let gateway = Gateway::start(&[slow(64)]).await;
+    let long = turns(turns_for(&gateway, Duration::from_secs(2)).await);
+    let started = Instant::now();
+    let answer = gateway.infer_with("loop", long.clone(), &[("windrose-timeout-ms", "50")]).await;
+    answer.error(504, "deadline");
+    let with_parameter = long.replacen('{', "{\"parameters\":{\"timeout\":50000},", 1);
+    gateway.infer("loop", with_parameter).await.error(504, "deadline");
+    assert!(started.elapsed() < Duration::from_secs(2), "{:?}", started.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_body_that_does_not_come_meets_the_deadline() {
+    let gateway = Gateway::start(&[Model { timeout: Duration::from_millis(100), ..slow(64) }]).await;
+    let mut stream = TcpStream::connect(gateway.address).await.unwrap();
+    stream.write_all(b"POST /v2/models/loop/infer HTTP/1.1\r\nhost: a\r\ncontent-length: 100\r\n\r\n{").await.unwrap();
+    let mut answer = String::new();
+    let read = tokio::time::timeout(Duration::from_secs(5), stream.read_to_string(&mut answer)).await;
+    assert!(read.is_ok() && answer.starts_with("HTTP/1.1 504 "), "{answer}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_sends_nothing_is_let_go() {
+    let config = HttpConfig { header_timeout: Duration::from_millis(100), ..HttpConfig::default() };
+    let gateway = Gateway::with(&[], config).await;
+    for begin in [&b""[..], b"PRI * HT", b"GET /v2 HTTP/1.1\r\nhost:"] {
+        let mut stream = TcpStream::connect(gateway.address).await.unwrap();
+        stream.write_all(begin).await.unwrap();
+        let mut rest = Vec::new();
+        let ended = tokio::time::timeout(Duration::from_secs(5), stream.read_to_end(&mut rest)).await;
+        assert!(ended.is_ok(), "{begin:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn too_many_calls_are_refused_at_once() {
+    let gateway = Arc::new(Gateway::start(&[slow(2)]).await);
+    let long = turns(turns_for(&gateway, Duration::from_secs(1)).await);
+    let calls: Vec<_> = (0..8)
+        .map(|_| {
+            let (gateway, body) = (gateway.clone(), long.clone());
+            tokio::spawn(async move { (gateway.infer("loop", body).await, Instant::now()) })
+        })
+        .collect();
+    let started = Instant::now();
+    let mut refused = 0;
+    for call in calls {
+        let (answer, ended) = call.await.unwrap();
+        if answer.status == 200 {
+            continue;
+        }
+        let message = answer.error(429, "overloaded");
+        assert!(message.contains("\"loop\""), "{message}");
+        assert_eq!(answer.header("retry-after"), "1");
+        assert!(ended - started < Duration::from_millis(500));
+        refused += 1;
+    }
+    assert_eq!(refused, 6);
+    assert_eq!(gateway.infer("loop", turns(1)).await.status, 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_goes_withdraws_its_job() {
+    let gateway = Gateway::start(&[slow(64)]).await;
+    let long = turns(turns_for(&gateway, Duration::from_millis(500)).await);
+    let request =
+        format!("POST /v2/models/loop/infer HTTP/1.1\r\nhost: a\r\ncontent-length: {}\r\n\r\n{long}", long.len());
+    // One session: the first runs, the others wait in its queue, and all clients go.
+    let mut streams = Vec::new();
+    for _ in 0..4 {
+        let mut stream = TcpStream::connect(gateway.address).await.unwrap();
+        stream.write_all(request.as_bytes()).await.unwrap();
+        streams.push(stream);
+        tokio::time::sleep(Duration::from_millis(30)).await;
+    }
+    drop(streams);
+    let counts = || {
+        let snapshot = gateway.current.load();
+        let served = snapshot.model("loop").unwrap().highest().unwrap().clone();
+        (served.graphs[0].1.counts(), served.permits.available_permits())
+    };
+    let until = Instant::now() + Duration::from_secs(10);
+    while (counts().0.withdrawn < 3 || counts().1 < 64) && Instant::now() < until {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert!(counts().0.withdrawn >= 3, "{:?}", counts());
+    assert_eq!(counts().1, 64);
+    assert!(gateway.telemetry.encode().contains(r#"kind="cancelled"} 4"#), "{}", gateway.telemetry.encode());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_shutdown_finishes_what_is_in_flight() {
+    let gateway = Arc::new(Gateway::start(&[slow(64)]).await);
+    let long = turns(turns_for(&gateway, Duration::from_millis(500)).await);
+    let call = tokio::spawn({
+        let gateway = gateway.clone();
+        async move { gateway.infer("loop", long).await }
+    });
+    // An idle connection must not hold the shutdown up.
+    let _idle = TcpStream::connect(gateway.address).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(150)).await;
+    gateway.shutdown.cancel();
+    assert_eq!(call.await.unwrap().status, 200);
+    let mut gateway = Arc::into_inner(gateway).unwrap();
+    let ended = tokio::time::timeout(Duration::from_secs(5), &mut gateway.server).await;
+    assert!(ended.is_ok());
+    assert!(TcpStream::connect(gateway.address).await.is_err());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_shutdown_cuts_off_what_takes_too_long() {
+    let config = HttpConfig { drain: Duration::from_millis(100), ..HttpConfig::default() };
+    let mut gateway = Gateway::with(&[Model { timeout: Duration::from_secs(60), ..slow(64) }], config).await;
+    let mut stream = TcpStream::connect(gateway.address).await.unwrap();
+    stream.write_all(b"POST /v2/models/loop/infer HTTP/1.1\r\nhost: a\r\ncontent-length: 9\r\n\r\n{").await.unwrap();
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    gateway.shutdown.cancel();
+    assert!(tokio::time::timeout(Duration::from_secs(5), &mut gateway.server).await.is_ok());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_finishes_on_its_own_snapshot() {
+    let gateway = Arc::new(Gateway::start(&[slow(64)]).await);
+    let long = turns(turns_for(&gateway, Duration::from_millis(300)).await);
+    let call = tokio::spawn({
+        let gateway = gateway.clone();
+        async move { gateway.infer("loop", long).await }
+    });
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    gateway.current.store(Arc::new(Snapshot::new(8, [])));
+    gateway.infer("loop", turns(1)).await.error(404, "not_found");
+    assert_eq!(call.await.unwrap().status, 200);
+}
+
+/// Every metric with its type; `BLESS=1` writes the list anew.
+#[tokio::test(flavor = "multi_thread")]
+async fn metric_names_are_a_contract() {
+    let gateway = Gateway::start(&[Model::new("id", "1", "identity_fp32")]).await;
+    let body = json!({"inputs": [{"name": "x", "shape": [1], "datatype": "FP32", "data": [1]}]}).to_string();
+    assert_eq!(gateway.infer("id", body.clone()).await.status, 200);
+    gateway.infer("id", "").await.error(400, "malformed");
+    gateway.infer("made-up-by-a-caller", body).await.error(404, "not_found");
+    gateway.send(Request::get("/v2").body(Bytes::new()).unwrap()).await;
+    let text = gateway.telemetry.encode();
+    for line in [
+        r#"windrose_requests_total{model="id",version="1",kind="ok"} 1"#,
+        r#"windrose_requests_total{model="id",version="1",kind="malformed"} 1"#,
+        r#"windrose_requests_total{model="",version="",kind="not_found"} 1"#,
+        r#"windrose_request_duration_seconds_count{model="id",version="1"} 2"#,
+        r#"windrose_call_duration_seconds_count{model="id",version="1"} 1"#,
+        r#"windrose_requests_in_flight{model="id",version="1"} 0"#,
+        r#"windrose_permits_available{model="id",version="1"} 64"#,
+        r#"windrose_graph_inferences_total{model="id",version="1",graph="model"} 1"#,
+        "windrose_revision 7",
+        "windrose_models_served 1",
+        "windrose_body_bytes_held 0",
+    ] {
+        assert!(text.lines().any(|l| l == line), "no {line}\n{text}");
+    }
+    assert!(!text.contains("made-up"));
+    let names: Vec<&str> = text.lines().filter_map(|l| l.strip_prefix("# TYPE ")).collect();
+    let names = names.join("\n") + "\n";
+    let golden = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/all/metrics.txt");
+    if std::env::var_os("BLESS").is_some() {
+        std::fs::write(golden, names).unwrap();
+        return;
+    }
+    assert_eq!(names, std::fs::read_to_string(golden).unwrap());
+}

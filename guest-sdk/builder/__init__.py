@@ -1,0 +1,1 @@
+"""How guests are built. `guest-sdk/build.py` is the command."""

@@ -1,0 +1,288 @@
+#!/usr/bin/env python3
+"""Makes the small ONNX graphs that the tests use, in `models/test/`.
+
+Needs PyPI `onnx` and `numpy`. The files are committed, so that only who changes a graph needs to run this:
+
+    python3 models/make_test_graphs.py [FOLDER]
+
+Every graph is under 50 KB. They are deterministic: running this again changes nothing.
+"""
+
+import pathlib
+import sys
+
+import numpy as np
+from onnx import TensorProto, checker, helper, numpy_helper
+
+# Open Inference Protocol name -> ONNX element type.
+TYPES = {
+    "bool": TensorProto.BOOL,
+    "uint8": TensorProto.UINT8,
+    "uint16": TensorProto.UINT16,
+    "uint32": TensorProto.UINT32,
+    "uint64": TensorProto.UINT64,
+    "int8": TensorProto.INT8,
+    "int16": TensorProto.INT16,
+    "int32": TensorProto.INT32,
+    "int64": TensorProto.INT64,
+    "fp16": TensorProto.FLOAT16,
+    "bf16": TensorProto.BFLOAT16,
+    "fp32": TensorProto.FLOAT,
+    "fp64": TensorProto.DOUBLE,
+    "bytes": TensorProto.STRING,
+}
+
+FP32 = TensorProto.FLOAT
+INT32 = TensorProto.INT32
+INT64 = TensorProto.INT64
+BOOL = TensorProto.BOOL
+
+OUT = pathlib.Path(sys.argv[1] if len(sys.argv) > 1 else pathlib.Path(__file__).parent / "test")
+
+
+def value(name, elem, shape=None):
+    """A declared input or output; `shape=None` declares no rank."""
+    return helper.make_tensor_value_info(name, elem, shape)
+
+
+def constant(name, array):
+    return numpy_helper.from_array(np.asarray(array), name)
+
+
+def save(name, nodes, inputs, outputs, initializers=(), opset=17, check=True):
+    graph = helper.make_graph(list(nodes), name, list(inputs), list(outputs), list(initializers))
+    model = helper.make_model(
+        graph,
+        opset_imports=[helper.make_opsetid("", opset)],
+        ir_version=8,
+        producer_name="windrose tests",
+    )
+    if check:
+        checker.check_model(model)
+    data = model.SerializeToString(deterministic=True)
+    assert len(data) < 50_000, (name, len(data))
+    (OUT / f"{name}.onnx").write_bytes(data)
+
+
+def node(op, inputs, outputs, **attributes):
+    return helper.make_node(op, inputs, outputs, **attributes)
+
+
+def identities():
+    """One graph for each type, of any rank: what goes in comes out."""
+    for name, elem in TYPES.items():
+        save(f"identity_{name}", [node("Identity", ["x"], ["y"])], [value("x", elem)], [value("y", elem)], check=False)
+
+
+def arithmetic():
+    for name in ("fp32", "fp64", "int32", "int64"):
+        elem = TYPES[name]
+        save(
+            f"add_{name}",
+            [node("Add", ["a", "b"], ["sum"])],
+            [value("a", elem, ["N", "M"]), value("b", elem, ["N", "M"])],
+            [value("sum", elem, ["N", "M"])],
+        )
+    save("not_bool", [node("Not", ["x"], ["y"])], [value("x", BOOL, ["N"])], [value("y", BOOL, ["N"])])
+    save(
+        "two_in_two_out",
+        [
+            node("Mul", ["pixels", "two"], ["doubled"]),
+            node("Add", ["labels", "one"], ["next"]),
+        ],
+        [value("pixels", FP32, ["N", 3]), value("labels", INT64, ["N"])],
+        [value("doubled", FP32, ["N", 3]), value("next", INT64, ["N"])],
+        [constant("two", np.float32(2)), constant("one", np.int64(1))],
+    )
+    save(
+        "greater",
+        [node("Greater", ["a", "b"], ["more"])],
+        [value("a", FP32, ["N"]), value("b", FP32, ["N"])],
+        [value("more", BOOL, ["N"])],
+    )
+    save(
+        "nonzero",
+        [node("NonZero", ["x"], ["where"])],
+        [value("x", FP32, ["N", "M"])],
+        [value("where", INT64, [2, "K"])],
+    )
+
+
+def tiny_net():
+    """Two dense layers, 16 -> 32 -> 4 with softmax: for tests of speed and of rows."""
+    rng = np.random.default_rng(7)
+    save(
+        "tiny",
+        [
+            node("Gemm", ["x", "w1", "b1"], ["h"]),
+            node("Relu", ["h"], ["r"]),
+            node("Gemm", ["r", "w2", "b2"], ["logits"]),
+            node("Softmax", ["logits"], ["scores"], axis=-1),
+        ],
+        [value("x", FP32, ["batch", 16])],
+        [value("scores", FP32, ["batch", 4])],
+        [
+            constant("w1", rng.standard_normal((16, 32), dtype=np.float32)),
+            constant("b1", rng.standard_normal(32, dtype=np.float32)),
+            constant("w2", rng.standard_normal((32, 4), dtype=np.float32)),
+            constant("b2", rng.standard_normal(4, dtype=np.float32)),
+        ],
+    )
+
+
+def control_flow():
+    def branch(name, op, other):
+        return helper.make_graph(
+            [node(op, ["x", other], [f"{name}_out"])], name, [], [value(f"{name}_out", FP32, ["N"])]
+        )
+
+    save(
+        "if",
+        [node("If", ["double"], ["y"], then_branch=branch("then", "Mul", "two"), else_branch=branch("else", "Add", "two"))],
+        [value("double", BOOL, []), value("x", FP32, ["N"])],
+        [value("y", FP32, ["N"])],
+        [constant("two", np.float32(2))],
+    )
+    save("loop", [counted_loop()], [value("times", INT64, []), value("x", FP32, ["N"])], [value("y", FP32, ["N"])],
+         [constant("yes", np.bool_(True)), constant("two", np.float32(2))])
+
+
+def counted_loop():
+    body = helper.make_graph(
+        [node("Identity", ["more"], ["more_out"]), node("Mul", ["carried", "two"], ["carried_out"])],
+        "body",
+        [value("i", INT64, []), value("more", BOOL, []), value("carried", FP32, ["N"])],
+        [value("more_out", BOOL, []), value("carried_out", FP32, ["N"])],
+    )
+    return node("Loop", ["times", "yes", "x"], ["y"], body=body)
+
+
+def strings():
+    save(
+        "strings_upper",
+        [node("StringNormalizer", ["words"], ["upper"], case_change_action="UPPER", locale="C")],
+        [value("words", TensorProto.STRING, ["N"])],
+        [value("upper", TensorProto.STRING, ["N"])],
+    )
+
+
+def integers():
+    """Graphs at the edge of 32 bits."""
+    save(
+        "slice_to_end",
+        [node("Slice", ["x", "start", "end", "axis"], ["y"])],
+        [value("x", FP32, ["N"])],
+        [value("y", FP32, ["M"])],
+        [
+            constant("start", np.array([1], np.int64)),
+            constant("end", np.array([np.iinfo(np.int64).max], np.int64)),
+            constant("axis", np.array([0], np.int64)),
+        ],
+    )
+    save(
+        "wide_constant",
+        [node("Add", ["x", "big"], ["y"])],
+        [value("x", INT64, ["N"])],
+        [value("y", INT64, ["N"])],
+        [constant("big", np.int64(1 << 40))],
+    )
+
+
+def hostile():
+    """What preparation must survive. None of them may run in a process that serves."""
+    forever = helper.make_graph(
+        [node("Identity", ["more"], ["more_out"]), node("Add", ["carried", "one"], ["carried_out"])],
+        "body",
+        [value("i", INT64, []), value("more", BOOL, []), value("carried", FP32, ["N"])],
+        [value("more_out", BOOL, []), value("carried_out", FP32, ["N"])],
+    )
+    save(
+        "endless_loop",
+        [node("Loop", ["", "yes", "x"], ["y"], body=forever)],
+        [value("x", FP32, ["N"])],
+        [value("y", FP32, ["N"])],
+        [constant("yes", np.bool_(True)), constant("one", np.float32(1))],
+    )
+    zero = helper.make_tensor("zero", FP32, [1], [0.5])
+    # Four terabytes, asked for by constants: an engine that folds constants asks for them when it loads.
+    save(
+        "terabyte",
+        [node("ConstantOfShape", ["shape"], ["huge"], value=zero), node("ReduceSum", ["huge"], ["total"], keepdims=0),
+         node("Add", ["x", "total"], ["y"])],
+        [value("x", FP32, ["N"])],
+        [value("y", FP32, ["N"])],
+        [constant("shape", np.array([1 << 20, 1 << 20], np.int64))],
+    )
+    # As large as the caller says.
+    save(
+        "as_large_as_asked",
+        [node("ConstantOfShape", ["shape"], ["huge"], value=zero)],
+        [value("shape", INT64, ["R"])],
+        [value("huge", FP32)],
+        check=False,
+    )
+    # The smallest integer divided by -1 does not fit: ONNX Runtime 1.32 dies of SIGFPE, rten panics. Here of constants
+    # alone, which both engines fold when they load ...
+    smallest = np.full(2, np.iinfo(np.int32).min, np.int32)
+    save(
+        "aborts_at_load",
+        [node("Div", ["least", "minus"], ["q"]), node("Add", ["x", "q"], ["y"])],
+        [value("x", INT32, ["N"])],
+        [value("y", INT32, ["N"])],
+        [constant("least", smallest), constant("minus", np.full(2, -1, np.int32))],
+    )
+    # ... and here of what the caller passes.
+    save(
+        "divide",
+        [node("Div", ["a", "b"], ["q"])],
+        [value("a", INT32, ["N"]), value("b", INT32, ["N"])],
+        [value("q", INT32, ["N"])],
+    )
+
+
+def refused():
+    """Graphs that the bounded reader refuses."""
+    weight = constant("w", np.ones(4, np.float32))
+    external = TensorProto()
+    external.CopyFrom(weight)
+    external.ClearField("raw_data")
+    external.data_location = TensorProto.EXTERNAL
+    entry = external.external_data.add()
+    entry.key, entry.value = "location", "/etc/hostname"
+    plain = ([value("x", FP32, ["N"])], [value("y", FP32, ["N"])])
+    save("refused_external_data", [node("Add", ["x", "w"], ["y"])], *plain, [external], check=False)
+    save("refused_domain", [node("Mystery", ["x"], ["y"], domain="com.example")], *plain, check=False)
+    short = TensorProto()
+    short.CopyFrom(weight)
+    short.raw_data = b"\0" * 12
+    save("refused_short_weight", [node("Add", ["x", "w"], ["y"])], *plain, [short], check=False)
+    inner = [node("Identity", ["x"], ["deep0"])]
+    out = "deep0"
+    for depth in range(1, 12):
+        outputs = [value(out, FP32, ["N"])]
+        inner = [
+            node(
+                "If", ["c"], [f"deep{depth}"],
+                then_branch=helper.make_graph(inner, "t", [], outputs),
+                else_branch=helper.make_graph([node("Identity", ["x"], [out])], "e", [], outputs),
+            )
+        ]
+        out = f"deep{depth}"
+    save("refused_deep", inner, [value("c", BOOL, []), value("x", FP32, ["N"])], [value(out, FP32, ["N"])], check=False)
+
+
+def main():
+    OUT.mkdir(parents=True, exist_ok=True)
+    identities()
+    arithmetic()
+    tiny_net()
+    control_flow()
+    strings()
+    integers()
+    hostile()
+    refused()
+    print(f"{len(list(OUT.glob('*.onnx')))} graphs in {OUT}")
+
+
+if __name__ == "__main__":
+    main()

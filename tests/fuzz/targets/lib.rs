@@ -1,0 +1,54 @@
+//! The gateway's codec of the Open Inference Protocol, compiled from its own sources without the rest of the gateway.
+
+extern crate self as windrose_sandbox;
+
+/// Stands for the sandbox's type of this name, which is all that the codec knows of the sandbox.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Parameter {
+    Boolean(bool),
+    Integer(i64),
+    Number(f64),
+    Text(String),
+}
+
+#[path = "../../../gateway/src/http/oip/mod.rs"]
+pub mod oip;
+#[path = "../../../gateway/src/request.rs"]
+pub mod request;
+
+use bytes::Bytes;
+
+/// Decodes a body in every way there is; what was accepted keeps its promises and survives being written again.
+pub fn check(body: &Bytes, json_length: Option<usize>) {
+    if let Ok((envelope, response)) = oip::decode_response(body, json_length) {
+        let format = oip::AnswerFormat { binary: true, outputs: vec![] };
+        let encoded = oip::encode_response(&envelope, &response, &format).expect("binary data holds everything");
+        let length = encoded.json.len();
+        let (again, outputs) = oip::decode_response(&encoded.into_bytes(), Some(length)).expect("it was just written");
+        assert_eq!(again, envelope);
+        same(&outputs.outputs, &response.outputs);
+    }
+    let Ok(mut decoded) = oip::decode_request(body, json_length) else { return };
+    let request = &mut decoded.request;
+    // What the parameters meant was taken out of them, except for what only an answer may hold.
+    request.parameters.retain(|(name, _)| name != "timeout" && name != "binary_data_output");
+    for binary in [false, true] {
+        let Ok(encoded) = oip::encode_request(request, binary) else {
+            assert!(!binary, "binary data holds everything");
+            continue;
+        };
+        let length = encoded.json.len();
+        let again = oip::decode_request(&encoded.into_bytes(), Some(length)).expect("it was just written").request;
+        same(&again.inputs, &request.inputs);
+        assert_eq!((again.id, again.outputs), (request.id.clone(), request.outputs.clone()));
+    }
+}
+
+/// By memory: 0 is not -0.
+fn same(a: &[(String, windrose_engine::Tensor)], b: &[(String, windrose_engine::Tensor)]) {
+    assert_eq!(a.len(), b.len());
+    for ((name, tensor), (other_name, other)) in a.iter().zip(b) {
+        assert_eq!((name, tensor.datatype(), tensor.shape()), (other_name, other.datatype(), other.shape()));
+        assert_eq!(tensor.data(), other.data());
+    }
+}

@@ -1,0 +1,193 @@
+"""Starting, deploying under load, stopping and dying."""
+
+import os
+import signal
+import stat
+import threading
+import time
+
+import numpy as np
+import pytest
+from harness import ROOT, STOP_SECONDS, wait_until
+from sending import infer
+
+GRAPHS = ROOT / "models" / "test"
+X = [{"name": "x", "datatype": "FP32", "shape": [1, 2], "data": [1.5, 2.5]}]
+
+
+def loop(gateway, times: int):
+    """A request that keeps the engine busy: so many rounds of a Loop."""
+    inputs = [
+        {"name": "times", "datatype": "INT64", "shape": [], "data": [times]},
+        {"name": "x", "datatype": "FP32", "shape": [1], "data": [0.0]},
+    ]
+    return gateway.infer("loop", inputs, seconds=120)
+
+
+def rounds_for(gateway, seconds: float) -> int:
+    """How many rounds of the Loop take about so long here."""
+    times = 1000
+    while True:
+        began = time.monotonic()
+        assert loop(gateway, times).status == 200
+        took = time.monotonic() - began
+        if took > 0.2:
+            return round(times * seconds / took)
+        times *= 4
+
+
+class Load(threading.Thread):
+    """Sends requests one after the other until it is told to stop, and keeps every outcome."""
+
+    def __init__(self, gateway, model: str):
+        super().__init__(daemon=True)
+        self.gateway, self.model = gateway, model
+        self.stopping = threading.Event()
+        self.outcomes = []
+
+    def run(self):
+        while not self.stopping.is_set():
+            try:
+                answer = self.gateway.infer(self.model, X)
+                self.outcomes.append((answer.status, answer.body))
+            except OSError as error:
+                self.outcomes.append((0, repr(error).encode()))
+
+    def finish(self) -> list[tuple[int, bytes]]:
+        self.stopping.set()
+        self.join(60)
+        return self.outcomes
+
+
+def test_sigterm_lets_requests_in_flight_finish(make_gateway):
+    gateway = make_gateway()
+    gateway.deploy(GRAPHS / "loop.onnx", "--name", "loop")
+    times, answers = rounds_for(gateway, 2.0), []
+    slow = threading.Thread(target=lambda: answers.append(loop(gateway, times)), daemon=True)
+    slow.start()
+    time.sleep(0.5)
+    process = gateway.process
+    process.send_signal(signal.SIGTERM)
+    time.sleep(0.2)
+    assert process.poll() is None, "the gateway ended with a request in flight"
+    with pytest.raises(OSError):
+        gateway.get("/v2/health/live", seconds=2)
+    slow.join(STOP_SECONDS)
+    assert [answer.status for answer in answers] == [200]
+    assert process.wait(STOP_SECONDS) == 0
+
+
+def test_what_is_deployed_survives_a_restart_and_kill_9(make_gateway):
+    gateway = make_gateway()
+    gateway.deploy(GRAPHS / "identity_fp32.onnx", "--name", "kept")
+    gateway.deploy(GRAPHS / "add_fp32.onnx", "--name", "gone")
+    gateway.cli("delete", "gone", "--yes")
+    before = gateway.infer("kept", X).json()
+    for how in (signal.SIGTERM, signal.SIGKILL, signal.SIGKILL):
+        gateway.stop(how)
+        gateway.start()
+        assert gateway.infer("kept", X).json() == before
+        assert gateway.infer("gone", X).status == 404
+
+
+def test_kill_9_in_the_middle_of_a_deployment(make_gateway):
+    """Whenever it dies, it comes back with all that was acknowledged, and either all or nothing of the rest."""
+    gateway = make_gateway()
+    gateway.deploy(GRAPHS / "identity_fp32.onnx", "--name", "kept")
+    acknowledged = []
+
+    def deploy(number: int):
+        try:
+            done = gateway.cli("deploy", GRAPHS / "identity_fp32.onnx", "--name", f"extra{number}", check=False)
+            if done.returncode == 0:
+                acknowledged.append(number)
+        except Exception:
+            pass
+
+    for number, delay in enumerate((0.02, 0.05, 0.1, 0.2, 0.4, 0.8)):
+        deploying = threading.Thread(target=deploy, args=(number,))
+        deploying.start()
+        time.sleep(delay)
+        gateway.stop(signal.SIGKILL)
+        deploying.join(60)
+        gateway.start()
+        assert gateway.infer("kept", X).status == 200
+        for done in acknowledged:
+            assert gateway.infer(f"extra{done}", X).status == 200
+        assert gateway.infer(f"extra{number}", X).status in (200, 404)
+
+
+def test_replacing_and_removing_under_load_fails_no_request(make_gateway):
+    gateway = make_gateway()
+    for version in ("1", "2"):
+        gateway.deploy(GRAPHS / "identity_fp32.onnx", "--name", "busy", "--version", version)
+    loads = [Load(gateway, "busy") for _ in range(4)]
+    for load in loads:
+        load.start()
+    for version in ("3", "2", "3"):
+        gateway.deploy(GRAPHS / "identity_fp32.onnx", "--name", "busy", "--version", version)
+    gateway.cli("delete", "busy", "--version", "3", "--yes")
+    gateway.cli("delete", "busy", "--version", "2", "--yes")
+    outcomes = [outcome for load in loads for outcome in load.finish()]
+    assert len(outcomes) > 100
+    assert {status for status, _ in outcomes} == {200}, [body for status, body in outcomes if status != 200][:3]
+
+
+def test_a_bad_graph_leaves_the_old_version(make_gateway, tmp_path):
+    gateway = make_gateway()
+    gateway.deploy(GRAPHS / "identity_fp32.onnx", "--name", "good", "--version", "1")
+    bad = tmp_path / "bad.onnx"
+    bad.write_bytes(b"this is no graph")
+    refused = [(bad, "1"), *((GRAPHS / f"{name}.onnx", "1") for name in
+                             ("refused_domain", "refused_external_data", "refused_deep", "refused_short_weight"))]
+    for path, version in refused:
+        done = gateway.cli("deploy", path, "--name", "good", "--version", version, check=False)
+        assert done.returncode != 0 and (done.stderr + done.stdout).strip(), path
+    assert gateway.infer("good", X).status == 200
+
+
+def test_the_token_is_private_and_needed(make_gateway):
+    gateway = make_gateway()
+    private = [path for path in (gateway.folder / "data").rglob("*") if "token" in path.name or "key" in path.name]
+    assert private
+    for path in private:
+        assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0, path
+    for path in ("/v1/models", "/metrics", "/", "/v1/blobs/" + "0" * 64):
+        for method in ("GET", "PUT", "DELETE"):
+            for headers in ({}, {"authorization": "Bearer nonsense"}, {"authorization": "Bearer "}):
+                answer = gateway.call(method, gateway.control_url + path, headers=headers)
+                assert answer.status == 401, (method, path, answer)
+
+
+def test_a_second_gateway_on_the_same_folder_is_refused(make_gateway):
+    gateway = make_gateway()
+    other = gateway.cli("serve", check=False, seconds=30)
+    assert other.returncode != 0
+
+
+def test_memory_does_not_grow_with_requests(make_gateway):
+    gateway = make_gateway()
+    gateway.deploy(GRAPHS / "identity_fp32.onnx", "--name", "identity")
+    large = np.zeros((512, 512), np.float32)
+
+    def many(count):
+        for _ in range(count):
+            infer(gateway, "identity", x=large)
+        return gateway.resident()
+
+    many(60)
+    before = many(60)
+    after = many(240)
+    assert after - before < 24 << 20, (before, after)
+
+
+def test_open_files_do_not_grow_with_connections(make_gateway):
+    gateway = make_gateway()
+    gateway.deploy(GRAPHS / "identity_fp32.onnx", "--name", "identity")
+    count = lambda: len(os.listdir(f"/proc/{gateway.process.pid}/fd"))  # noqa: E731
+    for _ in range(20):
+        gateway.infer("identity", X)
+    before = count()
+    for _ in range(200):
+        gateway.infer("identity", X)
+    wait_until(lambda: count() <= before + 4, 10, "connections to be closed")

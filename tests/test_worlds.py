@@ -1,0 +1,89 @@
+"""Modules that are no `windrose:model`: `wasi:http` components under their model's path, `wasi:cli` commands."""
+
+import json
+import threading
+
+import numpy as np
+import pytest
+from sending import close
+from sklearn.datasets import load_iris
+
+from test_reference_iris import reference  # noqa: F401
+
+FORM = "sepal_length={}&sepal_width={}&petal_length={}&petal_width={}"
+
+
+def test_a_component_answers_with_a_page_under_its_path(deployed):
+    name = deployed.example("http-iris")
+    for path in (f"/models/{name}/", f"/models/{name}", f"/models/{name}/versions/1/"):
+        answer = deployed.gateway.get(path)
+        assert answer.status == 200 and answer.headers["content-type"].startswith("text/html"), (path, answer)
+        assert b"<form" in answer.body
+        assert answer.headers["x-request-id"]
+
+
+def test_a_component_classifies_as_the_reference_does(deployed, reference):  # noqa: F811
+    (rows, species, probabilities), name = reference, deployed.example("http-iris")
+    for index in range(0, 150, 6):
+        answer = deployed.gateway.get(f"/models/{name}/classify?" + FORM.format(*rows[index]))
+        assert answer.status == 200 and answer.json()["species"] == species[index]
+        close(np.array(answer.json()["probability"]), np.array(probabilities[index].max()))
+
+
+def test_a_component_makes_its_own_errors(deployed):
+    name = deployed.example("http-iris")
+    assert deployed.gateway.get(f"/models/{name}/nosuch").status == 404
+    wrong = deployed.gateway.get(f"/models/{name}/classify?sepal_length=a")
+    assert wrong.status == 400 and "sepal_length" in wrong.json()["error"]
+
+
+def test_a_component_has_no_inference_path(deployed):
+    name = deployed.example("http-iris")
+    answer = deployed.gateway.infer(name, [])
+    assert 400 <= answer.status < 500 and answer.json()["error"]
+
+
+def csv(rows) -> bytes:
+    return "".join(",".join(map(str, row)) + "\n" for row in rows.tolist()).encode()
+
+
+def test_a_command_answers_from_its_standard_output(deployed, reference):  # noqa: F811
+    (rows, species, probabilities), name = reference, deployed.example("cli-iris")
+    answer = deployed.gateway.call("POST", f"/models/{name}", csv(rows))
+    assert answer.status == 200 and answer.headers["content-type"] == "text/csv"
+    lines = [line.split(",") for line in answer.body.decode().splitlines()]
+    assert [line[0] for line in lines] == species.tolist()
+    close(np.array([float(line[1]) for line in lines]), probabilities.max(axis=1))
+
+
+def test_a_command_that_fails(deployed):
+    name = deployed.example("cli-iris")
+    answer = deployed.gateway.call("POST", f"/models/{name}", b"1,2,3\n")
+    assert answer.status >= 400 and answer.json()["error"]
+    assert deployed.gateway.call("POST", f"/models/{name}", b"5.1,3.5,1.4,0.2\n").status == 200
+
+
+def test_commands_at_the_same_time_do_not_mix(deployed):
+    name, rows = deployed.example("cli-iris"), load_iris().data
+    answers = {}
+
+    def ask(index):
+        answers[index] = deployed.gateway.call("POST", f"/models/{name}", csv(rows[index : index + 3])).body
+
+    threads = [threading.Thread(target=ask, args=(index,)) for index in range(0, 147, 7)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    for index, body in answers.items():
+        assert body == deployed.gateway.call("POST", f"/models/{name}", csv(rows[index : index + 3])).body
+
+
+def test_an_asynchronous_component(deployed, reference):  # noqa: F811
+    """wasi:http 0.3."""
+    (rows, species, probabilities), name = reference, deployed.example("http-async-iris")
+    for index in range(0, 150, 30):
+        body = csv(rows[index : index + 2])
+        answer = deployed.gateway.call("POST", f"/models/{name}/", body, {"content-type": "text/csv"})
+        assert answer.status == 200, answer
+        assert species[index] in answer.body.decode()
