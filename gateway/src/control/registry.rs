@@ -337,6 +337,10 @@ impl Registry {
     // === what changes are made of ===
 
     async fn prepare(&self, manifest: &Manifest, progress: Progress) -> Result<Prepared, ChangeError> {
+        // The child opens files by path: what the store would not hand out must not reach it.
+        for (_, digest) in manifest.blobs() {
+            self.store.verify_blob(digest).await?;
+        }
         let job = self.loader.job(manifest, &self.store).await?;
         Ok(prepare::run(job, progress).await?)
     }

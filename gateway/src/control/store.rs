@@ -150,20 +150,40 @@ impl Store {
     /// [`StoreError::NoBlob`]; [`StoreError::Damaged`] when its content is not what its name says: it is removed then, so
     /// that it can be uploaded again.
     pub async fn read_blob(&self, digest: &str) -> Result<Bytes, StoreError> {
-        let object = match self.objects.get(&blob_key(digest)).await {
-            Ok(object) => object,
-            Err(object_store::Error::NotFound { .. }) => return Err(StoreError::NoBlob(digest.to_string())),
-            Err(error) => return Err(error.into()),
-        };
-        let bytes = object.bytes().await?;
+        let bytes = self.get_blob(digest).await?.bytes().await?;
         let for_digest = bytes.clone();
         let actual = tokio::task::spawn_blocking(move || hex_digest(&for_digest)).await;
-        let actual = actual.map_err(|e| StoreError::Io(e.to_string()))?;
-        if actual != digest {
-            self.objects.delete(&blob_key(digest)).await?;
-            return Err(StoreError::Damaged(format!("blob {digest} has other content, sha256 {actual}")));
-        }
+        self.judge(digest, actual.map_err(|e| StoreError::Io(e.to_string()))?).await?;
         Ok(bytes)
+    }
+
+    /// Reads a blob through, and holds none of it: for what another process is about to open by path.
+    ///
+    /// # Errors
+    /// As [`Store::read_blob`].
+    pub async fn verify_blob(&self, digest: &str) -> Result<(), StoreError> {
+        let mut content = self.get_blob(digest).await?.into_stream();
+        let mut hash = Sha256::new();
+        while let Some(chunk) = content.next().await {
+            hash.update(&chunk?);
+        }
+        self.judge(digest, hex(&hash.finalize())).await
+    }
+
+    async fn get_blob(&self, digest: &str) -> Result<object_store::GetResult, StoreError> {
+        match self.objects.get(&blob_key(digest)).await {
+            Err(object_store::Error::NotFound { .. }) => Err(StoreError::NoBlob(digest.to_string())),
+            got => Ok(got?),
+        }
+    }
+
+    /// A blob that is not what its name says is removed.
+    async fn judge(&self, digest: &str, actual: String) -> Result<(), StoreError> {
+        if actual == digest {
+            return Ok(());
+        }
+        self.objects.delete(&blob_key(digest)).await?;
+        Err(StoreError::Damaged(format!("blob {digest} has other content, sha256 {actual}")))
     }
 
     /// The path of a blob's file, for a child process.
