@@ -21,6 +21,8 @@ ADVICE = f"""no Rust compiler for {TARGET} is at hand.
   """
 # Packages of the compiler itself; their versions follow from `rustc-web`.
 COMPILER = re.compile(r"(rustc-web|libstd-rust-web.*|libllvm\d+)$")
+# Older compilers lack language items that the stubs name, and features that guests use.
+OLDEST = (1, 90)
 # What the C library of Debian 12 (wasi-libc of 2022) lacks.
 STUBS = Path(__file__).with_name("c_library.rs")
 
@@ -75,9 +77,9 @@ def debian(cache: Path, flags: list[str], verbose: bool) -> Toolchain:
 
 def unpacked(cache: Path, verbose: bool) -> Path:
     """The folder with the unpacked packages."""
-    done = sorted(cache.glob("*/.complete"))
+    done = [mark.parent for mark in cache.glob("*/.complete") if recent(mark.parent.name)]
     if done:
-        return done[-1].parent
+        return max(done, key=lambda folder: release(folder.name))
     for tool in ("apt-get", "apt-cache", "dpkg-deb"):
         if shutil.which(tool) is None:
             raise BuildError(f"{ADVICE}{tool} is missing; this is not a Debian system")
@@ -108,6 +110,16 @@ def compiled_stubs(cache: Path, prefix: Path, env: dict[str, str]) -> Path:
     return stubs
 
 
+def release(version: str) -> tuple[int, ...]:
+    """The release of Rust in the version of a package, as numbers."""
+    return tuple(int(part) for part in re.findall(r"\d+", version.split("+")[0]))
+
+
+def recent(version: str) -> bool:
+    """Whether this version of the compiler can build guests."""
+    return release(version)[:2] >= OLDEST
+
+
 class Apt:
     """Look-ups and downloads; with package lists of its own where the system's are empty or stale."""
 
@@ -116,12 +128,13 @@ class Apt:
         self.options: list[str] = []
 
     def compiler_packages(self) -> list[tuple[str, str]]:
-        """Names and versions of all that the compiler needs."""
-        if not self.versions("rustc-web"):
+        """Names and versions of all that the compiler needs. The system's lists may be old: a look at fresh ones is
+        taken before a compiler is called too old."""
+        if not any(map(recent, self.versions("rustc-web"))):
             self.update()
-        versions = self.versions("rustc-web")
+        versions = [version for version in self.versions("rustc-web") if recent(version)]
         if not versions:
-            raise BuildError(f"{ADVICE}apt knows no package rustc-web")
+            raise BuildError(f"{ADVICE}apt knows no package rustc-web of Rust {'.'.join(map(str, OLDEST))} or later")
         found: dict[str, str] = {}
         self.follow("rustc-web", versions[0], found)
         source = versions[0] if versions[0] in self.versions("rust-web-src") else None
