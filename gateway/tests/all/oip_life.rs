@@ -22,16 +22,20 @@ fn turns(turns: i64) -> String {
     .to_string()
 }
 
-/// Turns that take about this long here, and at least that much elsewhere.
+/// Turns that take about this long here when nothing else runs: the fastest of several measurements counts, since a busy
+/// machine only makes them longer.
 async fn turns_for(gateway: &Gateway, wanted: Duration) -> i64 {
     let mut count = 1000;
     loop {
-        let started = Instant::now();
-        let answer = gateway.infer("loop", turns(count)).await;
-        assert_eq!(answer.status, 200, "{:?}", answer.body);
-        let took = started.elapsed();
-        if took > Duration::from_millis(20) {
-            return (count as f64 * wanted.as_secs_f64() / took.as_secs_f64()) as i64 + 1;
+        let mut fastest = Duration::MAX;
+        for _ in 0..5 {
+            let started = Instant::now();
+            let answer = gateway.infer("loop", turns(count)).await;
+            assert_eq!(answer.status, 200, "{:?}", answer.body);
+            fastest = fastest.min(started.elapsed());
+        }
+        if fastest > Duration::from_millis(10) {
+            return (count as f64 * wanted.as_secs_f64() / fastest.as_secs_f64()) as i64 + 1;
         }
         count *= 4;
     }
@@ -78,58 +82,57 @@ async fn a_client_that_sends_nothing_is_let_go() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn too_many_calls_are_refused_at_once() {
-    let gateway = Arc::new(Gateway::start(&[slow(2)]).await);
-    let long = turns(turns_for(&gateway, Duration::from_secs(1)).await);
-    let calls: Vec<_> = (0..8)
-        .map(|_| {
-            let (gateway, body) = (gateway.clone(), long.clone());
-            tokio::spawn(async move { (gateway.infer("loop", body).await, Instant::now()) })
-        })
-        .collect();
-    let started = Instant::now();
-    let mut refused = 0;
-    for call in calls {
-        let (answer, ended) = call.await.unwrap();
-        if answer.status == 200 {
-            continue;
-        }
+    let gateway = Gateway::start(&[slow(2)]).await;
+    let permits = gateway.current.load().model("loop").unwrap().highest().unwrap().permits.clone();
+    let both = permits.clone().try_acquire_many_owned(2).unwrap();
+    for _ in 0..6 {
+        let answer = gateway.infer("loop", turns(1)).await;
         let message = answer.error(429, "overloaded");
         assert!(message.contains("\"loop\""), "{message}");
         assert_eq!(answer.header("retry-after"), "1");
-        assert!(ended - started < Duration::from_millis(500));
-        refused += 1;
     }
-    assert_eq!(refused, 6);
+    drop(both);
     assert_eq!(gateway.infer("loop", turns(1)).await.status, 200);
+    assert_eq!(permits.available_permits(), 2);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_that_goes_withdraws_its_job() {
     let gateway = Gateway::start(&[slow(64)]).await;
-    let long = turns(turns_for(&gateway, Duration::from_millis(500)).await);
-    let request =
-        format!("POST /v2/models/loop/infer HTTP/1.1\r\nhost: a\r\ncontent-length: {}\r\n\r\n{long}", long.len());
-    // One session: the first runs, the others wait in its queue, and all clients go.
-    let mut streams = Vec::new();
-    for _ in 0..4 {
-        let mut stream = TcpStream::connect(gateway.address).await.unwrap();
-        stream.write_all(request.as_bytes()).await.unwrap();
-        streams.push(stream);
-        tokio::time::sleep(Duration::from_millis(30)).await;
+    let served = gateway.current.load().model("loop").unwrap().highest().unwrap().clone();
+    let mut length = turns_for(&gateway, Duration::from_millis(300)).await;
+    // One session: the first runs, the others wait in its queue, and all clients go. On a busy machine the first may be
+    // done before the last has come; then a longer one is tried.
+    for _ in 0..6 {
+        let body = turns(length);
+        let (before, last) = (served.graphs[0].1.counts(), body.len());
+        let request = format!("POST /v2/models/loop/infer HTTP/1.1\r\nhost: a\r\ncontent-length: {last}\r\n\r\n{body}");
+        let mut streams = Vec::new();
+        for queued in 0..4 {
+            let mut stream = TcpStream::connect(gateway.address).await.unwrap();
+            stream.write_all(request.as_bytes()).await.unwrap();
+            streams.push(stream);
+            let arrived = async {
+                while served.graphs[0].1.queued() < queued {
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
+            };
+            let _ = tokio::time::timeout(Duration::from_secs(2), arrived).await;
+        }
+        drop(streams);
+        let all_gone = async {
+            while served.permits.available_permits() < 64 {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        assert!(tokio::time::timeout(Duration::from_secs(60), all_gone).await.is_ok(), "a permit was not given back");
+        if served.graphs[0].1.counts().withdrawn >= before.withdrawn + 3 {
+            assert!(gateway.telemetry.encode().contains(r#"kind="cancelled"} "#), "{}", gateway.telemetry.encode());
+            return;
+        }
+        length *= 2;
     }
-    drop(streams);
-    let counts = || {
-        let snapshot = gateway.current.load();
-        let served = snapshot.model("loop").unwrap().highest().unwrap().clone();
-        (served.graphs[0].1.counts(), served.permits.available_permits())
-    };
-    let until = Instant::now() + Duration::from_secs(10);
-    while (counts().0.withdrawn < 3 || counts().1 < 64) && Instant::now() < until {
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-    assert!(counts().0.withdrawn >= 3, "{:?}", counts());
-    assert_eq!(counts().1, 64);
-    assert!(gateway.telemetry.encode().contains(r#"kind="cancelled"} 4"#), "{}", gateway.telemetry.encode());
+    panic!("no job was withdrawn: {:?}", served.graphs[0].1.counts());
 }
 
 #[tokio::test(flavor = "multi_thread")]
