@@ -28,7 +28,7 @@ fn repeat(graph: &Graph, tensor: &Tensor) -> Result<Duration> {
     let input = graph.spec().inputs.first().context("a graph without inputs")?.name.clone();
     let start = Instant::now();
     while start.elapsed() < TIME {
-        let job = Job { inputs: vec![(input.clone(), tensor.clone())], outputs: Vec::new(), deadline: None };
+        let job = Job { inputs: vec![(input.clone(), tensor.clone())], ..Job::default() };
         runtime.block_on(graph.compute(job))?;
     }
     let counts = graph.counts();

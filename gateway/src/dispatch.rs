@@ -63,6 +63,6 @@ pub async fn serve(
 impl<T> Admitted<T> {
     /// What every call of this request carries.
     fn context(&self) -> CallContext {
-        CallContext { deadline: self.deadline, request_id: self.request_id.clone() }
+        CallContext { deadline: self.deadline, request_id: self.request_id.clone(), tenant: self.tenant.clone() }
     }
 }

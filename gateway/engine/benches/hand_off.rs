@@ -18,7 +18,7 @@ fn cpu() -> Duration {
 
 fn job() -> Job {
     let x = Tensor::from_vec([1, 16], vec![0.5f32; 16]).expect("a row");
-    Job { inputs: vec![("x".into(), x)], outputs: Vec::new(), deadline: None }
+    Job { inputs: vec![("x".into(), x)], ..Job::default() }
 }
 
 async fn measure(graph: &Graph, concurrency: usize, jobs: usize) {

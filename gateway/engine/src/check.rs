@@ -220,8 +220,7 @@ mod tests {
                 ("labels".into(), Tensor::from_vec([2], vec![1u16, 2]).expect("labels")),
                 ("pixels".into(), Tensor::from_vec([2, 3], vec![0f32; 6]).expect("pixels")),
             ],
-            outputs: vec![],
-            deadline: None,
+            ..Job::default()
         }
     }
 

@@ -4,8 +4,8 @@
 mod tests;
 
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, LazyLock};
 use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
@@ -42,6 +42,20 @@ pub struct Job {
     pub outputs: Vec<String>,
     /// After this the answer is of no use: the job is not started.
     pub deadline: Option<Instant>,
+    /// Whose job it is. Jobs of different tenants never run together, and each tenant gets its share of the engine.
+    pub tenant: Arc<str>,
+}
+
+/// The tenant of who names none.
+pub fn default_tenant() -> Arc<str> {
+    static DEFAULT: LazyLock<Arc<str>> = LazyLock::new(|| "default".into());
+    Arc::clone(&DEFAULT)
+}
+
+impl Default for Job {
+    fn default() -> Job {
+        Job { inputs: Vec::new(), outputs: Vec::new(), deadline: None, tenant: default_tenant() }
+    }
 }
 
 /// What the engine itself counted for one graph since it was loaded.

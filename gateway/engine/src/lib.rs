@@ -19,6 +19,6 @@ mod worker;
 pub use dtype::{DataType, Element};
 pub use engines::{Device, EngineChoice, EngineInfo, Engines, EnginesConfig, GraphOptions, OnnxRuntimeLibrary};
 pub use error::{EngineError, Fault};
-pub use graph::{Graph, GraphCounts, GraphInfo, Job};
+pub use graph::{Graph, GraphCounts, GraphInfo, Job, default_tenant};
 pub use spec::{Dim, GraphSpec, TensorSpec};
 pub use tensor::{Tensor, TensorError};

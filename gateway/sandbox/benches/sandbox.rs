@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use wasmtime::component::{Component, Linker};
 use wasmtime::{Config, Engine, InstanceAllocationStrategy, PoolingAllocationConfig, Store};
-use windrose_engine::{Engines, EnginesConfig, GraphOptions, Job, OnnxRuntimeLibrary, Tensor};
+use windrose_engine::{Engines, EnginesConfig, GraphOptions, Job, OnnxRuntimeLibrary, Tensor, default_tenant};
 use windrose_sandbox::{
     CallContext, Grants, InferRequest, Limits, PASSTHROUGH, Program, ProgramConfig, Sandbox, SandboxConfig,
 };
@@ -56,7 +56,11 @@ async fn main() {
         .expect("the pool can be reserved");
     let config = EnginesConfig { onnxruntime: OnnxRuntimeLibrary::Off, ..EnginesConfig::default() };
     let engines = Arc::new(Engines::new(config).expect("rten is built in"));
-    let context = || CallContext { deadline: Instant::now() + Duration::from_secs(60), request_id: "bench".into() };
+    let context = || CallContext {
+        deadline: Instant::now() + Duration::from_secs(60),
+        request_id: "bench".into(),
+        tenant: default_tenant(),
+    };
 
     println!("{:44} {:>9.1}", "bare wasmtime: instance made and dropped", bare_wasmtime(false).await);
     println!("{:44} {:>9.1}", "  the same, component-model-async on", bare_wasmtime(true).await);
@@ -81,7 +85,7 @@ async fn main() {
         let program = Program::new(&sandbox, config).expect("the program is made");
         let signature = program.describe(&context()).await.expect("it describes itself");
         let x = Tensor::from_vec([values], vec![1f32; values]).expect("the shape fits");
-        let job = Job { inputs: vec![("x".into(), x.clone())], outputs: Vec::new(), deadline: None };
+        let job = Job { inputs: vec![("x".into(), x.clone())], ..Job::default() };
         let bare = median(async || _ = black_box(graph.compute(job.clone()).await.expect("it computes"))).await;
         let request = InferRequest { inputs: vec![("x".into(), x)], ..InferRequest::default() };
         let ours = async || {

@@ -242,8 +242,12 @@ impl inference::HostGraphExecutionContext for State {
         inputs: Vec<(String, Resource<Tensor>)>,
     ) -> wasmtime::Result<Result<Vec<(String, Resource<Tensor>)>, Resource<Failure>>> {
         let graph = self.table.get(&handle)?.graph.clone();
-        let mut job = Job { inputs: Vec::with_capacity(inputs.len()), outputs: Vec::new(), deadline: None };
-        job.deadline = Some(self.watch.deadline);
+        let mut job = Job {
+            inputs: Vec::with_capacity(inputs.len()),
+            outputs: Vec::new(),
+            deadline: Some(self.watch.deadline),
+            tenant: self.tenant.clone(),
+        };
         let mut held = 0;
         for (name, handle) in inputs {
             let tensor = self.table.delete(handle)?;

@@ -51,6 +51,8 @@ pub struct CallContext {
     pub deadline: Instant,
     /// The request's id, for the guest's log lines.
     pub request_id: Arc<str>,
+    /// Who is calling: whose jobs the guest's `compute` makes.
+    pub tenant: Arc<str>,
 }
 
 /// What a command answered.

@@ -44,6 +44,8 @@ pub(crate) struct State {
     /// Bytes of linear memories and tables.
     memory: u64,
     request_id: Arc<str>,
+    /// Who is calling.
+    pub(crate) tenant: Arc<str>,
     /// What a command reads and writes; other guests write to the log.
     stdio: Option<Stdio>,
     log: Option<Sink>,
@@ -79,6 +81,7 @@ impl State {
             lookups: Lookups::default(),
             memory: 0,
             request_id: context.request_id.clone(),
+            tenant: context.tenant.clone(),
             stdio,
             log: None,
             wasi: None,

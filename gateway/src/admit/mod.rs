@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::OwnedSemaphorePermit;
+use windrose_engine::default_tenant;
 use windrose_sandbox::ModuleKind;
 
 use crate::error::{Error, Kind};
@@ -23,6 +24,8 @@ pub struct Admitted<T> {
     pub deadline: Instant,
     /// The request's id, for log lines.
     pub request_id: Arc<str>,
+    /// Who is calling.
+    pub tenant: Arc<str>,
     /// What is asked.
     pub what: T,
 }
@@ -114,7 +117,7 @@ pub fn exchange<T>(served: Arc<Served>, request_id: Arc<str>, timing: Timing, wh
         return Err(Error::new(Kind::Deadline, "the deadline passed"));
     }
     let permit = served.permits.clone().try_acquire_owned().map_err(|_| overloaded(&served))?;
-    Ok(Admitted { served, permit, deadline, request_id, what })
+    Ok(Admitted { served, permit, deadline, request_id, tenant: default_tenant(), what })
 }
 
 #[cold]

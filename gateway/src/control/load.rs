@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tokio::sync::{OnceCell, Semaphore};
-use windrose_engine::{EngineChoice, EngineError, Engines, Graph, GraphOptions};
+use windrose_engine::{EngineChoice, EngineError, Engines, Graph, GraphOptions, default_tenant};
 use windrose_sandbox::{CallContext, Grants, Import, ModuleKind, PASSTHROUGH, Sandbox};
 
 use super::folder::AssetFolders;
@@ -200,8 +200,11 @@ impl Loader {
         let program = program.map_err(|error| LoadError::Model(format!("module: {error}")))?;
         let signature = match kind {
             ModuleKind::Model => {
-                let context =
-                    CallContext { deadline: Instant::now() + binding.limits.wall(), request_id: "load".into() };
+                let context = CallContext {
+                    deadline: Instant::now() + binding.limits.wall(),
+                    request_id: "load".into(),
+                    tenant: default_tenant(),
+                };
                 let described = program.describe(&context).await;
                 Some(described.map_err(|error| LoadError::Model(format!("the module's `describe` failed: {error}")))?)
             }

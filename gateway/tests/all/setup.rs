@@ -19,7 +19,7 @@ use windrose::control::manifest::Manifest;
 use windrose::http::{DataPlane, HttpConfig, serve};
 use windrose::snapshot::{Current, Served, Snapshot};
 use windrose::telemetry::Telemetry;
-use windrose_engine::{Engines, EnginesConfig, GraphOptions, OnnxRuntimeLibrary};
+use windrose_engine::{Engines, EnginesConfig, GraphOptions, OnnxRuntimeLibrary, default_tenant};
 use windrose_sandbox::{CallContext, Limits, PASSTHROUGH, Program, ProgramConfig, Sandbox, SandboxConfig};
 
 /// One model to serve: a graph of `models/test` behind the pass-through module.
@@ -68,6 +68,7 @@ impl Model {
         let context = CallContext {
             deadline: std::time::Instant::now() + Duration::from_secs(30),
             request_id: "describe".into(),
+            tenant: default_tenant(),
         };
         let describe = program.clone();
         let signature = std::thread::spawn(move || {

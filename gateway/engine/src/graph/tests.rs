@@ -65,7 +65,7 @@ fn graph(capacity: usize) -> (Graph, Key) {
 
 fn job(value: i32) -> Job {
     let x = Tensor::from_vec([], vec![value]).expect("a scalar");
-    Job { inputs: vec![("x".into(), x)], outputs: vec![], deadline: None }
+    Job { inputs: vec![("x".into(), x)], ..Job::default() }
 }
 
 fn value(answer: Result<Vec<(String, Tensor)>, EngineError>) -> i32 {

@@ -53,7 +53,7 @@ pub fn load(engine: EngineChoice, name: &str) -> Graph {
 /// A job for all outputs.
 pub fn job(inputs: Vec<(&str, Tensor)>) -> Job {
     let inputs = inputs.into_iter().map(|(name, tensor)| (name.to_owned(), tensor)).collect();
-    Job { inputs, outputs: Vec::new(), deadline: None }
+    Job { inputs, ..Job::default() }
 }
 
 /// Runs a job to its end.

@@ -6,7 +6,7 @@ use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use windrose_engine::{Engines, EnginesConfig, Graph, GraphOptions, OnnxRuntimeLibrary, Tensor};
+use windrose_engine::{Engines, EnginesConfig, Graph, GraphOptions, OnnxRuntimeLibrary, Tensor, default_tenant};
 use windrose_sandbox::{
     CallContext, Grants, InferRequest, Limits, Module, Parameter, Program, ProgramConfig, Sandbox, SandboxConfig,
 };
@@ -83,7 +83,7 @@ pub fn context() -> CallContext {
 }
 
 pub fn context_for(time: Duration) -> CallContext {
-    CallContext { deadline: Instant::now() + time, request_id: "test".into() }
+    CallContext { deadline: Instant::now() + time, request_id: "test".into(), tenant: default_tenant() }
 }
 
 /// A request with one input `x`.

@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use rustix::process::{Resource, Rlimit, Signal, setrlimit};
-use windrose_engine::{EngineError, Engines, Graph};
+use windrose_engine::{EngineError, Engines, Graph, default_tenant};
 use windrose_sandbox::{CallContext, Module, ModuleError, ModuleKind, PASSTHROUGH};
 
 use super::job::{Event, GraphReport, Job, Line, Prepared, Status};
@@ -103,8 +103,11 @@ fn prepare(job: &Job) -> Result<Prepared, PrepareError> {
     let graphs = load_graphs(job, &engines, &mut stages)?;
     let program =
         job.binding.program(&sandbox, module.clone(), graphs.clone(), engines.clone()).map_err(refuse_module)?;
-    let context =
-        || CallContext { deadline: Instant::now() + job.binding.limits.wall(), request_id: "self-test".into() };
+    let context = || CallContext {
+        deadline: Instant::now() + job.binding.limits.wall(),
+        request_id: "self-test".into(),
+        tenant: default_tenant(),
+    };
     let signature = match module.kind() {
         ModuleKind::Model => Some(stages.run("describe", "describe".into(), || {
             let described = runtime.block_on(program.describe(&context()));

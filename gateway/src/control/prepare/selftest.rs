@@ -183,7 +183,7 @@ pub async fn zeros(graphs: &BTreeMap<String, Graph>, wall: Duration) -> Result<V
             warnings.push(format!("graph `{name}` was not tried: it declares an input without a rank or too large"));
             continue;
         };
-        let job = Job { inputs, outputs: Vec::new(), deadline: Some(Instant::now() + wall) };
+        let job = Job { inputs, deadline: Some(Instant::now() + wall), ..Job::default() };
         let endless = || refuse(format!("graph `{name}`, run on zeros, did not end within {wall:?}"));
         match tokio::time::timeout(wall, graph.compute(job)).await {
             Err(_) | Ok(Err(EngineError::Deadline)) => return Err(endless()),
