@@ -3,11 +3,12 @@
 
     python3 tests/fuzz/run.py TARGET|all SECONDS
 
-Each target runs for SECONDS on one core. It needs no nightly toolchain and no cargo-fuzz: stable rustc can count
+Each target runs for SECONDS on one core, as many at the same time as there are cores. It needs no nightly toolchain and no cargo-fuzz: stable rustc can count
 coverage. Everything lands in `target/fuzz`: the corpus is kept there and grows from run to run. Exits with 1 if a target
 found something, after printing what, and the command that shows it again.
 """
 
+import concurrent.futures
 import os
 import pathlib
 import subprocess
@@ -19,7 +20,7 @@ ROOT = HERE.parent.parent
 OUT = ROOT / "target/fuzz"
 
 # Where a target's first inputs are; one without seeds starts from nothing.
-SEEDS = {"onnx": [ROOT / "models/test"], "oip_json": [HERE / "seeds/oip_json"], "oip_binary": [HERE / "seeds/oip_binary"]}
+SEEDS = {"onnx": [ROOT / "models/test"]} | {name: [HERE / "seeds" / name] for name in os.listdir(HERE / "seeds")}
 
 # What a single input may cost: the readers are linear, so that anything near this is a finding.
 LIMITS = ["-timeout=5", "-rss_limit_mb=1024", "-malloc_limit_mb=512", "-max_len=65536"]
@@ -68,14 +69,15 @@ def fuzz(binary, name, seconds):
                  if line.startswith("stat::"))
     runs = stats.get("number_of_executed_units", "0").strip()
     found = sorted(set(findings.iterdir()) - before)
-    print(f"{name}: {runs} inputs in {seconds} s, {len(list(corpus.iterdir()))} in the corpus, "
-          f"{'nothing found' if status == 0 else f'FOUND (status {status})'}", flush=True)
+    report = [f"{name}: {runs} inputs in {seconds} s, {len(list(corpus.iterdir()))} in the corpus, "
+              f"{'nothing found' if status == 0 else f'FOUND (status {status})'}"]
     if status != 0:
-        print("\n".join(log.read_text(errors="replace").splitlines()[-40:]))
-        for path in found:
-            print(f"  again: {binary} {path}")
-        return found or [log]
-    return []
+        report += log.read_text(errors="replace").splitlines()[-40:]
+        report += [f"  again: {binary} {path}" for path in found]
+    # In one piece, since others print as well.
+    sys.stdout.write("\n".join(report) + "\n")
+    sys.stdout.flush()
+    return (found or [log]) if status != 0 else []
 
 
 def main():
@@ -86,7 +88,9 @@ def main():
     if unknown := set(names) - set(known):
         sys.exit(f"no target {', '.join(unknown)}: there are {', '.join(known)}")
     folder = build(names)
-    found = [path for name in names for path in fuzz(folder / name, name, int(sys.argv[2]))]
+    with concurrent.futures.ThreadPoolExecutor(len(os.sched_getaffinity(0))) as cores:
+        runs = [cores.submit(fuzz, folder / name, name, int(sys.argv[2])) for name in names]
+    found = [path for run in runs for path in run.result()]
     sys.exit(1 if found else 0)
 
 

@@ -202,7 +202,9 @@ impl Manifest {
         let mut reader = serde_json::Deserializer::from_slice(json);
         let manifest: Manifest = serde_path_to_error::deserialize(&mut reader).map_err(|error| {
             let path = error.path().to_string();
-            Invalid::new(if path == "." { "manifest".into() } else { path }, error.into_inner().to_string())
+            // A field whose name is empty has a path that is.
+            let whole = path == "." || path.is_empty();
+            Invalid::new(if whole { "manifest".into() } else { path }, error.into_inner().to_string())
         })?;
         reader.end().map_err(|error| Invalid::new("manifest", error.to_string()))?;
         manifest.check()?;

@@ -65,6 +65,8 @@ fn the_field_is_named() {
     let mut surplus = whole();
     surplus["surprise"] = json!(1);
     assert!(read(&surplus).unwrap_err().to_string().contains("surprise"));
+    let nameless = read(&json!({"": 1})).unwrap_err().to_string();
+    assert!(nameless.starts_with("manifest: unknown field ``"), "{nameless}");
 }
 
 #[test]

@@ -1,8 +1,8 @@
-//! The gateway's codec of the Open Inference Protocol, compiled from its own sources without the rest of the gateway.
+//! The gateway's readers of bytes from outside, compiled from its own sources without the rest of the gateway.
 
 extern crate self as windrose_sandbox;
 
-/// Stands for the sandbox's type of this name, which is all that the codec knows of the sandbox.
+/// Stands for the sandbox's type of this name.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Parameter {
     Boolean(bool),
@@ -11,10 +11,17 @@ pub enum Parameter {
     Text(String),
 }
 
+#[path = "../../../gateway/sandbox/src/limits.rs"]
+mod limits;
+pub use limits::{Grants, Limits};
+
 #[path = "../../../gateway/src/http/oip/mod.rs"]
 pub mod oip;
 #[path = "../../../gateway/src/request.rs"]
 pub mod request;
+
+pub mod control;
+pub mod head;
 
 use bytes::Bytes;
 

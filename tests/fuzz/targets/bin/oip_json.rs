@@ -3,4 +3,4 @@
 
 use libfuzzer_sys::fuzz_target;
 
-fuzz_target!(|data: &[u8]| oip::check(&data.to_vec().into(), None));
+fuzz_target!(|data: &[u8]| gateway::check(&data.to_vec().into(), None));
