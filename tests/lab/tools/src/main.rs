@@ -1,0 +1,30 @@
+//! The parts of the network tests that must be cheap on CPU; `tests/lab` starts them.
+
+mod link;
+mod load;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+/// What the network tests drive.
+#[derive(Parser)]
+struct Arguments {
+    #[command(subcommand)]
+    part: Part,
+}
+
+#[derive(Subcommand)]
+enum Part {
+    /// Carries packets between sites, with delays, bandwidth limits and loss. Commands arrive on standard input, a
+    /// sequenced-packet socket; ends when that closes.
+    Link(link::Arguments),
+    /// Sends requests at a fixed rate and writes what became of each.
+    Load(load::Arguments),
+}
+
+fn main() -> Result<()> {
+    match Arguments::parse().part {
+        Part::Link(arguments) => link::run(&arguments),
+        Part::Load(arguments) => load::run(arguments),
+    }
+}
