@@ -13,9 +13,9 @@ use http::HeaderMap;
 use http::header::CONTENT_ENCODING;
 use http_body::Body;
 use http_body_util::BodyExt;
-use hyper::body::Incoming;
 
 use super::HttpConfig;
+use super::received::Received;
 use crate::error::{Error, Kind};
 use crate::telemetry::Telemetry;
 
@@ -69,7 +69,7 @@ impl Drop for Lease {
 /// [`Kind::TooLarge`], [`Kind::UnsupportedMedia`], [`Kind::Malformed`], [`Kind::Deadline`], [`Kind::Overloaded`].
 pub(super) async fn read(
     headers: &HeaderMap,
-    body: Incoming,
+    body: Received,
     config: &HttpConfig,
     lease: &mut Lease,
     deadline: Instant,
@@ -111,7 +111,7 @@ async fn before<F: Future>(deadline: Instant, future: F) -> Option<F::Output> {
     }
 }
 
-async fn collect(mut body: Incoming, max: usize, lease: &mut Lease) -> Result<Bytes, Error> {
+async fn collect(mut body: Received, max: usize, lease: &mut Lease) -> Result<Bytes, Error> {
     let declared = body.size_hint().exact();
     let mut first = Bytes::new();
     let mut all = Vec::new();

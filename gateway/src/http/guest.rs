@@ -7,12 +7,12 @@ use http::header::{
 };
 use http::{Method, Request, Response, Uri};
 use http_body_util::{BodyExt, Limited};
-use hyper::body::Incoming;
 use windrose_sandbox::{HttpBody, ModuleKind};
 
 use super::answer::{self, Body};
 use super::body::{self, Lease};
 use super::infer::{Call, timeout_header};
+use super::received::Received;
 use crate::admit;
 use crate::dispatch;
 use crate::error::{Error, Kind};
@@ -38,7 +38,7 @@ const HOP_BY_HOP: [HeaderName; 9] = [
 /// Whatever any stage refuses.
 pub(super) async fn answer(
     call: Call<'_>,
-    request: Request<Incoming>,
+    request: Request<Received>,
     rest: &str,
     track: &mut Option<Track>,
 ) -> Result<Response<Body>, Error> {
@@ -52,7 +52,7 @@ pub(super) async fn answer(
 
 async fn exchange(
     call: Call<'_>,
-    request: Request<Incoming>,
+    request: Request<Received>,
     rest: &str,
     track: &mut Option<Track>,
 ) -> Result<Response<Body>, Error> {
@@ -78,7 +78,7 @@ async fn exchange(
 
 async fn command(
     call: Call<'_>,
-    request: Request<Incoming>,
+    request: Request<Received>,
     rest: &str,
     track: &mut Option<Track>,
 ) -> Result<Response<Body>, Error> {

@@ -6,13 +6,13 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::header::{ACCEPT_ENCODING, HeaderMap, HeaderName, HeaderValue};
 use http::{Request, Response};
-use hyper::body::Incoming;
 
 use super::DataPlane;
 use super::answer::{self, Body};
 use super::body::{self, Lease};
 use super::identity::Identity;
 use super::oip::{self, AnswerFormat, Decoded, Envelope};
+use super::received::Received;
 use crate::admit::{self, Timing};
 use crate::dispatch;
 use crate::error::{Error, Kind};
@@ -42,7 +42,7 @@ pub(super) struct Call<'a> {
 /// Whatever any stage refuses.
 pub(super) async fn answer(
     call: Call<'_>,
-    request: Request<Incoming>,
+    request: Request<Received>,
     track: &mut Track,
 ) -> Result<Response<Body>, Error> {
     let Call { plane, served, identity, mut timing } = call;

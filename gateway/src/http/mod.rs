@@ -8,6 +8,7 @@ mod infer;
 mod listener;
 mod metadata;
 pub mod oip;
+mod received;
 mod route;
 
 use std::sync::Arc;
@@ -22,6 +23,7 @@ pub use self::listener::serve;
 use self::answer::{Answer, Body};
 use self::identity::Identity;
 use self::infer::Call;
+use self::received::Received;
 use self::route::{Route, Target};
 use crate::admit::{self, Timing};
 use crate::error::{Error, Kind, Origin};
@@ -93,6 +95,7 @@ impl DataPlane {
 /// Answers one request, whatever comes of it.
 async fn handle(plane: Arc<DataPlane>, request: Request<Incoming>) -> Answer {
     let started = Instant::now();
+    let request = Received::of(request);
     let identity = Identity::of(request.headers());
     let (method, uri) = (request.method().clone(), request.uri().clone());
     let mut response = match Route::parse(uri.path()) {
@@ -121,7 +124,7 @@ async fn handle(plane: Arc<DataPlane>, request: Request<Incoming>) -> Answer {
 async fn routed(
     plane: &DataPlane,
     route: Route<'_>,
-    request: Request<Incoming>,
+    request: Request<Received>,
     identity: &Identity,
     started: Instant,
 ) -> Response<Body> {
@@ -147,7 +150,7 @@ async fn called(
     plane: &DataPlane,
     target: Target<'_>,
     rest: Option<&str>,
-    (request, identity, started): (Request<Incoming>, &Identity, Instant),
+    (request, identity, started): (Request<Received>, &Identity, Instant),
 ) -> Response<Body> {
     let found = admit::find(&plane.current.load(), target.model, target.version);
     let served = match found {

@@ -153,6 +153,10 @@ async fn bodies_over_the_limit_are_refused() {
     let large = vec![b' '; (1 << 20) + 1];
     let message = gateway.infer("two", large.clone()).await.error(413, "too_large");
     assert_eq!(message, "body: is over 1048576 bytes");
+    // A client that sends everything before it reads gets the answer all the same, and not a reset.
+    let larger = vec![b' '; 32 << 20];
+    assert_eq!(gateway.infer("two", larger.clone()).await.error(413, "too_large"), message);
+    gateway.infer("none", larger).await.error(404, "not_found");
     let bomb = zstd::encode_all(&vec![b' '; 1 << 28][..], 3).unwrap();
     assert!(bomb.len() < 100_000);
     let answer = gateway.infer_with("two", bomb, &[("content-encoding", "zstd")]).await;
