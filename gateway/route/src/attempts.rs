@@ -1,0 +1,509 @@
+//! One request's attempts, as a machine that its caller drives.
+
+use crate::call::{Call, Hedging};
+use crate::choose::{Ask, Nobody};
+use crate::explain::Purpose;
+use crate::law::Breach;
+use crate::replica::ReplicaId;
+use crate::router::{Ending, Router};
+use crate::time::{MILLISECOND, NEVER, Nanos};
+
+/// The most attempts that a request can have.
+pub const MAX_ATTEMPTS: usize = 8;
+
+/// Before a request goes to the same replica again, doubled each time.
+const SAME_AGAIN: Nanos = 5 * MILLISECOND;
+/// An answer that is later than this factor times the hedge's delay, and this span more, is given up where no hedge can
+/// go.
+const GIVE_UP: (u64, Nanos) = (4, 50 * MILLISECOND);
+
+/// One attempt of a request: 0 is the first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct AttemptId(pub u8);
+
+/// What the caller is to do now.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Action {
+    /// Send the request to this replica, and poll again.
+    Send {
+        /// The name of this attempt in events.
+        attempt: AttemptId,
+        /// Where to.
+        replica: ReplicaId,
+        /// What the attempt is for.
+        purpose: Purpose,
+    },
+    /// Reset this attempt's stream, drop what it holds, and poll again. It needs no further event.
+    Cancel {
+        /// Which.
+        attempt: AttemptId,
+    },
+    /// Poll again at this time, or after the next event.
+    Wait {
+        /// When; [`NEVER`] if only an event can change anything.
+        until: Nanos,
+    },
+    /// Give this attempt's answer to the client. Comes once; [`Action::Fail`] does not come then.
+    Finish {
+        /// Whose.
+        attempt: AttemptId,
+    },
+    /// Tell the client that there is no answer. Comes once.
+    Fail(Failure),
+    /// Nothing is left to do.
+    Done,
+}
+
+/// Why a request has no answer.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Failure {
+    /// What is said.
+    pub reason: Reason,
+    /// When it may work, where a replica said so.
+    pub retry_at: Option<Nanos>,
+    /// The attempt whose error could be shown, if one got as far as a head.
+    pub attempt: Option<AttemptId>,
+    /// How many attempts were sent.
+    pub attempts: u8,
+}
+
+/// The reason of a [`Failure`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Reason {
+    /// No replica is lawful. Nothing was sent.
+    Law(Breach),
+    /// No lawful replica serves what the deployment allows, with the grants that it needs.
+    NoReplica,
+    /// Those that could answer have too much to do.
+    Overloaded,
+    /// The deadline passed.
+    Deadline,
+    /// Attempts failed, and another may not be made or would not help.
+    Failed,
+    /// Attempts failed, and the budget allows no other.
+    Budget,
+}
+
+/// What happened to an attempt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// No connection: nothing was sent.
+    ConnectFailed,
+    /// The server says that it did not process the request: a refused stream, or a stream above the last one that a
+    /// GOAWAY names.
+    Refused,
+    /// The connection or the stream broke before a head; perhaps something ran.
+    Reset,
+    /// The head of an answer.
+    Head(Verdict),
+    /// The whole body came within the bound of what is held; so many bytes.
+    Whole {
+        /// The body's size.
+        bytes: u64,
+    },
+    /// The body is larger than what is held, or is not held at all: from here on it goes to the client.
+    Overflow,
+    /// A body that had overflowed came to its end.
+    Complete,
+    /// The body broke off.
+    Cut,
+    /// The caller's own limit for this attempt passed.
+    TimedOut,
+}
+
+/// What an answer's head says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// An answer for the client: a success, or an error that is the caller's or the module's own and that another replica
+    /// would give as well.
+    Answer,
+    /// The server failed.
+    Failed,
+    /// The server has too much to do; nothing is to come before that time, if it said one.
+    Overloaded {
+        /// From `Retry-After`.
+        until: Option<Nanos>,
+    },
+    /// The server says that it does not serve this model or digest, and so did not run it.
+    NotHere,
+}
+
+impl Verdict {
+    /// What a status means when nothing else is known about the server: 429, and 503 with `Retry-After`, are overload,
+    /// every other 5xx a failure, the rest an answer. `retry_at` is `Retry-After` as a point in time.
+    pub fn of(status: u16, retry_at: Option<Nanos>) -> Verdict {
+        match (status, retry_at) {
+            (429, until) => Verdict::Overloaded { until },
+            (503, Some(until)) => Verdict::Overloaded { until: Some(until) },
+            (500.., _) => Verdict::Failed,
+            _ => Verdict::Answer,
+        }
+    }
+}
+
+/// One request's attempts. See the [crate's documentation](crate) for how to drive it.
+#[derive(Debug)]
+pub struct Attempts {
+    call: Call,
+    sent: [Option<Attempt>; MAX_ATTEMPTS],
+    count: u8,
+    /// Where the request was, from `tried_from` on.
+    replicas: [ReplicaId; MAX_ATTEMPTS],
+    tried_from: u8,
+    /// Attempts that the caller has yet to reset, one bit each.
+    cancel: u8,
+    phase: Phase,
+    /// When the newest attempt is late.
+    late_at: Nanos,
+    /// Whether a hedge has its turn then, or giving up the one that is late.
+    hedge_next: bool,
+    /// Nothing is sent before.
+    not_before: Nanos,
+    /// What the last failure allows.
+    last: LastFailure,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Attempt {
+    sent_at: Nanos,
+    /// How long a hedge waits for it.
+    delay: Nanos,
+    beside: u32,
+    trial: bool,
+    state: State,
+    /// It ended with an error status.
+    failed_by_status: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Running,
+    Streaming,
+    Over,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Phase {
+    Open,
+    Won(AttemptId),
+    Lost(Failure),
+    Over,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct LastFailure {
+    /// Another attempt may be made.
+    again: bool,
+    /// It costs no budget: nothing was sent.
+    free: bool,
+    overloaded: Option<Option<Nanos>>,
+    headed: Option<AttemptId>,
+}
+
+impl Attempts {
+    /// The attempts of one request. Nothing happens before the first [`poll`](Attempts::poll).
+    pub fn new(call: Call) -> Attempts {
+        Attempts {
+            call,
+            sent: [None; MAX_ATTEMPTS],
+            count: 0,
+            replicas: [ReplicaId { slot: u32::MAX, generation: 0 }; MAX_ATTEMPTS],
+            tried_from: 0,
+            cancel: 0,
+            phase: Phase::Open,
+            late_at: NEVER,
+            hedge_next: true,
+            not_before: 0,
+            last: LastFailure { again: true, ..LastFailure::default() },
+        }
+    }
+
+    /// The request.
+    pub fn call(&self) -> &Call {
+        &self.call
+    }
+
+    /// How many attempts were sent.
+    pub fn count(&self) -> u8 {
+        self.count
+    }
+
+    /// Where an attempt went.
+    pub fn replica_of(&self, attempt: AttemptId) -> Option<ReplicaId> {
+        self.replicas.get(usize::from(attempt.0)).copied().filter(|_| attempt.0 < self.count)
+    }
+
+    /// What to do now. Poll until [`Action::Wait`] or [`Action::Done`] comes; poll again when its time has come or after
+    /// an event.
+    pub fn poll(&mut self, router: &mut Router, now: Nanos) -> Action {
+        if matches!(self.phase, Phase::Open) && now >= self.call.deadline {
+            self.give_up(router, now);
+            self.phase = Phase::Lost(self.failure(Reason::Deadline));
+        }
+        if self.cancel != 0 {
+            let index = self.cancel.trailing_zeros() as u8;
+            self.cancel &= self.cancel - 1;
+            return Action::Cancel { attempt: AttemptId(index) };
+        }
+        match self.phase {
+            Phase::Won(attempt) => {
+                self.phase = Phase::Over;
+                Action::Finish { attempt }
+            }
+            Phase::Lost(failure) => {
+                self.phase = Phase::Over;
+                Action::Fail(failure)
+            }
+            Phase::Over if self.streaming() => Action::Wait { until: NEVER },
+            Phase::Over => Action::Done,
+            Phase::Open if self.running() == 0 => self.advance(router, now),
+            Phase::Open => self.hurry(router, now),
+        }
+    }
+
+    /// Something happened to an attempt. Events of attempts that are over change nothing.
+    pub fn on(&mut self, router: &mut Router, attempt: AttemptId, event: Event, now: Nanos) {
+        let index = usize::from(attempt.0);
+        let Some(Some(this)) = self.sent.get(index).copied() else { return };
+        match (this.state, event) {
+            (State::Over, _) | (State::Running, Event::Head(Verdict::Answer) | Event::Complete) => {}
+            (State::Running, Event::Whole { bytes }) => {
+                router.answer_bytes += (bytes as f64 - router.answer_bytes) / 16.0;
+                self.win(router, attempt, State::Over, now);
+            }
+            (State::Running, Event::Overflow) => self.win(router, attempt, State::Streaming, now),
+            (State::Running, event) => self.failed(router, attempt, event, now),
+            (State::Streaming, Event::Complete | Event::Whole { .. }) => {
+                self.end(router, attempt, Ending::Streamed, now);
+            }
+            (State::Streaming, Event::Head(_) | Event::Overflow) => {}
+            (State::Streaming, _) => self.end(router, attempt, Ending::Failed { weight: 1.0 }, now),
+        }
+    }
+
+    /// The client has gone, or the caller drops the request for a reason of its own. Every attempt that runs is over; the
+    /// caller resets their streams. Must be called when the machine is dropped before [`Action::Done`]; does nothing after.
+    pub fn abandon(&mut self, router: &mut Router, now: Nanos) {
+        for index in 0..self.count {
+            if self.state_of(index) == State::Streaming {
+                self.end(router, AttemptId(index), Ending::Streamed, now);
+            }
+        }
+        self.give_up(router, now);
+        (self.phase, self.cancel) = (Phase::Over, 0);
+    }
+
+    /// Nothing runs: the first attempt, or another, or the end.
+    fn advance(&mut self, router: &mut Router, now: Nanos) -> Action {
+        if self.count == 0 {
+            router.retries.request(now);
+            router.hedges.request(now);
+        } else if !self.last.again || self.count >= limit(router) {
+            return self.lose(router, self.exhausted(), now);
+        } else if now < self.not_before {
+            return Action::Wait { until: self.not_before.min(self.call.deadline) };
+        }
+        let purpose = if self.count == 0 { Purpose::First } else { Purpose::Retry };
+        match self.choose(router, purpose, now) {
+            Ok(replica) => {
+                let costs = purpose == Purpose::Retry && !self.last.free;
+                if costs && !router.retries.take() {
+                    let reason = if self.last.overloaded.is_some() { Reason::Overloaded } else { Reason::Budget };
+                    return self.lose(router, reason, now);
+                }
+                self.send(router, replica, purpose, now)
+            }
+            Err(nobody) if nobody.tried && self.tried_from < self.count => {
+                // Everywhere else is out: the same again, a moment later.
+                self.tried_from = self.count;
+                self.not_before = now.saturating_add(SAME_AGAIN << self.count.min(8));
+                Action::Wait { until: self.not_before.min(self.call.deadline) }
+            }
+            Err(nobody) => self.nobody(router, nobody, now),
+        }
+    }
+
+    /// Something runs: if it is late, another attempt beside it or in its place.
+    fn hurry(&mut self, router: &mut Router, now: Nanos) -> Action {
+        if now >= self.late_at {
+            let open = self.call.again() && self.count < limit(router);
+            let hedge = std::mem::replace(&mut self.hedge_next, false);
+            if hedge {
+                let may = open && self.call.hedging != Hedging::Never && router.hedges.left() >= 1.0;
+                if let (true, Ok(replica)) = (may, self.choose_if(may, router, Purpose::Hedge, now)) {
+                    router.hedges.take();
+                    return self.send(router, replica, Purpose::Hedge, now);
+                }
+                self.late_at = self.given_up_at();
+            }
+            if now >= self.late_at {
+                let may = open && self.running() == 1 && router.retries.left() >= 1.0;
+                if let Ok(replica) = self.choose_if(may, router, Purpose::Retry, now) {
+                    router.retries.take();
+                    self.give_up(router, now);
+                    return self.send(router, replica, Purpose::Retry, now);
+                }
+                self.late_at = NEVER;
+            }
+        }
+        Action::Wait { until: self.late_at.min(self.call.deadline) }
+    }
+
+    fn choose_if(&self, may: bool, router: &mut Router, purpose: Purpose, now: Nanos) -> Result<ReplicaId, Nobody> {
+        if may { self.choose(router, purpose, now) } else { Err(Nobody::default()) }
+    }
+
+    fn choose(&self, router: &mut Router, purpose: Purpose, now: Nanos) -> Result<ReplicaId, Nobody> {
+        let tried = &self.replicas[usize::from(self.tried_from)..usize::from(self.count)];
+        router.choose(&Ask { call: &self.call, tried, purpose, now })
+    }
+
+    fn send(&mut self, router: &mut Router, replica: ReplicaId, purpose: Purpose, now: Nanos) -> Action {
+        let index = self.count;
+        let delay = router.hedge_delay(replica);
+        let (beside, trial) = router.begin(replica, now);
+        let attempt = Attempt { sent_at: now, delay, beside, trial, state: State::Running, failed_by_status: false };
+        self.sent[usize::from(index)] = Some(attempt);
+        self.replicas[usize::from(index)] = replica;
+        self.count += 1;
+        self.hedge_next = true;
+        self.late_at = if self.call.again() { now.saturating_add(delay) } else { NEVER };
+        Action::Send { attempt: AttemptId(index), replica, purpose }
+    }
+
+    /// An attempt has the answer: every other one is cancelled.
+    fn win(&mut self, router: &mut Router, winner: AttemptId, state: State, now: Nanos) {
+        let Some(Some(this)) = self.sent.get_mut(usize::from(winner.0)) else { return };
+        this.state = State::Over;
+        let ending = Ending::Answered { took: now.saturating_sub(this.sent_at), beside: this.beside };
+        let (trial, replica) = (this.trial, self.replicas[usize::from(winner.0)]);
+        if state == State::Streaming {
+            this.state = State::Streaming;
+            router.answered(replica, ending, trial, now);
+        } else {
+            router.end(replica, ending, trial, now);
+        }
+        self.give_up(router, now);
+        self.phase = Phase::Won(winner);
+    }
+
+    fn failed(&mut self, router: &mut Router, attempt: AttemptId, event: Event, now: Nanos) {
+        let index = usize::from(attempt.0);
+        let Some(Some(this)) = self.sent.get_mut(index) else { return };
+        let waited = now.saturating_sub(this.sent_at);
+        let again = self.call.again();
+        self.last = LastFailure { again, headed: self.last.headed, ..LastFailure::default() };
+        let blame = Ending::Failed { weight: 1.0 };
+        let ending = match event {
+            Event::ConnectFailed => {
+                (self.last.again, self.last.free) = (true, true);
+                blame
+            }
+            Event::Refused => {
+                (self.last.again, self.last.free) = (self.call.replayable, true);
+                blame
+            }
+            Event::Head(Verdict::Overloaded { until }) => {
+                (self.last.overloaded, self.last.headed) = (Some(until), Some(attempt));
+                Ending::Overloaded { until }
+            }
+            Event::Head(Verdict::NotHere) => {
+                (self.last.again, self.last.headed) = (self.call.replayable, Some(attempt));
+                Ending::NotHere
+            }
+            Event::Head(Verdict::Failed) => {
+                (this.failed_by_status, self.last.headed) = (true, Some(attempt));
+                blame
+            }
+            Event::TimedOut => Ending::Unanswered { waited, weight: 1.0 },
+            _ => blame,
+        };
+        self.end(router, attempt, ending, now);
+        // Whatever still runs is late by now: the next may leave at once.
+        (self.late_at, self.hedge_next) = (if again { now } else { NEVER }, true);
+    }
+
+    fn end(&mut self, router: &mut Router, attempt: AttemptId, ending: Ending, now: Nanos) {
+        let index = usize::from(attempt.0);
+        if let Some(Some(this)) = self.sent.get_mut(index) {
+            this.state = State::Over;
+            router.end(self.replicas[index], ending, this.trial, now);
+        }
+    }
+
+    /// Ends and cancels every attempt that still runs. What that says about a replica depends on nothing but how long
+    /// it had been asked, against its own history: one that lost a race while it was not late is not to blame.
+    fn give_up(&mut self, router: &mut Router, now: Nanos) {
+        for index in 0..self.count {
+            let Some(Some(this)) = self.sent.get(usize::from(index)) else { continue };
+            if this.state == State::Running {
+                let waited = now.saturating_sub(this.sent_at);
+                let weight = (waited as f64 / this.delay.max(1) as f64 - 1.0).clamp(0.0, 1.0);
+                self.end(router, AttemptId(index), Ending::Unanswered { waited, weight }, now);
+                self.cancel |= 1 << index;
+            }
+        }
+    }
+
+    fn nobody(&mut self, router: &mut Router, nobody: Nobody, now: Nanos) -> Action {
+        let reason = match nobody {
+            Nobody { lawful: false, breach: Some(breach), .. } if self.count == 0 => Reason::Law(breach),
+            Nobody { overloaded: true, .. } => Reason::Overloaded,
+            _ if self.count == 0 => Reason::NoReplica,
+            _ => self.exhausted(),
+        };
+        if let (Reason::Overloaded, None) = (reason, self.last.overloaded) {
+            self.last.overloaded = Some(nobody.retry_at);
+        }
+        self.lose(router, reason, now)
+    }
+
+    fn exhausted(&self) -> Reason {
+        if self.last.overloaded.is_some() { Reason::Overloaded } else { Reason::Failed }
+    }
+
+    fn lose(&mut self, router: &mut Router, reason: Reason, now: Nanos) -> Action {
+        self.forgive(router);
+        self.phase = Phase::Lost(self.failure(reason));
+        self.poll(router, now)
+    }
+
+    /// A request that every replica answered with an error is to blame itself: it must not eject the fleet.
+    fn forgive(&mut self, router: &mut Router) {
+        let attempts = || self.sent.iter().flatten();
+        if self.count >= 2 && attempts().all(|attempt| attempt.failed_by_status) {
+            for replica in &self.replicas[..usize::from(self.count)] {
+                router.forgive(*replica, 1.0);
+            }
+        }
+    }
+
+    fn failure(&self, reason: Reason) -> Failure {
+        Failure { reason, retry_at: self.last.overloaded.flatten(), attempt: self.last.headed, attempts: self.count }
+    }
+
+    fn given_up_at(&self) -> Nanos {
+        let newest = self.count.checked_sub(1).and_then(|index| self.sent.get(usize::from(index)).copied().flatten());
+        newest.map_or(NEVER, |this| {
+            let wait = this.delay.saturating_mul(GIVE_UP.0).saturating_add(GIVE_UP.1);
+            this.sent_at.saturating_add(wait)
+        })
+    }
+
+    fn state_of(&self, index: u8) -> State {
+        self.sent.get(usize::from(index)).copied().flatten().map_or(State::Over, |this| this.state)
+    }
+
+    fn running(&self) -> usize {
+        (0..self.count).filter(|index| self.state_of(*index) == State::Running).count()
+    }
+
+    fn streaming(&self) -> bool {
+        (0..self.count).any(|index| self.state_of(index) == State::Streaming)
+    }
+}
+
+/// The most attempts that a request may have now.
+fn limit(router: &Router) -> u8 {
+    router.settings.attempts.clamp(1, MAX_ATTEMPTS as u8)
+}

@@ -1,0 +1,374 @@
+//! The decision: filters first, then the score, then the policy.
+
+use crate::call::{Call, Hedging};
+use crate::explain::{Candidate, Considered, Decision, Explanation, Purpose, Refusal, SHOWN};
+use crate::law::Breach;
+use crate::replica::{Nature, Replica, ReplicaId, Serves};
+use crate::router::{DECISIONS, Router, Slot};
+use crate::settings::Policy;
+use crate::time::{MILLISECOND, Nanos, SECOND};
+
+/// Scores within this factor and this span of the best are equal; the price decides among them.
+const BAND: (f64, f64) = (1.05, 0.25 * MILLISECOND as f64);
+/// A report about load counts for this long.
+const FRESH: Nanos = 2 * SECOND;
+/// What lies above a replica's floor is half forgotten after this long without an answer, so that it is tried again.
+const FORGET: f64 = SECOND as f64;
+/// `local-first` leaves this gateway when it is this much slower than the best other, factor and span.
+const LOCAL_WORSE: (f64, f64) = (4.0, 100.0 * MILLISECOND as f64);
+
+/// One decision to take.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ask<'a> {
+    pub(crate) call: &'a Call,
+    /// Where this request was before.
+    pub(crate) tried: &'a [ReplicaId],
+    pub(crate) purpose: Purpose,
+    pub(crate) now: Nanos,
+}
+
+/// What a decision works with; kept so that nothing is allocated.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Scratch {
+    /// By jurisdiction: what the request's rules say.
+    lawful: Vec<Option<Breach>>,
+    /// Who passed: the slot and its score.
+    passed: Vec<(u32, f64)>,
+}
+
+/// Why nobody was chosen, in the order in which it is told.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(crate) struct Nobody {
+    /// A replica that would serve breaks this rule, and none is lawful.
+    pub(crate) breach: Option<Breach>,
+    /// A lawful one has too much to do; when the first may be asked again, if one said.
+    pub(crate) overloaded: bool,
+    pub(crate) retry_at: Option<Nanos>,
+    /// Lawful ones were there before, and this is all that is against them.
+    pub(crate) tried: bool,
+    /// A lawful one is there at all, whatever is against it.
+    pub(crate) lawful: bool,
+}
+
+/// Who is asked when nobody passed.
+#[derive(Clone, Copy, Debug)]
+struct Last {
+    rank: u8,
+    slot: u32,
+    score: f64,
+}
+
+/// Everything that one look over the replicas found.
+#[derive(Clone, Copy, Debug, Default)]
+struct Found {
+    nobody: Nobody,
+    last: Option<Last>,
+    /// The best of those whose golden answers were wrong, and whether any lawful one is not.
+    wrong: Option<Last>,
+    all_wrong: bool,
+}
+
+impl Router {
+    /// Chooses whom to ask. Fails with why nobody can be.
+    pub(crate) fn choose(&mut self, ask: &Ask<'_>) -> Result<ReplicaId, Nobody> {
+        let draw = self.random.share();
+        let mut scratch = std::mem::take(&mut self.scratch);
+        let mut shown = [None; SHOWN];
+        let mut candidates = 0;
+        let found = self.look(ask, draw, &mut scratch, |considered| {
+            if let Some(place) = shown.get_mut(candidates) {
+                *place = Some(considered);
+            }
+            candidates += 1;
+        });
+        let (chosen, last_resort) = self.settle(ask, &found, &scratch.passed);
+        self.scratch = scratch;
+        self.keep(Decision {
+            at: ask.now,
+            purpose: ask.purpose,
+            chosen,
+            last_resort,
+            candidates: candidates as u32,
+            considered: shown,
+        });
+        chosen.ok_or(found.nobody)
+    }
+
+    /// What would happen to a request now, and why. Changes nothing.
+    pub fn explain(&self, call: &Call, now: Nanos) -> Explanation {
+        let ask = Ask { call, tried: &[], purpose: Purpose::First, now };
+        let mut random = self.random.clone();
+        let draw = random.share();
+        let mut scratch = Scratch::default();
+        let mut candidates = Vec::new();
+        let mut ids = Vec::new();
+        let found = self.look(&ask, draw, &mut scratch, |considered| {
+            if let Some(candidate) = self.candidate(considered) {
+                candidates.push(candidate);
+                ids.push(considered.replica);
+            }
+        });
+        let mut pick = self.pick(&ask, &scratch.passed, || random.bits());
+        let last_resort = pick.is_none();
+        pick = pick.or_else(|| found.last_resort(&ask));
+        let chosen = pick.and_then(|slot| ids.iter().position(|id| id.slot == slot));
+        Explanation { candidates, chosen, last_resort: last_resort && chosen.is_some() }
+    }
+
+    /// The decisions of late, the newest first.
+    pub fn decisions(&self) -> impl Iterator<Item = &Decision> {
+        self.decisions.iter().rev()
+    }
+
+    fn candidate(&self, considered: Considered) -> Option<Candidate> {
+        let slot = self.slot(considered.replica)?;
+        let replica = slot.replica.as_ref()?;
+        Some(Candidate {
+            site: replica.site.name.clone(),
+            verdict: considered.verdict,
+            price: self.price(slot, replica),
+            in_flight: slot.in_flight,
+            limit: slot.limit.now(),
+            p99: slot.history.p99(),
+            hedge_delay: self.hedge_delay(considered.replica),
+        })
+    }
+
+    fn keep(&mut self, decision: Decision) {
+        if self.decisions.len() >= DECISIONS {
+            self.decisions.pop_front();
+        }
+        self.decisions.push_back(decision);
+    }
+
+    /// Looks at every replica: fills `scratch.passed`, tells `each` what it found, and gathers the rest.
+    fn look(&self, ask: &Ask<'_>, draw: f64, scratch: &mut Scratch, mut each: impl FnMut(Considered)) -> Found {
+        scratch.passed.clear();
+        scratch.lawful.clear();
+        let rules = &ask.call.rules;
+        scratch.lawful.extend(self.jurisdictions.iter().map(|at| rules.permit(at.as_ref()).err()));
+        let mut found = Found { all_wrong: true, ..Found::default() };
+        for (index, slot) in self.slots.iter().enumerate() {
+            let Some(replica) = &slot.replica else { continue };
+            let id = ReplicaId { slot: index as u32, generation: slot.generation };
+            // A jurisdiction that nobody judged is one that nobody permitted.
+            let breach = scratch.lawful.get(slot.jurisdiction as usize).copied();
+            let lawful = match breach {
+                Some(None) => self.consider(slot, replica, id, (ask, draw)),
+                Some(Some(breach)) => Err(Refusal::Law(breach)),
+                None => Err(Refusal::NotReady),
+            };
+            match lawful {
+                Ok(score) => {
+                    scratch.passed.push((id.slot, score));
+                    found.all_wrong = false;
+                    found.nobody.lawful = true;
+                    each(Considered { replica: id, verdict: Ok(score) });
+                }
+                Err(refusal) => {
+                    found.note(refusal, id, ask, || self.score(slot, replica, ask.now));
+                    each(Considered { replica: id, verdict: Err(refusal) });
+                }
+            }
+        }
+        found
+    }
+
+    /// The filters after the law, the cheap ones first, and then the score in ns.
+    #[inline]
+    fn consider(
+        &self,
+        slot: &Slot,
+        replica: &Replica,
+        id: ReplicaId,
+        (ask, draw): (&Ask<'_>, f64),
+    ) -> Result<f64, Refusal> {
+        if let Some(refusal) = slot.unfit {
+            return Err(refusal);
+        }
+        if ask.call.forwarded && replica.nature != Nature::Local {
+            return Err(Refusal::Forwarded);
+        }
+        if ask.call.verified && replica.serves == Serves::Unverified {
+            return Err(Refusal::Unverified);
+        }
+        if ask.purpose == Purpose::Hedge && ask.call.hedging != Hedging::Anywhere && !replica.nature.withdraws() {
+            return Err(Refusal::KeepsJobs);
+        }
+        slot.health.admits(self.settings.slow_start, draw, !ask.call.again(), ask.now)?;
+        if !slot.limit.admits(slot.in_flight) {
+            return Err(Refusal::Full { limit: slot.limit.now() });
+        }
+        if ask.tried.contains(&id) {
+            return Err(Refusal::Tried);
+        }
+        Ok(self.score(slot, replica, ask.now))
+    }
+
+    /// How long an answer is expected to take, in ns.
+    #[inline]
+    fn score(&self, slot: &Slot, replica: &Replica, now: Nanos) -> f64 {
+        let reported = slot.load.filter(|(_, at)| now.saturating_sub(*at) < FRESH).map(|(load, _)| load);
+        let distance = replica.distance as f64;
+        let expected = match slot.history.recent(now, FORGET) {
+            // What lies above the quickest answers comes of company, and grows with it.
+            Some((above, floor, beside)) => floor + above * (f64::from(slot.in_flight) + 1.0) / (beside + 1.0),
+            None => distance + if self.service > 0.0 { self.service } else { self.settings.service as f64 },
+        };
+        let queue = reported.map_or(0.0, |load| {
+            let engine = load.engine_time as f64;
+            distance + engine + engine * f64::from(load.queued) / f64::from(load.parallel.max(1))
+        });
+        expected.max(queue) * (1.0 + slot.health.failing())
+    }
+
+    fn price(&self, slot: &Slot, replica: &Replica) -> f64 {
+        let engine = slot.load.map_or(0, |(load, _)| load.engine_time);
+        let engine = if engine > 0 { engine } else { self.settings.service };
+        replica.site.price.of(engine, self.answer_bytes as u64)
+    }
+
+    fn settle(&mut self, ask: &Ask<'_>, found: &Found, passed: &[(u32, f64)]) -> (Option<ReplicaId>, bool) {
+        let mut random = self.random.clone();
+        let picked = self.pick(ask, passed, || random.bits());
+        self.random = random;
+        let last_resort = picked.is_none();
+        let slot = picked.or_else(|| found.last_resort(ask));
+        let id = slot.and_then(|slot| {
+            let generation = self.slots.get(slot as usize)?.generation;
+            Some(ReplicaId { slot, generation })
+        });
+        (id, last_resort && id.is_some())
+    }
+
+    /// Picks among those who passed, by the policy.
+    fn pick(&self, ask: &Ask<'_>, passed: &[(u32, f64)], mut bits: impl FnMut() -> u64) -> Option<u32> {
+        let best = passed.iter().copied().min_by(|a, b| a.1.total_cmp(&b.1))?;
+        let first = ask.purpose == Purpose::First;
+        let special = match self.settings.policy {
+            Policy::Fastest => None,
+            Policy::Cheapest { p99 } if first => self.cheapest(passed, p99),
+            Policy::LocalFirst if first => self.local(passed, best.1),
+            Policy::Weights => self.weighted(passed, bits()),
+            _ => None,
+        };
+        special.or_else(|| self.fastest(passed, best, bits))
+    }
+
+    /// Among those as good as the best: the cheapest, and of several of these the better of two.
+    fn fastest(&self, passed: &[(u32, f64)], best: (u32, f64), mut bits: impl FnMut() -> u64) -> Option<u32> {
+        if passed.len() == 1 {
+            return Some(best.0);
+        }
+        let within = best.1 * BAND.0 + BAND.1;
+        let (mut lowest, mut equals, mut two) = (f64::INFINITY, 0u64, [best; 2]);
+        for &(index, score) in passed.iter().filter(|(_, score)| *score <= within) {
+            let price = self.price_at(index);
+            if price < lowest {
+                (lowest, equals) = (price, 0);
+            }
+            if price <= lowest {
+                // Two of the equals, each equally likely.
+                equals += 1;
+                if equals == 1 {
+                    two = [(index, score); 2];
+                } else {
+                    let random = bits();
+                    for (place, draw) in two.iter_mut().zip([random & 0xffff_ffff, random >> 32]) {
+                        if (draw * equals) >> 32 == 0 {
+                            *place = (index, score);
+                        }
+                    }
+                }
+            }
+        }
+        Some(if two[0].1 <= two[1].1 { two[0].0 } else { two[1].0 })
+    }
+
+    fn cheapest(&self, passed: &[(u32, f64)], p99: Nanos) -> Option<u32> {
+        let keeps = |(index, score): &(u32, f64)| {
+            let known = self.slots.get(*index as usize).and_then(|slot| slot.history.p99());
+            *score <= p99 as f64 && known.is_none_or(|known| known <= p99)
+        };
+        let cost = |(index, score): &(u32, f64)| (self.price_at(*index), *score);
+        let cheaper = |a: &(f64, f64), b: &(f64, f64)| a.0.total_cmp(&b.0).then(a.1.total_cmp(&b.1));
+        passed.iter().filter(|one| keeps(one)).min_by(|a, b| cheaper(&cost(a), &cost(b))).map(|one| one.0)
+    }
+
+    fn local(&self, passed: &[(u32, f64)], best: f64) -> Option<u32> {
+        let here = |index: u32| {
+            let replica = self.slots.get(index as usize).and_then(|slot| slot.replica.as_ref());
+            replica.is_some_and(|replica| replica.nature == Nature::Local)
+        };
+        let near = |score: f64| score <= best * LOCAL_WORSE.0 + LOCAL_WORSE.1;
+        passed.iter().find(|(index, score)| here(*index) && near(*score)).map(|one| one.0)
+    }
+
+    fn weighted(&self, passed: &[(u32, f64)], bits: u64) -> Option<u32> {
+        let weight = |index: u32| {
+            let replica = self.slots.get(index as usize).and_then(|slot| slot.replica.as_ref());
+            replica.map_or(0, |replica| u64::from(replica.weight))
+        };
+        let total: u64 = passed.iter().map(|(index, _)| weight(*index)).sum();
+        let mut at = ((u128::from(bits) * u128::from(total)) >> 64) as u64;
+        passed.iter().find_map(|(index, _)| {
+            let weight = weight(*index);
+            let hit = at < weight;
+            at = at.saturating_sub(weight);
+            hit.then_some(*index)
+        })
+    }
+
+    fn price_at(&self, index: u32) -> f64 {
+        let slot = self.slots.get(index as usize);
+        slot.and_then(|slot| Some(self.price(slot, slot.replica.as_ref()?))).unwrap_or(f64::INFINITY)
+    }
+}
+
+impl Found {
+    /// Notes a replica that did not pass.
+    fn note(&mut self, refusal: Refusal, id: ReplicaId, ask: &Ask<'_>, score: impl FnOnce() -> f64) {
+        let tried = ask.tried.contains(&id);
+        let nobody = &mut self.nobody;
+        match refusal {
+            Refusal::Law(breach) => nobody.breach = nobody.breach.or(Some(breach)),
+            Refusal::RetryAfter { until } => {
+                nobody.overloaded = true;
+                nobody.retry_at = Some(nobody.retry_at.map_or(until, |at| at.min(until)));
+            }
+            Refusal::Full { .. } => nobody.overloaded = true,
+            Refusal::Tried => nobody.tried = true,
+            _ => {}
+        }
+        nobody.lawful |= !matches!(refusal, Refusal::Law(_));
+        let rank = match refusal {
+            Refusal::Warming { .. } => u8::from(tried) * 2,
+            Refusal::Ejected { .. } => 1 + u8::from(tried) * 2,
+            Refusal::RetryAfter { .. } | Refusal::Full { .. } | Refusal::Tried => {
+                self.all_wrong = false;
+                return;
+            }
+            Refusal::Wrong => u8::from(tried),
+            _ => return,
+        };
+        let this = Last { rank, slot: id.slot, score: score() };
+        let place = if matches!(refusal, Refusal::Wrong) {
+            &mut self.wrong
+        } else {
+            self.all_wrong = false;
+            &mut self.last
+        };
+        if place.is_none_or(|last| (this.rank, this.score) < (last.rank, last.score)) {
+            *place = Some(this);
+        }
+    }
+
+    /// Who is asked although nobody passed: ejection never empties the set. A hedge is not worth that. Replicas that
+    /// answered golden inputs wrongly are asked only when all did, for then it is the input that is suspect.
+    fn last_resort(&self, ask: &Ask<'_>) -> Option<u32> {
+        // One that is well and was tried is better than one that is out.
+        let last = if self.all_wrong { self.wrong } else { self.last.filter(|l| l.rank == 0 || !self.nobody.tried) };
+        let first_try = |last: &Last| last.rank == 0 || ask.purpose != Purpose::Hedge && last.rank < 2;
+        last.filter(first_try).map(|last| last.slot)
+    }
+}

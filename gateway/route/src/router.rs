@@ -1,0 +1,422 @@
+//! What one gateway knows about one model's replicas.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use crate::budget::Budget;
+use crate::choose::Scratch;
+use crate::explain::{Decision, Refusal};
+use crate::health::{Ejection, Health};
+use crate::history::History;
+use crate::law::Jurisdiction;
+use crate::limit::Limit;
+use crate::random::Random;
+use crate::replica::{Load, Nature, Replica, ReplicaId, Serves};
+use crate::settings::Settings;
+use crate::time::{MILLISECOND, Nanos};
+
+/// Changes that are kept until somebody takes them.
+const CHANGES: usize = 64;
+/// Decisions that are kept.
+pub(crate) const DECISIONS: usize = 16;
+
+/// What one gateway knows about one model's replicas, and how it chooses among them. [`Attempts`](crate::Attempts) uses
+/// it for every request of that model; the caller puts it behind a short lock.
+#[derive(Debug)]
+pub struct Router {
+    pub(crate) settings: Settings,
+    pub(crate) random: Random,
+    pub(crate) slots: Vec<Slot>,
+    /// Every jurisdiction in the fleet, once; a slot has its index.
+    pub(crate) jurisdictions: Vec<Option<Jurisdiction>>,
+    pub(crate) retries: Budget,
+    pub(crate) hedges: Budget,
+    pub(crate) scratch: Scratch,
+    pub(crate) decisions: VecDeque<Decision>,
+    /// What answers take beyond the network, over all replicas, in ns; 0 before the first.
+    pub(crate) service: f64,
+    /// The size of an answer on average, in bytes.
+    pub(crate) answer_bytes: f64,
+    changes: VecDeque<Change>,
+}
+
+/// One replica and what was observed of it.
+#[derive(Debug)]
+pub(crate) struct Slot {
+    pub(crate) generation: u32,
+    /// `None` when the place is free.
+    pub(crate) replica: Option<Replica>,
+    /// Index into `Router::jurisdictions`.
+    pub(crate) jurisdiction: u32,
+    /// Why it is no candidate for any request, if it is none.
+    pub(crate) unfit: Option<Refusal>,
+    pub(crate) in_flight: u32,
+    pub(crate) load: Option<(Load, Nanos)>,
+    pub(crate) history: History,
+    pub(crate) health: Health,
+    pub(crate) limit: Limit,
+}
+
+/// How a probe ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Probe {
+    /// It answered an inference, and nothing was there to compare the answer with.
+    Answered,
+    /// It answered the golden input rightly.
+    Right,
+    /// It answered the golden input wrongly.
+    Wrong,
+    /// It did not answer, or with an error.
+    Failed,
+}
+
+/// Something that a log and a metric should show.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Change {
+    /// When.
+    pub at: Nanos,
+    /// The site's name.
+    pub site: Arc<str>,
+    /// Ejected and why; `None` when it is back.
+    pub ejected: Option<Ejection>,
+}
+
+/// How a replica stands, for metrics.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Standing {
+    /// Why it is ejected, if it is.
+    pub ejected: Option<Ejection>,
+    /// This gateway's requests that are there now.
+    pub in_flight: u32,
+    /// The adaptive limit of those.
+    pub limit: u32,
+    /// The peak EWMA of its answers; `None` before the first.
+    pub latency: Option<Nanos>,
+    /// The 99th percentile of its answers, where there are enough.
+    pub p99: Option<Nanos>,
+}
+
+/// How an attempt ended, as far as its replica is concerned.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Ending {
+    /// With an answer, after so long, asked for with so many others in flight.
+    Answered { took: Nanos, beside: u32 },
+    /// With an answer that was counted before: its stream has ended.
+    Streamed,
+    /// With a failure that counts so much.
+    Failed { weight: f64 },
+    /// Without an answer for so long, which counts so much.
+    Unanswered { waited: Nanos, weight: f64 },
+    /// With a refusal for having too much to do, until then if it said so.
+    Overloaded { until: Option<Nanos> },
+    /// It does not serve the model.
+    NotHere,
+}
+
+impl Router {
+    /// A router without replicas. One seed gives one sequence of decisions.
+    pub fn new(settings: Settings, random: Random) -> Router {
+        Router {
+            retries: Budget::new(settings.retries, settings.reserve),
+            hedges: Budget::new(settings.hedges, settings.reserve),
+            settings,
+            random,
+            slots: Vec::new(),
+            jurisdictions: Vec::new(),
+            scratch: Scratch::default(),
+            decisions: VecDeque::new(),
+            service: 0.0,
+            answer_bytes: 0.0,
+            changes: VecDeque::new(),
+        }
+    }
+
+    /// Other settings; what was observed stays.
+    pub fn configure(&mut self, settings: Settings) {
+        if (settings.retries, settings.hedges, settings.reserve)
+            != (self.settings.retries, self.settings.hedges, self.settings.reserve)
+        {
+            self.retries = Budget::new(settings.retries, settings.reserve);
+            self.hedges = Budget::new(settings.hedges, settings.reserve);
+        }
+        self.settings = settings;
+        self.judge_all();
+    }
+
+    /// The settings in force.
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// The whole fleet anew. A replica whose site was there keeps its handle and what was observed; one that is new starts
+    /// with a small share, unless all are new.
+    pub fn update(&mut self, replicas: Vec<Replica>, now: Nanos) {
+        let cold = self.slots.iter().any(|slot| slot.replica.is_some());
+        let mut before = std::mem::take(&mut self.slots);
+        for slot in &mut before {
+            let stays = |old: &Replica| replicas.iter().any(|new| new.site.name == old.site.name);
+            if slot.replica.as_ref().is_some_and(|old| !stays(old)) {
+                slot.retire();
+            }
+        }
+        self.slots = before;
+        for replica in replicas {
+            match self.find(&replica.site.name) {
+                Some(id) => self.slots[id.slot as usize].take(replica, now),
+                None => self.add(replica, cold, now),
+            }
+        }
+        self.judge_all();
+    }
+
+    fn add(&mut self, replica: Replica, cold: bool, now: Nanos) {
+        let bounds = self.settings.concurrency;
+        match self.slots.iter().position(|slot| slot.replica.is_none()) {
+            Some(free) => {
+                let generation = self.slots[free].generation;
+                self.slots[free] = Slot::new(replica, generation, bounds, Health::new(cold, now));
+            }
+            None => self.slots.push(Slot::new(replica, 0, bounds, Health::new(cold, now))),
+        }
+    }
+
+    /// Works out again what does not change from request to request.
+    fn judge_all(&mut self) {
+        self.jurisdictions.clear();
+        for slot in &mut self.slots {
+            slot.judge(&self.settings);
+            let Some(replica) = &slot.replica else { continue };
+            let at = &replica.site.jurisdiction;
+            let index = self.jurisdictions.iter().position(|known| known == at).unwrap_or_else(|| {
+                self.jurisdictions.push(at.clone());
+                self.jurisdictions.len() - 1
+            });
+            slot.jurisdiction = index as u32;
+        }
+    }
+
+    /// What a replica serves from now on.
+    pub fn serves(&mut self, id: ReplicaId, serves: Serves, now: Nanos) {
+        let Router { slots, settings, .. } = self;
+        let Some(slot) = at(slots, id) else { return };
+        if let Some(mut replica) = slot.replica.clone() {
+            replica.serves = serves;
+            slot.take(replica, now);
+            slot.judge(settings);
+        }
+    }
+
+    /// What a replica reported about its load.
+    pub fn report(&mut self, id: ReplicaId, load: Load, now: Nanos) {
+        if let Some(slot) = at(&mut self.slots, id) {
+            slot.load = Some((load, now));
+        }
+    }
+
+    /// How a probe of a replica ended.
+    pub fn probed(&mut self, id: ReplicaId, probe: Probe, now: Nanos) {
+        let jitter = self.random.share();
+        let Some(slot) = at(&mut self.slots, id) else { return };
+        let before = slot.health.ejected();
+        match probe {
+            Probe::Answered => slot.health.probed_well(false, now),
+            Probe::Right => slot.health.probed_well(true, now),
+            Probe::Wrong => {
+                slot.health.wrong();
+            }
+            Probe::Failed => {
+                slot.health.failed(1.0, jitter, &self.settings, now);
+            }
+        }
+        self.changed(id, before, now);
+    }
+
+    /// The handle of the replica at the site of this name.
+    pub fn find(&self, site: &str) -> Option<ReplicaId> {
+        self.ids().find(|id| self.replica(*id).is_some_and(|replica| *replica.site.name == *site))
+    }
+
+    /// The handles of all replicas.
+    pub fn ids(&self) -> impl Iterator<Item = ReplicaId> + '_ {
+        self.slots
+            .iter()
+            .enumerate()
+            .filter(|(_, slot)| slot.replica.is_some())
+            .map(|(index, slot)| ReplicaId { slot: index as u32, generation: slot.generation })
+    }
+
+    /// A replica; `None` once it has left.
+    pub fn replica(&self, id: ReplicaId) -> Option<&Replica> {
+        self.slot(id)?.replica.as_ref()
+    }
+
+    /// How a replica stands; `None` once it has left.
+    pub fn standing(&self, id: ReplicaId) -> Option<Standing> {
+        let slot = self.slot(id)?;
+        Some(Standing {
+            ejected: slot.health.ejected(),
+            in_flight: slot.in_flight,
+            limit: slot.limit.now(),
+            latency: slot.history.average().map(|ns| ns as Nanos),
+            p99: slot.history.p99(),
+        })
+    }
+
+    /// Retries and hedges that the budgets allow at this moment.
+    pub fn budgets(&self) -> (f64, f64) {
+        (self.retries.left(), self.hedges.left())
+    }
+
+    /// Takes the ejections and returns since the last time, the oldest first; at most the last 64.
+    pub fn take_changes(&mut self) -> Vec<Change> {
+        self.changes.drain(..).collect()
+    }
+
+    pub(crate) fn slot(&self, id: ReplicaId) -> Option<&Slot> {
+        self.slots.get(id.slot as usize).filter(|slot| slot.generation == id.generation && slot.replica.is_some())
+    }
+
+    /// How long a hedge waits for this replica.
+    pub(crate) fn hedge_delay(&self, id: ReplicaId) -> Nanos {
+        let (least, most) = self.settings.hedge_delay;
+        let Some(slot) = self.slot(id) else { return most };
+        let guess = || {
+            let distance = slot.replica.as_ref().map_or(0, |replica| replica.distance);
+            distance.saturating_mul(2).saturating_add(self.settings.service.saturating_mul(5))
+        };
+        slot.history.late().unwrap_or_else(guess).clamp(least, most.max(least))
+    }
+
+    /// A request goes out. Gives how many others are in flight there, and whether it is the one that tries whether an
+    /// ejected replica is back.
+    pub(crate) fn begin(&mut self, id: ReplicaId, now: Nanos) -> (u32, bool) {
+        let Some(slot) = at(&mut self.slots, id) else { return (0, false) };
+        slot.in_flight += 1;
+        (slot.in_flight - 1, slot.health.sent(now))
+    }
+
+    /// An attempt gave its answer, and its stream goes on: what is counted of an answer is counted now.
+    pub(crate) fn answered(&mut self, id: ReplicaId, ending: Ending, trial: bool, now: Nanos) {
+        self.observe(id, ending, trial, now);
+    }
+
+    /// An attempt is over.
+    pub(crate) fn end(&mut self, id: ReplicaId, ending: Ending, trial: bool, now: Nanos) {
+        self.observe(id, ending, trial, now);
+        if let Some(slot) = at(&mut self.slots, id) {
+            slot.in_flight = slot.in_flight.saturating_sub(1);
+            if trial {
+                slot.health.trial_over();
+            }
+        }
+    }
+
+    fn observe(&mut self, id: ReplicaId, ending: Ending, trial: bool, now: Nanos) {
+        let jitter = self.random.share();
+        let settings = &self.settings;
+        let Some(slot) = at(&mut self.slots, id) else { return };
+        let before = slot.health.ejected();
+        match ending {
+            Ending::Answered { took, beside } => {
+                slot.history.answered(took, beside, settings.late, now);
+                let distance = slot.replica.as_ref().map_or(0, |replica| replica.distance);
+                let beyond = took.saturating_sub(distance).max(1) as f64;
+                self.service += (beyond - self.service) * if self.service == 0.0 { 1.0 } else { 1.0 / 16.0 };
+                slot.limit.answered(slot.in_flight);
+                slot.health.answered(trial, now);
+            }
+            Ending::Failed { weight } => {
+                slot.health.failed(weight, jitter, settings, now);
+            }
+            Ending::Unanswered { waited, weight } => {
+                slot.history.at_least(waited, now);
+                if weight > 0.0 {
+                    slot.health.failed(weight, jitter, settings, now);
+                }
+            }
+            Ending::Overloaded { until } => {
+                slot.limit.refused(slot.in_flight, now);
+                let latest = now.saturating_add(settings.retry_after);
+                let until = until.unwrap_or(now.saturating_add(100 * MILLISECOND)).min(latest);
+                slot.health.back_off(until);
+            }
+            Ending::NotHere => {
+                if let Some(replica) = &mut slot.replica {
+                    replica.serves = Serves::Nothing;
+                }
+                slot.judge(settings);
+            }
+            Ending::Streamed => {}
+        }
+        self.changed(id, before, now);
+    }
+
+    /// Takes back a failure that `end` counted: the request itself was to blame.
+    pub(crate) fn forgive(&mut self, id: ReplicaId, weight: f64) {
+        if let Some(slot) = at(&mut self.slots, id) {
+            slot.health.forgiven(weight);
+        }
+    }
+
+    fn changed(&mut self, id: ReplicaId, before: Option<Ejection>, now: Nanos) {
+        let Some(slot) = self.slot(id) else { return };
+        let (ejected, Some(replica)) = (slot.health.ejected(), &slot.replica) else { return };
+        if ejected != before {
+            let change = Change { at: now, site: Arc::clone(&replica.site.name), ejected };
+            if self.changes.len() >= CHANGES {
+                self.changes.pop_front();
+            }
+            self.changes.push_back(change);
+        }
+    }
+}
+
+/// The slot that a handle names, if its replica is still there.
+fn at(slots: &mut [Slot], id: ReplicaId) -> Option<&mut Slot> {
+    slots.get_mut(id.slot as usize).filter(|slot| slot.generation == id.generation && slot.replica.is_some())
+}
+
+impl Slot {
+    fn new(replica: Replica, generation: u32, bounds: (u32, u32), health: Health) -> Slot {
+        Slot {
+            generation,
+            replica: Some(replica),
+            jurisdiction: 0,
+            unfit: None,
+            in_flight: 0,
+            load: None,
+            history: History::new(),
+            health,
+            limit: Limit::new(bounds),
+        }
+    }
+
+    /// Takes over what the fleet says now. What became ready starts with a small share.
+    fn take(&mut self, replica: Replica, now: Nanos) {
+        let served = self.replica.as_ref().is_some_and(|old| old.serves != Serves::Nothing);
+        if !served && replica.serves != Serves::Nothing {
+            self.health.warm_up(now);
+        }
+        self.replica = Some(replica);
+    }
+
+    fn retire(&mut self) {
+        self.generation = self.generation.wrapping_add(1);
+        self.replica = None;
+        self.unfit = Some(Refusal::NotReady);
+    }
+
+    /// Works out whether it is a candidate for any request at all.
+    fn judge(&mut self, settings: &Settings) {
+        let Some(replica) = &self.replica else { return };
+        let foreign = replica.nature == Nature::Foreign;
+        self.unfit = match replica.serves {
+            Serves::Nothing => Some(Refusal::NotReady),
+            Serves::Digest(digest) if !settings.digests.contains(&digest) => Some(Refusal::Digest),
+            // Only a foreign server may go without a digest.
+            Serves::Unverified if !foreign => Some(Refusal::Digest),
+            _ if !replica.grants.cover(settings.needs) => Some(Refusal::Grants),
+            _ => None,
+        };
+    }
+}

@@ -1,0 +1,5 @@
+//! Everything that needs no more than the crate's public face.
+
+mod attempts;
+mod choice;
+mod fleet;
