@@ -29,10 +29,11 @@ def test_shell_completion(gateway, shell):
     assert "deploy" in script and "inspect" in script
 
 
-def test_from_new_to_an_answer(make_gateway, tmp_path):
+@pytest.mark.parametrize("language", ["rust", "python", "js"])
+def test_from_new_to_an_answer(make_gateway, tmp_path, language):
     gateway = make_gateway()
     folder = tmp_path / "hello"
-    gateway.cli("new", folder)
+    gateway.cli("new", folder, "--lang", language)
     command = [sys.executable, ROOT / "guest-sdk" / "build.py", "--manifest-path", folder, "--out", folder]
     built = subprocess.run(command, capture_output=True, text=True, timeout=900)
     assert built.returncode == 0, built.stdout + built.stderr
@@ -40,6 +41,8 @@ def test_from_new_to_an_answer(make_gateway, tmp_path):
     gateway.deploy(folder)
     listed = json.loads(gateway.cli("models", "--json").stdout)
     assert "hello" in json.dumps(listed)
+    answer = json.loads(gateway.cli("infer", "hello", "--input", "text=Grüße", "--json").stdout)
+    assert answer["outputs"][0]["data"] == [5]
 
 
 def test_a_bare_graph(deployed, gateway):
@@ -58,6 +61,27 @@ def test_infer_from_files(deployed, gateway, tmp_path):
     script = tmp_path / "anything"
     script.write_text("import os\n\n\ndef main():\n    print(os.getcwd())\n\n\nif __name__ == '__main__':\n    main()\n" * 3)
     assert "python" in gateway.cli("infer", "magika", "--input", f"file=@{script}").stdout.lower()
+
+
+def test_infer_from_arrays(deployed, gateway, tmp_path):
+    """Files of NumPy, in every order of bytes and dimensions that it has, and its strings."""
+    import numpy as np
+
+    name = deployed.graph(ROOT / "models" / "iris" / "model.onnx")
+    rows = np.array([[5.1, 3.5, 1.4, 0.2], [6.3, 3.3, 6.0, 2.5]], np.float32)
+    kinds = {"plain": rows, "columns": np.asfortranarray(rows), "big": rows.astype(">f4"), "row": rows[0]}
+    for kind, array in kinds.items():
+        np.save(tmp_path / f"{kind}.npy", array)
+        answer = json.loads(gateway.cli("infer", name, "--input", f"features=@{tmp_path / kind}.npy", "--json").stdout)
+        labels = next(output for output in answer["outputs"] if output["name"] == "label")
+        assert labels["data"] == ([0] if kind == "row" else [0, 2]), kind
+    np.save(tmp_path / "double.npy", rows.astype(np.float64))
+    refused = gateway.cli("infer", name, "--input", f"features=@{tmp_path / 'double.npy'}", check=False)
+    assert refused.returncode == 2 and "FP64" in refused.stderr and "FP32" in refused.stderr
+    np.save(tmp_path / "names.npy", np.array(["Grüße", "日本", ""]))
+    model = deployed.example("echo")
+    said = gateway.cli("infer", model, "--input", f"text=@npy:{tmp_path / 'names.npy'}", "--input", "x=[1]").stdout
+    assert "Grüße" in said and "日本" in said
 
 
 def test_exit_codes_tell_what_went_wrong(gateway, tmp_path):

@@ -46,12 +46,31 @@ pub struct Versions {
     versions: Vec<Arc<Served>>,
 }
 
+/// A version that is deployed and does not answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unready {
+    /// The version.
+    pub version: String,
+    /// Why.
+    pub why: NotReady,
+}
+
+/// Why a version that is deployed does not answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NotReady {
+    /// It is being loaded after a start.
+    Loading,
+    /// It could not be loaded; what went wrong is for the operator.
+    Failed,
+}
+
 /// Everything that is served.
 #[derive(Clone, Default)]
 pub struct Snapshot {
     /// The revision that this state is made of; 0 when nothing was ever deployed.
     pub revision: u64,
     models: HashMap<String, Versions>,
+    unready: HashMap<String, Vec<Unready>>,
 }
 
 /// The pointer that the data plane reads and the control plane stores.
@@ -67,7 +86,20 @@ impl Snapshot {
         for model in models.values_mut() {
             model.versions.sort_by(|a, b| compare_versions(&b.manifest.version, &a.manifest.version));
         }
-        Snapshot { revision, models }
+        Snapshot { revision, models, unready: HashMap::new() }
+    }
+
+    /// The same with versions of models that are deployed and do not answer.
+    pub fn with_unready(mut self, unready: impl IntoIterator<Item = (String, Unready)>) -> Snapshot {
+        for (model, version) in unready {
+            self.unready.entry(model).or_default().push(version);
+        }
+        self
+    }
+
+    /// The versions of a model that are deployed and do not answer.
+    pub fn unready(&self, name: &str) -> &[Unready] {
+        self.unready.get(name).map_or(&[], Vec::as_slice)
     }
 
     /// All versions of a model.

@@ -5,8 +5,9 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-# Folders that hold what was made or fetched.
+# Folders that hold what was made or fetched; components, which are made, may lie beside their sources.
 IGNORED = {"__pycache__", "node_modules", "target"}
+MADE = ".wasm"
 
 
 def fingerprint(sources: Iterable[Path], *settings: str) -> str:
@@ -24,7 +25,7 @@ def files(source: Path) -> Iterable[Path]:
         yield source
     for folder, names, found in os.walk(source):
         names[:] = [name for name in names if name not in IGNORED and not name.startswith(".")]
-        yield from (Path(folder) / name for name in found)
+        yield from (Path(folder) / name for name in found if not name.endswith(MADE))
 
 
 def is_current(output: Path, stamp: Path, wanted: str) -> bool:

@@ -12,7 +12,7 @@ use windrose_sandbox::ModuleKind;
 
 use crate::error::{Error, Kind};
 use crate::request::Request;
-use crate::snapshot::{Served, Snapshot};
+use crate::snapshot::{NotReady, Served, Snapshot};
 
 /// What was admitted, with everything that its call needs.
 pub struct Admitted<T> {
@@ -41,21 +41,38 @@ pub struct Timing {
     pub dialect: Option<Duration>,
 }
 
-/// Finds a version of a model in one snapshot; the highest where the caller names none.
+/// Finds a version of a model in one snapshot; the highest that is ready where the caller names none.
 ///
 /// # Errors
-/// [`Kind::NotFound`], naming what is not there.
+/// [`Kind::NotFound`], naming what is not there; [`Kind::NotReady`] for what is deployed and does not answer.
 pub fn find(snapshot: &Snapshot, model: &str, version: Option<&str>) -> Result<Arc<Served>, Error> {
-    let not_found = |what: String| Error::new(Kind::NotFound, what);
-    let versions =
-        snapshot.model(model).ok_or_else(|| not_found(format!("model {:?} is not deployed", clipped(model))))?;
-    let served = match version {
+    let versions = snapshot.model(model);
+    let served = versions.and_then(|versions| match version {
         None => versions.highest(),
         Some(version) => versions.get(version),
+    });
+    served.cloned().ok_or_else(|| missing(snapshot, model, version))
+}
+
+/// Why nothing answers for a model, or for one version of it.
+#[cold]
+fn missing(snapshot: &Snapshot, model: &str, version: Option<&str>) -> Error {
+    let unready = snapshot.unready(model);
+    let known = snapshot.model(model).is_some() || !unready.is_empty();
+    let what = match version.filter(|_| known) {
+        Some(version) => format!("version {:?} of model {:?}", clipped(version), clipped(model)),
+        None => format!("model {:?}", clipped(model)),
     };
-    served.cloned().ok_or_else(|| {
-        not_found(format!("version {:?} of model {model:?} is not deployed", clipped(version.unwrap_or_default())))
-    })
+    let mut named = unready.iter().filter(|v| version.is_none_or(|version| v.version == version)).peekable();
+    if named.peek().is_none() {
+        return Error::new(Kind::NotFound, format!("{what} is not deployed"));
+    }
+    // One that is still being loaded may answer soon, whatever became of the others.
+    let message = match named.any(|v| v.why == NotReady::Loading) {
+        true => format!("{what} is being loaded"),
+        false => format!("{what} could not be loaded after the gateway's start"),
+    };
+    Error::new(Kind::NotReady, message)
 }
 
 /// Refuses a model of another kind than the caller's way of calling takes.

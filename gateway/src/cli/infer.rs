@@ -8,15 +8,16 @@ use http::Method;
 use serde_json::{Value, json};
 
 use super::client::{Answer, Client, refused};
-use super::{Failure, Gateway, print_json};
+use super::{Failure, Gateway, npy, print_json};
 
 /// Send one request to a model and show its answer.
 #[derive(clap::Args)]
 #[command(disable_version_flag = true)]
 #[command(
-    after_help = "Inputs:\n  --input file=@photo.jpg      a file as one byte string (BYTES), or JSON for numbers\n  \
+    after_help = "Inputs:\n  --input file=@photo.jpg      a file as one byte string (BYTES); for numbers JSON or .npy\n  \
     --input text='some words'    the words themselves; for numbers a JSON array\n  \
     --input text=@lines:file     each line of a file as one byte string\n  \
+    --input text=@npy:names.npy  an array of strings that NumPy saved\n  \
     --json-request request.json  a whole request of the Open Inference Protocol\n  \
     --body table.csv             the body for a command or an http component"
 )]
@@ -131,7 +132,7 @@ impl Infer {
             let rank = spec["shape"].as_array().map_or(1, Vec::len);
             inputs.push(match datatype {
                 "BYTES" => bytes_input(name, value, rank, &mut binary)?,
-                _ => number_input(name, datatype, value, rank)?,
+                _ => number_input(name, datatype, (value, rank), &mut binary)?,
             });
         }
         let json = json!({ "inputs": inputs }).to_string();
@@ -145,6 +146,9 @@ impl Infer {
 
 /// Byte strings: the words, a whole file, or the lines of one.
 fn bytes_input(name: &str, value: &str, rank: usize, binary: &mut Vec<u8>) -> Result<Value, Failure> {
+    if let Some(path) = value.strip_prefix("@npy:") {
+        return array_input(name, "BYTES", (&read(&path.into())?, rank), binary);
+    }
     let strings: Vec<Vec<u8>> = match value.strip_prefix('@') {
         Some(path) => match path.strip_prefix("lines:") {
             Some(path) => {
@@ -172,22 +176,54 @@ fn bytes_input(name: &str, value: &str, rank: usize, binary: &mut Vec<u8>) -> Re
     Ok(json!({ "name": name, "datatype": "BYTES", "shape": shape, "parameters": parameters }))
 }
 
-/// Numbers as a JSON array, nested or flat within its shape.
-fn number_input(name: &str, datatype: &str, value: &str, rank: usize) -> Result<Value, Failure> {
+/// Numbers: a JSON array, nested or flat within its shape, or an array that NumPy saved.
+fn number_input(
+    name: &str,
+    datatype: &str,
+    (value, rank): (&str, usize),
+    binary: &mut Vec<u8>,
+) -> Result<Value, Failure> {
     let text = match value.strip_prefix('@') {
-        Some(path) => String::from_utf8_lossy(&read(&path.into())?).into_owned(),
+        Some(path) => {
+            let file = read(&path.into())?;
+            if npy::is_npy(&file) {
+                return array_input(name, datatype, (&file, rank), binary);
+            }
+            String::from_utf8_lossy(&file).into_owned()
+        }
         None => value.to_string(),
     };
     let data: Value = serde_json::from_str(&text)
         .map_err(|error| Failure::usage(format!("{name}: {datatype} wants a JSON array of numbers: {error}")))?;
-    let mut shape = shape_of(&data);
-    // One row without the batch around it.
-    while shape.len() < rank {
-        shape.insert(0, 1);
-    }
+    let shape = with_batch(shape_of(&data), rank);
     let mut flat = Vec::new();
     flatten(data, &mut flat);
     Ok(json!({ "name": name, "datatype": datatype, "shape": shape, "data": flat }))
+}
+
+/// An array that NumPy saved, sent as it lies in the file.
+fn array_input(
+    name: &str,
+    datatype: &str,
+    (file, rank): (&[u8], usize),
+    binary: &mut Vec<u8>,
+) -> Result<Value, Failure> {
+    let array = npy::read(file).map_err(|error| Failure::usage(format!("{name}: {error}")))?;
+    if array.datatype != datatype {
+        let is = array.datatype;
+        return Err(Failure::usage(format!("{name}: the array is {is}, and the model takes {datatype}")));
+    }
+    let parameters = json!({ "binary_data_size": array.data.len() });
+    binary.extend_from_slice(&array.data);
+    let shape = with_batch(array.shape, rank);
+    Ok(json!({ "name": name, "datatype": datatype, "shape": shape, "parameters": parameters }))
+}
+
+/// One row may come without the batch around it.
+fn with_batch(mut shape: Vec<usize>, rank: usize) -> Vec<usize> {
+    let missing = rank.saturating_sub(shape.len());
+    shape.splice(0..0, std::iter::repeat_n(1, missing));
+    shape
 }
 
 fn shape_of(value: &Value) -> Vec<usize> {
@@ -233,12 +269,12 @@ mod tests {
 
     #[test]
     fn rows_get_their_batch_and_strings_their_lengths() {
-        let numbers = number_input("x", "FP32", "[1, 2.5]", 2).unwrap();
-        assert_eq!(numbers["shape"], json!([1, 2]));
         let mut binary = Vec::new();
+        let numbers = number_input("x", "FP32", ("[1, 2.5]", 2), &mut binary).unwrap();
+        assert_eq!(numbers["shape"], json!([1, 2]));
         let words = bytes_input("t", "hi", 1, &mut binary).unwrap();
         assert_eq!(words["parameters"]["binary_data_size"], json!(6));
         assert_eq!(binary, b"\x02\0\0\0hi");
-        assert!(number_input("x", "FP32", "soon", 1).is_err());
+        assert!(number_input("x", "FP32", ("soon", 1), &mut binary).is_err());
     }
 }

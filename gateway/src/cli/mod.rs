@@ -4,6 +4,7 @@ mod client;
 mod deploy;
 mod infer;
 mod new;
+mod npy;
 pub mod project;
 mod show;
 
@@ -42,7 +43,7 @@ enum Command {
     Delete(show::Delete),
     /// Check a model without deploying it: locally, then by the gateway's dry run.
     Validate(deploy::Validate),
-    /// Make a folder with a new module in Rust, its manifest and a test.
+    /// Make a folder with a new module in Rust, Python or JavaScript, its manifest and a test.
     New(new::New),
     /// Print a completion script for a shell, for example `windrose completions bash`.
     Completions {

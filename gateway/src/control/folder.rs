@@ -1,9 +1,9 @@
 //! Files and folders that outlive a power loss and that only their owner reads.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{DirBuilder, File};
-use std::io;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use super::store::hex_digest;
@@ -86,6 +86,7 @@ impl AssetFolders {
         }
         let unfinished = self.root.join(format!("unfinished-{:016x}", rand::random::<u64>()));
         make_private(&unfinished)?;
+        let mut folders = BTreeSet::from([unfinished.clone()]);
         for (path, digest) in assets {
             let bytes = std::fs::read(blob(digest))?;
             if hex_digest(&bytes) != *digest {
@@ -95,11 +96,17 @@ impl AssetFolders {
             if let Some(parent) = target.parent() {
                 std::fs::create_dir_all(parent)?;
             }
-            std::fs::write(&target, bytes)?;
-            std::fs::set_permissions(&target, std::fs::Permissions::from_mode(0o400))?;
+            let mut file = File::options().write(true).create_new(true).mode(0o400).open(&target)?;
+            file.write_all(&bytes)?;
+            file.sync_all()?;
+            folders.extend(
+                target.ancestors().skip(1).take_while(|above| above.starts_with(&unfinished)).map(Path::to_owned),
+            );
         }
+        // A folder of this name is taken as it is after a restart, so all of it must be on the disk before.
+        folders.iter().try_for_each(|folder| sync(Some(folder)))?;
         match std::fs::rename(&unfinished, &finished) {
-            Ok(()) => Ok(finished),
+            Ok(()) => sync(Some(&self.root)).map(|()| finished),
             // Somebody else made the very same folder meanwhile.
             Err(_) if finished.is_dir() => std::fs::remove_dir_all(&unfinished).map(|()| finished),
             Err(error) => Err(error),

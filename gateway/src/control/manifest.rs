@@ -12,8 +12,10 @@ use windrose_sandbox::{Grants, Limits};
 #[serde(deny_unknown_fields)]
 pub struct Manifest {
     /// `[a-z0-9][a-z0-9._-]*`, at most 128 characters.
+    #[schema(pattern = "^[a-z0-9][a-z0-9._-]{0,127}$")]
     pub name: String,
     /// `[A-Za-z0-9][A-Za-z0-9._-]*`, at most 64 characters. Numbers compare as numbers.
+    #[schema(pattern = "^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
     pub version: String,
     /// One line for people.
     #[serde(default, skip_serializing_if = "String::is_empty")]

@@ -12,7 +12,7 @@ use super::log::{Actor, Change, Preparation, Record, Revision, now};
 use super::manifest::{Invalid, Manifest};
 use super::prepare::{self, Event, PrepareError, Prepared, Status};
 use super::store::{Store, StoreError};
-use crate::snapshot::{Current, Served, Snapshot};
+use crate::snapshot::{Current, NotReady, Served, Snapshot, Unready};
 
 /// Why a change was not made. Messages are for the operator.
 #[derive(Debug, thiserror::Error)]
@@ -425,7 +425,15 @@ impl Registry {
             Standing::Loading | Standing::Failed(_) => None,
         });
         let served: Vec<Arc<Served>> = served.collect();
-        self.current.store(Arc::new(Snapshot::new(state.revision, served)));
+        let unready = state.entries.values().filter_map(|entry| {
+            let why = match entry.standing {
+                Standing::Ready(_) => return None,
+                Standing::Loading => NotReady::Loading,
+                Standing::Failed(_) => NotReady::Failed,
+            };
+            Some((entry.name.clone(), Unready { version: entry.version.clone(), why }))
+        });
+        self.current.store(Arc::new(Snapshot::new(state.revision, served).with_unready(unready)));
     }
 
     async fn lock_name(&self, name: &str) -> OwnedMutexGuard<()> {

@@ -192,7 +192,7 @@ fn failed(mut track: Track, error: &Error, identity: &Identity) -> Response<Body
     answer::failure(error)
 }
 
-/// Metadata of a model, or only whether it is ready: whatever is in the snapshot is.
+/// Metadata of a model, or only whether it is ready: whatever admission finds is.
 fn described_model(plane: &DataPlane, target: Target<'_>, wants_metadata: bool) -> Result<Response<Body>, Error> {
     let snapshot = plane.current.load();
     let served = admit::find(&snapshot, target.model, target.version)?;

@@ -179,6 +179,50 @@ async fn a_request_finishes_on_its_own_snapshot() {
     assert_eq!(call.await.unwrap().status, 200);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_deployed_and_does_not_answer_is_not_ready() {
+    let gateway = Gateway::start(&[Model::new("id", "1", "identity_fp32")]).await;
+    let body = json!({"inputs": [{"name": "x", "shape": [1], "datatype": "FP32", "data": [1]}]}).to_string();
+    let unready = |model: &str, version: &str, why| {
+        (model.to_owned(), windrose::snapshot::Unready { version: version.to_owned(), why })
+    };
+    use windrose::snapshot::NotReady::{Failed, Loading};
+    let served: Vec<_> = gateway.current.load().models().flat_map(|(_, versions)| versions.iter().cloned()).collect();
+    let waiting = [
+        unready("id", "2", Loading),
+        unready("id", "3", Failed),
+        unready("slow", "1", Loading),
+        unready("slow", "2", Failed),
+        unready("broken", "1", Failed),
+    ];
+    gateway.current.store(Arc::new(Snapshot::new(8, served).with_unready(waiting)));
+    // An unversioned call gets the highest version that is ready.
+    assert_eq!(gateway.infer("id", body.clone()).await.json()["model_version"], "1");
+    assert_eq!(gateway.get("/v2/models/id/ready").await.status, 200);
+    let cases = [
+        ("id/versions/2", "version \"2\" of model \"id\" is being loaded"),
+        ("id/versions/3", "version \"3\" of model \"id\" could not be loaded"),
+        ("slow", "model \"slow\" is being loaded"),
+        ("slow/versions/2", "version \"2\" of model \"slow\" could not be loaded"),
+        ("broken", "model \"broken\" could not be loaded"),
+    ];
+    for (target, expected) in cases {
+        let answers = [
+            gateway.get(&format!("/v2/models/{target}/ready")).await,
+            gateway.get(&format!("/v2/models/{target}")).await,
+            gateway.get(&format!("/models/{target}/")).await,
+            gateway.infer(target, body.clone()).await,
+        ];
+        for answer in answers {
+            let message = answer.error(503, "not_ready");
+            assert!(message.starts_with(expected), "{message}");
+            assert_eq!(answer.header("retry-after"), "1");
+        }
+    }
+    gateway.get("/v2/models/id/versions/4/ready").await.error(404, "not_found");
+    gateway.get("/v2/models/nobody/ready").await.error(404, "not_found");
+}
+
 /// Every metric with its type; `BLESS=1` writes the list anew.
 #[tokio::test(flavor = "multi_thread")]
 async fn metric_names_are_a_contract() {

@@ -51,8 +51,10 @@ fn store_error(error: StoreError) -> Response {
 }
 
 /// Whether a file is there.
-#[utoipa::path(head, path = "/v1/blobs/{sha256}", params(("sha256" = String, Path, description = "sha256, hex")),
-    responses((status = 200, description = "It is there."), (status = 404, description = "It is not.")))]
+#[utoipa::path(head, path = "/v1/blobs/{sha256}", 
+    params(("sha256" = String, Path, description = "sha256, hex", pattern = "^[0-9a-f]{64}$")),
+    responses((status = 200, description = "It is there."), (status = 400, description = "This is no digest."),
+        (status = 404, description = "It is not.")))]
 pub async fn head_blob(State(api): Shared, Path(digest): Path<String>) -> Response {
     if !is_digest(&digest) {
         return StatusCode::BAD_REQUEST.into_response();
@@ -65,7 +67,8 @@ pub async fn head_blob(State(api): Shared, Path(digest): Path<String>) -> Respon
 }
 
 /// Uploads a file. It counts only when its content has the sha256 of the path; one that is there is not read again.
-#[utoipa::path(put, path = "/v1/blobs/{sha256}", params(("sha256" = String, Path, description = "sha256, hex")),
+#[utoipa::path(put, path = "/v1/blobs/{sha256}", 
+    params(("sha256" = String, Path, description = "sha256, hex", pattern = "^[0-9a-f]{64}$")),
     request_body(content = Vec<u8>, content_type = "application/octet-stream"),
     responses((status = 200, description = "It is there.", body = BlobAnswer),
         (status = 400, description = "The content is not what the digest says.", body = ErrorBody),
@@ -155,6 +158,7 @@ async fn delete(api: Arc<Api>, name: String, version: Option<String>, actor: Act
             (DeployAnswer = "application/json"), (ProgressLine<DeployAnswer> = "application/x-ndjson"))),
         (status = 400, description = "The manifest is wrong, or the preparation refused it.", body = ErrorBody),
         (status = 409, description = "Files must be uploaded first.", body = ErrorBody),
+        (status = 413, description = "The manifest is too large.", body = ErrorBody),
         (status = 429, description = "Too many deployments wait.", body = ErrorBody)))]
 pub async fn put_version(
     State(api): Shared,
@@ -187,7 +191,8 @@ pub async fn put_version(
 #[utoipa::path(post, path = "/v1/validate", request_body = Manifest,
     responses((status = 200, description = "It would go live.", content(
             (ValidateAnswer = "application/json"), (ProgressLine<ValidateAnswer> = "application/x-ndjson"))),
-        (status = 400, body = ErrorBody), (status = 409, body = ErrorBody)))]
+        (status = 400, body = ErrorBody), (status = 409, body = ErrorBody), (status = 413, body = ErrorBody),
+        (status = 429, body = ErrorBody)))]
 pub async fn validate(State(api): Shared, headers: HeaderMap, body: Body) -> Response {
     let manifest = match read_manifest(body).await {
         Ok(manifest) => manifest,
@@ -222,7 +227,7 @@ pub async fn status(State(api): Shared) -> Json<StatusAnswer> {
 }
 
 /// Metrics for Prometheus.
-#[utoipa::path(get, path = "/metrics", responses((status = 200, body = String, content_type = "text/plain")))]
+#[utoipa::path(get, path = "/metrics", responses((status = 200, body = String, content_type = "application/openmetrics-text")))]
 pub async fn metrics(State(api): Shared) -> Response {
     let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     ([(CONTENT_TYPE, kind)], api.telemetry.encode()).into_response()
