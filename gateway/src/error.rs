@@ -43,6 +43,8 @@ pub enum Kind {
     LogLimit,
     StackLimit,
     GraphFailed,
+    GraphCrashed,
+    GraphTimeLimit,
     Conflict,
     Internal,
 }
@@ -73,7 +75,7 @@ impl Error {
 
 impl Kind {
     /// Every kind, in the order of declaration.
-    pub const ALL: [Kind; 23] = [
+    pub const ALL: [Kind; 25] = [
         Kind::Malformed,
         Kind::InvalidInput,
         Kind::NotFound,
@@ -95,6 +97,8 @@ impl Kind {
         Kind::LogLimit,
         Kind::StackLimit,
         Kind::GraphFailed,
+        Kind::GraphCrashed,
+        Kind::GraphTimeLimit,
         Kind::Conflict,
         Kind::Internal,
     ];
@@ -116,8 +120,9 @@ impl Kind {
             Kind::Conflict => StatusCode::CONFLICT,
             Kind::Overloaded => StatusCode::TOO_MANY_REQUESTS,
             Kind::NotReady => StatusCode::SERVICE_UNAVAILABLE,
-            Kind::Deadline | Kind::WallLimit | Kind::CpuLimit => StatusCode::GATEWAY_TIMEOUT,
-            Kind::GuestFailed | Kind::GuestTrapped | Kind::GuestContract | Kind::GraphFailed => StatusCode::BAD_GATEWAY,
+            Kind::Deadline | Kind::WallLimit | Kind::CpuLimit | Kind::GraphTimeLimit => StatusCode::GATEWAY_TIMEOUT,
+            Kind::GuestFailed | Kind::GuestTrapped | Kind::GuestContract => StatusCode::BAD_GATEWAY,
+            Kind::GraphFailed | Kind::GraphCrashed => StatusCode::BAD_GATEWAY,
             Kind::MemoryLimit | Kind::TensorMemoryLimit | Kind::OutputLimit | Kind::LogLimit | Kind::StackLimit => {
                 StatusCode::BAD_GATEWAY
             }
@@ -166,6 +171,8 @@ impl Kind {
             Kind::LogLimit => "log_limit",
             Kind::StackLimit => "stack_limit",
             Kind::GraphFailed => "graph_failed",
+            Kind::GraphCrashed => "graph_crashed",
+            Kind::GraphTimeLimit => "graph_time_limit",
             Kind::Conflict => "conflict",
             Kind::Internal => "internal",
         }
@@ -205,6 +212,9 @@ impl From<EngineError> for Error {
         match error.fault() {
             Fault::Caller => Error::new(Kind::InvalidInput, detail),
             Fault::Graph => Error::new(Kind::GraphFailed, "the graph failed").with_detail(detail),
+            Fault::Time => Error::new(Kind::GraphTimeLimit, "the graph ran longer than it may"),
+            Fault::Crash => Error::new(Kind::GraphCrashed, "the graph ended its process").with_detail(detail),
+            Fault::Unready => Error::new(Kind::NotReady, "the graph's process is being started").with_detail(detail),
             Fault::Overload => Error::new(Kind::Overloaded, detail),
             Fault::Deadline => Error::new(Kind::Deadline, "the deadline passed"),
             Fault::Host => Error::new(Kind::Internal, "internal error").with_detail(detail),
@@ -247,6 +257,8 @@ mod tests {
             CallError::Contract("secret".to_owned()),
             CallError::Engine(EngineError::Failed("secret".to_owned())),
             CallError::Engine(EngineError::Unavailable("secret".to_owned())),
+            CallError::Engine(EngineError::Crashed("secret".to_owned())),
+            CallError::Engine(EngineError::NotReady("secret".to_owned())),
         ];
         for error in secrets {
             let error = Error::from(error);

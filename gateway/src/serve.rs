@@ -80,6 +80,7 @@ async fn serve(config: Config) -> Result<(), StartError> {
     let loader = Loader::new(LoaderConfig {
         host: Host::new(&config),
         engine: config.engine,
+        isolation: config.isolation,
         ceiling: config.ceiling.clone(),
         budget: config.prepare,
         closed: vec![data_address, control_address],

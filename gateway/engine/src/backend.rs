@@ -1,5 +1,6 @@
 //! The seam behind which every engine stands.
 
+pub mod child;
 #[cfg(feature = "onnxruntime")]
 pub(crate) mod onnxruntime;
 #[cfg(feature = "rten")]

@@ -8,6 +8,7 @@ use std::thread::available_parallelism;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+use crate::backend::child::{ChildConfig, Children};
 use crate::backend::{Engine, Loading};
 use crate::{EngineError, Graph, onnx};
 
@@ -39,6 +40,17 @@ pub enum Device {
     Cuda,
 }
 
+/// Which process a graph runs in. The later is the stricter.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Isolation {
+    /// This one: the fastest way, and what a graph does to its engine it does to this process.
+    #[default]
+    Process,
+    /// A child with limits, which is ended when a run takes too long, and started again when it has ended.
+    Child,
+}
+
 /// How to load one graph.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -53,10 +65,13 @@ pub struct GraphOptions {
     pub threads: Option<usize>,
     /// Jobs that may wait; 16 a session, at least 64, when not given.
     pub queue: Option<usize>,
+    /// The process.
+    pub isolation: Isolation,
 }
 
 /// Where the ONNX Runtime library is.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum OnnxRuntimeLibrary {
     /// Look where the system and `make onnxruntime` put it.
     #[default]
@@ -68,7 +83,7 @@ pub enum OnnxRuntimeLibrary {
 }
 
 /// What the process may use.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct EnginesConfig {
     /// ONNX Runtime's library.
     pub onnxruntime: OnnxRuntimeLibrary,
@@ -93,6 +108,10 @@ pub struct Engines {
     engines: Vec<Arc<dyn Engine>>,
     /// What [`Engines::available`] lends, in the same order.
     infos: Vec<EngineInfo>,
+    /// What the engines were found with, for children to find the same.
+    config: EnginesConfig,
+    /// What starts children, where this process may.
+    children: Option<Children>,
 }
 
 impl Engines {
@@ -105,7 +124,13 @@ impl Engines {
     pub fn new(config: EnginesConfig) -> Result<Engines, EngineError> {
         let engines: Vec<Arc<dyn Engine>> = [onnxruntime(&config)?, rten()].into_iter().flatten().collect();
         let infos = engines.iter().map(|engine| engine.info().clone()).collect();
-        Ok(Engines { engines, infos })
+        Ok(Engines { engines, infos, config, children: None })
+    }
+
+    /// Lets graphs be loaded with [`Isolation::Child`].
+    pub fn with_children(self, config: ChildConfig) -> Engines {
+        let children = Some(Children::new(config, self.config.clone()));
+        Engines { children, ..self }
     }
 
     /// What is here, the preferred one first.
@@ -128,12 +153,24 @@ impl Engines {
         let sessions = bounded(options.sessions, sessions, MAX_THREADS, "sessions")?;
         let capacity = bounded(options.queue, (16 * sessions).max(64), MAX_QUEUE, "queue")?;
         let loading = Loading { onnx, model: Arc::clone(&model), device: options.device, sessions, threads };
-        Graph::start(engine.load(loading)?, &model, capacity)
+        let loaded = match options.isolation {
+            Isolation::Process => engine.load(loading)?,
+            Isolation::Child => {
+                let none = || EngineError::Unavailable("no process for graphs can be started here".into());
+                self.children.as_ref().ok_or_else(none)?.load(engine.info(), loading)?
+            }
+        };
+        Graph::start(loaded, &model, capacity)
+    }
+
+    /// The engine with a name.
+    pub(crate) fn named(&self, name: &str) -> Option<&dyn Engine> {
+        self.engines.iter().find(|e| e.info().name == name).map(Arc::as_ref)
     }
 
     /// The engine for a choice and a device.
     fn choose(&self, options: &GraphOptions) -> Result<&dyn Engine, EngineError> {
-        let named = |name: &str| self.engines.iter().find(|e| e.info().name == name).map(Arc::as_ref);
+        let named = |name: &str| self.named(name);
         let missing = |what: &str| EngineError::Unavailable(format!("{what} is not here"));
         match (options.engine, options.device) {
             (EngineChoice::Rten, Device::Cpu) => named("rten").ok_or_else(|| missing("the engine rten")),

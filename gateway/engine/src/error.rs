@@ -7,10 +7,16 @@ pub enum Fault {
     Caller,
     /// The graph itself: it does not load, or fails while it runs.
     Graph,
+    /// The graph ran longer than any may.
+    Time,
+    /// The graph ended the process that ran it.
+    Crash,
     /// Too much work for now; the same call may succeed later.
     Overload,
     /// The call's deadline passed before it finished.
     Deadline,
+    /// The graph's process is being started; the same call may succeed later.
+    Unready,
     /// The engine or this program.
     Host,
 }
@@ -34,6 +40,15 @@ pub enum EngineError {
     /// The engine failed while it ran the graph.
     #[error("{0}")]
     Failed(String),
+    /// A run took longer than the engine may, and its process was ended.
+    #[error("the run took longer than a run may")]
+    TimeLimit,
+    /// The process that ran the graph ended; says how.
+    #[error("the graph's process {0}")]
+    Crashed(String),
+    /// There is no process for the graph at the moment.
+    #[error("{0}")]
+    NotReady(String),
     /// The graph's queue is full.
     #[error("the queue of this graph is full")]
     QueueFull,
@@ -51,6 +66,9 @@ impl EngineError {
         match self {
             EngineError::InvalidInput(_) => Fault::Caller,
             EngineError::InvalidGraph(_) | EngineError::Unsupported(_) | EngineError::Failed(_) => Fault::Graph,
+            EngineError::TimeLimit => Fault::Time,
+            EngineError::Crashed(_) => Fault::Crash,
+            EngineError::NotReady(_) => Fault::Unready,
             EngineError::QueueFull => Fault::Overload,
             EngineError::Deadline => Fault::Deadline,
             EngineError::Unavailable(_) | EngineError::Stopped => Fault::Host,

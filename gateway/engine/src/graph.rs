@@ -16,7 +16,7 @@ use crate::check::Signature;
 use crate::onnx::Model;
 use crate::queue::{Answer, Queue, Ticket, Waiting};
 use crate::worker::{self, Counts, Shared};
-use crate::{EngineError, GraphSpec, Tensor};
+use crate::{EngineError, GraphSpec, Isolation, Tensor};
 
 /// What runs a graph, for metadata.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -31,6 +31,8 @@ pub struct GraphInfo {
     pub sessions: usize,
     /// Threads inside each session.
     pub threads: usize,
+    /// The process that they are in.
+    pub isolation: Isolation,
 }
 
 /// One call of a graph.

@@ -11,13 +11,16 @@ mod engines;
 mod error;
 mod graph;
 pub mod onnx;
+pub mod process;
 mod queue;
 mod spec;
 mod tensor;
 mod worker;
 
 pub use dtype::{DataType, Element};
-pub use engines::{Device, EngineChoice, EngineInfo, Engines, EnginesConfig, GraphOptions, OnnxRuntimeLibrary};
+pub use engines::{
+    Device, EngineChoice, EngineInfo, Engines, EnginesConfig, GraphOptions, Isolation, OnnxRuntimeLibrary,
+};
 pub use error::{EngineError, Fault};
 pub use graph::{Graph, GraphCounts, GraphInfo, Job, default_tenant};
 pub use spec::{Dim, GraphSpec, TensorSpec};

@@ -7,7 +7,7 @@
 
 use bytes::Bytes;
 use wasmtime::component::{HasSelf, Linker, Resource};
-use windrose_engine::{DataType, Device, EngineError, Fault, Graph, GraphOptions, Job, Tensor};
+use windrose_engine::{DataType, Device, EngineError, Fault, Graph, GraphOptions, Isolation, Job, Tensor};
 
 use crate::state::State;
 use crate::ticker::End;
@@ -109,7 +109,7 @@ fn code(error: &EngineError) -> ErrorCode {
         EngineError::InvalidInput(_) => ErrorCode::InvalidArgument,
         EngineError::InvalidGraph(_) => ErrorCode::InvalidEncoding,
         EngineError::Unsupported(_) | EngineError::Unavailable(_) => ErrorCode::UnsupportedOperation,
-        other if other.fault() == Fault::Deadline => ErrorCode::Timeout,
+        other if matches!(other.fault(), Fault::Deadline | Fault::Time) => ErrorCode::Timeout,
         _ => ErrorCode::RuntimeError,
     }
 }
@@ -199,7 +199,9 @@ impl graph::Host for State {
         // Held until the call ends: the engine's copy lives as long as any handle to it.
         self.charge(onnx.len() as u64)?;
         let engines = self.program.engines.clone();
-        let options = GraphOptions { device, sessions: Some(1), ..GraphOptions::default() };
+        // Nobody has looked at this graph: whatever holds for the deployed ones, it gets a process of its own.
+        let (sessions, isolation) = (Some(1), Isolation::Child);
+        let options = GraphOptions { device, sessions, isolation, ..GraphOptions::default() };
         let loaded = tokio::task::spawn_blocking(move || engines.load(Bytes::from(onnx), &options)).await;
         match loaded {
             Ok(Ok(graph)) => Ok(Ok(self.table.push(graph)?)),

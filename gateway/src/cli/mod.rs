@@ -53,6 +53,9 @@ enum Command {
     /// Not for people: the child in which the gateway prepares what is deployed.
     #[command(hide = true)]
     Prepare,
+    /// Not for people: the child in which the gateway runs a graph.
+    #[command(hide = true)]
+    Engine,
 }
 
 #[derive(clap::Args)]
@@ -145,6 +148,7 @@ pub fn main() -> ExitCode {
     let command = Cli::parse().command;
     let result = match command {
         Command::Prepare => prepare::child::main(),
+        Command::Engine => windrose_engine::backend::child::main(),
         Command::Serve(serve) => run_server(serve),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "windrose", &mut std::io::stdout());
@@ -194,7 +198,7 @@ fn run_client(command: Command) -> Result<(), Failure> {
             Command::Delete(delete) => delete.run().await,
             Command::Validate(validate) => validate.run().await,
             Command::New(new) => new.run(),
-            Command::Serve(_) | Command::Completions { .. } | Command::Prepare => Ok(()),
+            Command::Serve(_) | Command::Completions { .. } | Command::Prepare | Command::Engine => Ok(()),
         }
     })
 }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
-use windrose_engine::{Device, EngineChoice, GraphOptions};
+use windrose_engine::{Device, EngineChoice, GraphOptions, Isolation};
 use windrose_sandbox::Grants;
 
 use crate::config::explain;
@@ -58,6 +58,8 @@ struct WrittenGraph {
     sessions: Option<usize>,
     threads: Option<usize>,
     queue: Option<usize>,
+    #[serde(default)]
+    isolation: Isolation,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -182,8 +184,8 @@ impl Project {
             project.manifest.module = Some(project.add(&find_module(folder, module)?)?);
         }
         for (name, graph) in &written.graphs {
-            let WrittenGraph { engine, device, sessions, threads, queue, .. } = *graph;
-            let options = GraphOptions { engine, device, sessions, threads, queue };
+            let WrittenGraph { engine, device, sessions, threads, queue, isolation, .. } = *graph;
+            let options = GraphOptions { engine, device, sessions, threads, queue, isolation };
             // A graph that a flag replaces need not be there.
             let replaced = overrides.graphs.iter().any(|(other, _)| other == name);
             let digest = if replaced { String::new() } else { project.add(&folder.join(&graph.file))? };

@@ -145,8 +145,14 @@ fn print_loaded(loaded: &LoadedView, kind: &str) {
     }
     for (name, graph) in &loaded.graphs {
         println!(
-            "\ngraph {name}\n  sha256 {}\n  on {} {}, {}, {} session(s) of {} thread(s)",
-            graph.digest, graph.engine, graph.engine_version, graph.provider, graph.sessions, graph.threads
+            "\ngraph {name}\n  sha256 {}\n  on {} {}, {}, {} session(s) of {} thread(s), in {}",
+            graph.digest,
+            graph.engine,
+            graph.engine_version,
+            graph.provider,
+            graph.sessions,
+            graph.threads,
+            if graph.isolation == "child" { "a process of its own" } else { "the gateway's process" },
         );
         print_signature(&graph.signature);
     }

@@ -13,7 +13,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use windrose_engine::{EngineChoice, EnginesConfig, OnnxRuntimeLibrary};
+use windrose_engine::{EngineChoice, EnginesConfig, Isolation, OnnxRuntimeLibrary};
 use windrose_sandbox::{Grants, Limits};
 
 use crate::http::HttpConfig;
@@ -39,6 +39,10 @@ pub struct Config {
     pub engine: EngineChoice,
     /// Where ONNX Runtime is.
     pub engines: EnginesConfig,
+    /// The least isolation of a graph.
+    pub isolation: Isolation,
+    /// What children that run graphs may use.
+    pub children: Children,
     /// Instances at the same time.
     pub instances: u32,
     /// The most that a model gets.
@@ -82,6 +86,17 @@ pub struct Ceiling {
     pub sessions: usize,
     /// Threads of one session.
     pub threads: usize,
+}
+
+/// What children that run graphs may use.
+#[derive(Clone, Copy, Debug)]
+pub struct Children {
+    /// Memory of each, bytes.
+    pub memory: u64,
+    /// The longest run.
+    pub run: Duration,
+    /// How many at the same time.
+    pub most: usize,
 }
 
 /// What one preparation may use.
@@ -213,11 +228,18 @@ fn validate(written: Written, environment: &[(String, String)]) -> Result<Config
         cpu: span(written.prepare.cpu, "prepare.cpu")?,
         wall: span(written.prepare.wall, "prepare.wall")?,
     };
+    let children = Children {
+        memory: size(written.engines.child_memory, "engines.child_memory")?,
+        run: span(written.engines.child_run, "engines.child_run")?,
+        most: need(written.engines.children, "engines.children")?,
+    };
     Ok(Config {
         data,
         control,
         keep: need(written.storage.keep, "storage.keep")?.0,
         engine: need(written.engines.default, "engines.default")?,
+        isolation: need(written.engines.isolation, "engines.isolation")?,
+        children,
         engines: engines(written.engines.onnxruntime, written.engines.search, &dir)?,
         instances: positive(written.sandbox.instances, "sandbox.instances")?,
         ceiling: ceiling(written.ceiling)?,
@@ -343,6 +365,8 @@ mod tests {
             ("engines.onnxruntime", "/no/such/file", "engines.onnxruntime: there is no file"),
             ("prepare.wall", "0s", "prepare.wall must be"),
             ("ceiling.load", "perhaps", "ceiling.load: "),
+            ("engines.isolation", "none", "engines.isolation: "),
+            ("engines.child_run", "0s", "engines.child_run must be"),
         ] {
             let error = Config::load(&sources(&[], &[(key, value)])).unwrap_err();
             assert!(error.0.contains(expected), "{key}={value}: {error}");

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use serde::Deserialize;
-use windrose_engine::EngineChoice;
+use windrose_engine::{EngineChoice, Isolation};
 
 use super::units::{List, Size, Span};
 
@@ -97,6 +97,16 @@ table! {
         onnxruntime: String = "\"search\"",
         /// Further folders to search for it, before the usual ones.
         search: List = "[]",
+        /// Where graphs run: `process`, the gateway's own, or `child`, one with limits for each graph. A manifest can ask
+        /// for `child`, and never for less than this. What a module brings itself by `load` always runs in a child.
+        isolation: Isolation = "\"process\"",
+        /// Memory of one child that runs a graph, the shared memory of its tensors not counted.
+        child_memory: Size = "\"4GiB\"",
+        /// The longest that one run may take in a child; the child is ended then. In the gateway's own process no run can
+        /// be ended.
+        child_run: Span = "\"1m\"",
+        /// Children at the same time. Further graphs that ask for one are refused.
+        children: usize = "64",
     }
 }
 

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tokio::sync::{OnceCell, Semaphore};
-use windrose_engine::{EngineChoice, EngineError, Engines, Graph, GraphOptions, default_tenant};
+use windrose_engine::{EngineChoice, EngineError, Engines, Graph, GraphOptions, Isolation, default_tenant};
 use windrose_sandbox::{CallContext, Grants, Import, ModuleKind, PASSTHROUGH, Sandbox};
 
 use super::folder::AssetFolders;
@@ -58,6 +58,8 @@ pub struct Loader {
     pub host: Host,
     /// What `auto` means.
     pub engine: EngineChoice,
+    /// The least isolation of a graph.
+    pub isolation: Isolation,
     /// The most that a model gets.
     pub ceiling: Ceiling,
     /// What a preparation may use.
@@ -73,6 +75,7 @@ pub struct Loader {
 pub struct LoaderConfig {
     pub host: Host,
     pub engine: EngineChoice,
+    pub isolation: Isolation,
     pub ceiling: Ceiling,
     pub budget: Budget,
     pub closed: Vec<SocketAddr>,
@@ -92,6 +95,7 @@ impl Loader {
             engines: Arc::new(engines),
             host: config.host,
             engine: config.engine,
+            isolation: config.isolation,
             ceiling: config.ceiling,
             budget: config.budget,
             closed: config.closed,
@@ -109,6 +113,7 @@ impl Loader {
             sessions: Some(wanted.sessions.unwrap_or(self.ceiling.sessions).min(self.ceiling.sessions)),
             threads: wanted.threads.map(|threads| threads.min(self.ceiling.threads)),
             queue: wanted.queue,
+            isolation: wanted.isolation.max(self.isolation),
         }
     }
 
@@ -128,7 +133,9 @@ impl Loader {
         let path = |digest: &String| store.blob_path(digest);
         let mut graphs = BTreeMap::new();
         for (name, graph) in &manifest.graphs {
-            graphs.insert(name.clone(), (path(&graph.digest)?, self.options(&graph.options)));
+            // What prepares is a child already.
+            let options = GraphOptions { isolation: Isolation::Process, ..self.options(&graph.options) };
+            graphs.insert(name.clone(), (path(&graph.digest)?, options));
         }
         let test = match &manifest.test {
             Some(test) => Some(TestFiles {

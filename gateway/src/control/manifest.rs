@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
-use windrose_engine::{Device, EngineChoice, GraphOptions};
+use windrose_engine::{Device, EngineChoice, GraphOptions, Isolation};
 use windrose_sandbox::{Grants, Limits};
 
 /// One version of a model, complete. This is the body of the call that deploys it.
@@ -54,7 +54,7 @@ pub struct Manifest {
 pub struct GraphEntry {
     /// sha256 of the ONNX file, hex.
     pub digest: String,
-    /// Engine, device, sessions, threads and queue.
+    /// Engine, device, sessions, threads, queue and isolation.
     pub options: GraphOptions,
 }
 
@@ -82,19 +82,23 @@ struct WrittenGraph {
     /// Jobs that may wait.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     queue: Option<usize>,
+    /// `process` or `child`; the stricter of this and the operator's setting holds.
+    #[serde(default)]
+    #[schema(value_type = String)]
+    isolation: Isolation,
 }
 
 impl From<WrittenGraph> for GraphEntry {
     fn from(written: WrittenGraph) -> GraphEntry {
-        let WrittenGraph { digest, engine, device, sessions, threads, queue } = written;
-        GraphEntry { digest, options: GraphOptions { engine, device, sessions, threads, queue } }
+        let WrittenGraph { digest, engine, device, sessions, threads, queue, isolation } = written;
+        GraphEntry { digest, options: GraphOptions { engine, device, sessions, threads, queue, isolation } }
     }
 }
 
 impl From<GraphEntry> for WrittenGraph {
     fn from(entry: GraphEntry) -> WrittenGraph {
-        let GraphOptions { engine, device, sessions, threads, queue } = entry.options;
-        WrittenGraph { digest: entry.digest, engine, device, sessions, threads, queue }
+        let GraphOptions { engine, device, sessions, threads, queue, isolation } = entry.options;
+        WrittenGraph { digest: entry.digest, engine, device, sessions, threads, queue, isolation }
     }
 }
 

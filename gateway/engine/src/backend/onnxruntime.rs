@@ -22,7 +22,8 @@ use ort::session::builder::SessionBuilder;
 use self::value::{CpuMemory, Value};
 use super::{Engine, Loaded, Loading, Session, Work};
 use crate::{
-    DataType, Device, EngineError, EngineInfo, EnginesConfig, GraphInfo, GraphSpec, OnnxRuntimeLibrary, Tensor,
+    DataType, Device, EngineError, EngineInfo, EnginesConfig, GraphInfo, GraphSpec, Isolation, OnnxRuntimeLibrary,
+    Tensor,
 };
 
 /// The one library of this process, once it is initialised: it cannot be unloaded or replaced.
@@ -142,6 +143,7 @@ impl Engine for OnnxRuntime {
             provider: provider.into(),
             sessions,
             threads,
+            isolation: Isolation::Process,
         };
         let core = || Ok(Arc::new(Core::new(self.session(&onnx, threads, device)?, &model.spec)?));
         let cores: Vec<Arc<Core>> = match (device, threads) {

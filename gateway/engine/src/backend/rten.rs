@@ -13,7 +13,7 @@ use rten_tensor::{Tensor as RtenTensor, TensorView};
 
 use super::{Engine, Loaded, Loading, Session, Work};
 use crate::onnx::Element as OnnxElement;
-use crate::{DataType, Device, Element, EngineError, EngineInfo, GraphInfo, GraphSpec, Tensor};
+use crate::{DataType, Device, Element, EngineError, EngineInfo, GraphInfo, GraphSpec, Isolation, Tensor};
 
 /// The version that is compiled in; a test compares it with the lock file.
 pub(crate) const VERSION: &str = "0.27.0";
@@ -52,6 +52,7 @@ impl Engine for Rten {
             provider: "CPU".into(),
             sessions,
             threads,
+            isolation: Isolation::Process,
         };
         let session = |_| -> Box<dyn Session> {
             let pool = Arc::new(ThreadPool::with_num_threads(threads));

@@ -47,8 +47,14 @@ impl Key {
 fn graph(capacity: usize) -> (Graph, Key) {
     let (started, wait) = channel();
     let (go, gate) = channel();
-    let info =
-        GraphInfo { engine: "gate".into(), version: "0".into(), provider: "CPU".into(), sessions: 1, threads: 1 };
+    let info = GraphInfo {
+        engine: "gate".into(),
+        version: "0".into(),
+        provider: "CPU".into(),
+        sessions: 1,
+        threads: 1,
+        isolation: crate::Isolation::Process,
+    };
     let tensor = |name: &str| TensorSpec { name: name.into(), datatype: DataType::Int32, shape: None };
     let spec = GraphSpec { inputs: vec![tensor("x")], outputs: vec![tensor("y")] };
     let model = Model {

@@ -3,5 +3,6 @@
 mod contract;
 mod engines;
 mod hand_off;
+mod isolated;
 mod refusals;
 mod setup;

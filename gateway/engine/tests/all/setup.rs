@@ -2,11 +2,21 @@
 
 use std::path::PathBuf;
 use std::sync::OnceLock;
+use std::time::Duration;
 
 use bytes::Bytes;
+use windrose_engine::backend::child::ChildConfig;
+use windrose_engine::process::Program;
 use windrose_engine::{
-    EngineChoice, EngineError, Engines, EnginesConfig, Graph, GraphOptions, Job, OnnxRuntimeLibrary, Tensor,
+    EngineChoice, EngineError, Engines, EnginesConfig, Graph, GraphOptions, Isolation, Job, OnnxRuntimeLibrary, Tensor,
 };
+
+/// The variable that makes this program a child that runs a graph.
+pub const CHILD: &str = "WINDROSE_TEST_CHILD";
+/// The variable that makes [`try_load`] load into children.
+pub const ISOLATION: &str = "WINDROSE_TEST_ISOLATION";
+/// The longest run in a child.
+pub const RUN_LIMIT: Duration = Duration::from_secs(2);
 
 /// The repository's folder.
 pub fn root() -> PathBuf {
@@ -25,8 +35,19 @@ pub fn engines() -> &'static Engines {
     ENGINES.get_or_init(|| {
         let config =
             EnginesConfig { onnxruntime: OnnxRuntimeLibrary::Search, search: vec![root().join("target/onnxruntime")] };
-        Engines::new(config).expect("engines")
+        Engines::new(config).expect("engines").with_children(children())
     })
+}
+
+/// Children are this program again, told to run but the one test that is none.
+fn children() -> ChildConfig {
+    let program = Program {
+        path: std::env::current_exe().expect("this program"),
+        arguments: ["--exact", "isolated::child_process", "--nocapture"].map(Into::into).to_vec(),
+        environment: vec![(CHILD.into(), "1".into())],
+    };
+    let load = Duration::from_secs(60);
+    ChildConfig { program, memory: 1 << 30, tensors: 64 << 20, run: RUN_LIMIT, load, most: 1_000 }
 }
 
 /// Every backend that must pass. ONNX Runtime's library may be missing on a laptop, and not in CI.
@@ -42,7 +63,8 @@ pub fn backends() -> Vec<EngineChoice> {
 
 /// Loads a graph of `models/test` with one session.
 pub fn try_load(engine: EngineChoice, name: &str) -> Result<Graph, EngineError> {
-    engines().load(onnx(name), &GraphOptions { engine, sessions: Some(1), ..GraphOptions::default() })
+    let isolation = if std::env::var_os(ISOLATION).is_some() { Isolation::Child } else { Isolation::Process };
+    engines().load(onnx(name), &GraphOptions { engine, isolation, sessions: Some(1), ..GraphOptions::default() })
 }
 
 /// As [`try_load`], for a graph that loads.

@@ -289,6 +289,8 @@ pub struct GraphView {
     pub sessions: usize,
     /// Threads of each session.
     pub threads: usize,
+    /// `process` where the gateway's own process runs it, `child` where one of its own does.
+    pub isolation: String,
     /// What it declares.
     #[serde(flatten)]
     pub signature: SignatureView,

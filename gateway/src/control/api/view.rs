@@ -1,5 +1,6 @@
 //! From what the registry holds to what the API shows.
 
+use windrose_engine::Isolation;
 use windrose_sandbox::{Import, ImportStatus, ModuleKind};
 
 use super::types::{
@@ -60,6 +61,13 @@ pub fn version(entry: &Entry) -> VersionView {
     }
 }
 
+fn isolation(isolation: Isolation) -> &'static str {
+    match isolation {
+        Isolation::Process => "process",
+        Isolation::Child => "child",
+    }
+}
+
 fn loaded(served: &Served, imports: &[Import], granted: &windrose_sandbox::Grants) -> LoadedView {
     let manifest = &served.manifest;
     let graph = |(name, graph): &(String, windrose_engine::Graph)| {
@@ -71,6 +79,7 @@ fn loaded(served: &Served, imports: &[Import], granted: &windrose_sandbox::Grant
             provider: info.provider.clone(),
             sessions: info.sessions,
             threads: info.threads,
+            isolation: isolation(info.isolation).to_string(),
             signature: SignatureView::from(graph.spec()),
         };
         (name.clone(), view)

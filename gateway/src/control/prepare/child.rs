@@ -7,17 +7,18 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
-use rustix::process::{Resource, Rlimit, Signal, setrlimit};
-use windrose_engine::{EngineError, Engines, Graph, default_tenant};
+use windrose_engine::{EngineError, Engines, Graph, default_tenant, process};
 use windrose_sandbox::{CallContext, Module, ModuleError, ModuleKind, PASSTHROUGH};
 
 use super::job::{Event, GraphReport, Job, Line, Prepared, Status};
 use super::{PrepareError, selftest};
+use crate::config::Budget;
 
 /// Reads one job from standard input, does it, and ends the process: 0 when the outcome was told, whatever it is.
 pub fn main() -> ! {
-    let outcome = read_job().and_then(|job| {
-        limit_self(&job).map_err(|error| PrepareError::Host(format!("limits: {error}")))?;
+    let limits = |error| PrepareError::Host(format!("limits: {error}"));
+    let outcome = process::enter().map_err(limits).and_then(|()| read_job()).and_then(|job| {
+        limit_self(&job).map_err(limits)?;
         prepare(&job)
     });
     say(&match outcome {
@@ -42,15 +43,10 @@ fn read_job() -> Result<Job, PrepareError> {
     serde_json::from_str(&line).map_err(|error| host(error.to_string()))
 }
 
-fn limit_self(job: &Job) -> rustix::io::Result<()> {
-    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
-    let both = |value: u64| Rlimit { current: Some(value), maximum: Some(value) };
-    setrlimit(Resource::Core, both(0))?;
-    setrlimit(Resource::Nofile, both(1024))?;
-    // Not the address space: a sandbox reserves terabytes of it that it may never touch.
-    setrlimit(Resource::Data, both(job.budget.memory))?;
-    let seconds = job.budget.cpu.as_secs().max(1);
-    setrlimit(Resource::Cpu, Rlimit { current: Some(seconds), maximum: Some(seconds + 1) })
+fn limit_self(job: &Job) -> std::io::Result<()> {
+    // Not the addresses: a sandbox reserves terabytes that it may never touch.
+    let Budget { memory, cpu, .. } = job.budget;
+    process::limit(&process::Limits { memory, addresses: None, cpu: Some(cpu), files: 1024 })
 }
 
 fn say(line: &Line) {

@@ -4,6 +4,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 
 use rustix::process::Signal;
+use windrose_engine::process;
 
 use crate::config::Budget;
 use crate::config::units::show_size;
@@ -11,17 +12,15 @@ use crate::config::units::show_size;
 /// Why there was no answer from a child that ended with `status` in `stage`, having written `stderr` last.
 pub fn ended(stage: Option<&str>, status: ExitStatus, stderr: &str, budget: &Budget) -> String {
     let when = during(stage);
-    if stderr.contains("memory allocation of") || stderr.contains("unable to allocate") {
+    if process::out_of_memory(stderr) {
         return format!("{when}: wants more memory than the {} of a preparation", show_size(budget.memory));
     }
-    let last = stderr.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("").trim();
-    let last: String = last.chars().take(300).collect();
-    let said = if last.is_empty() { String::new() } else { format!("; it said: {last}") };
-    match status.signal() {
-        Some(signal) if signal == Signal::XCPU.as_raw() => out_of_cpu(stage, budget),
-        Some(signal) => format!("{when}: the process was ended by {}{said}", signal_name(signal)),
-        None => format!("{when}: the process ended with status {}{said}", status.code().unwrap_or(-1)),
+    if status.signal() == Some(Signal::XCPU.as_raw()) {
+        return out_of_cpu(stage, budget);
     }
+    let (last, verb) = (process::last_line(stderr), if status.signal().is_some() { "was " } else { "" });
+    let said = if last.is_empty() { String::new() } else { format!("; it said: {last}") };
+    format!("{when}: the process {verb}{}{said}", process::ended(status))
 }
 
 /// The child used up its CPU time.
@@ -44,22 +43,6 @@ fn during(stage: Option<&str>) -> String {
             None => format!("stage {stage}"),
         },
         None => "starting the preparation".into(),
-    }
-}
-
-fn signal_name(signal: i32) -> String {
-    const NAMES: [(i32, &str, &str); 7] = [
-        (6, "SIGABRT", "it aborted"),
-        (11, "SIGSEGV", "it touched memory that is not its own"),
-        (7, "SIGBUS", "it touched memory that is not there"),
-        (4, "SIGILL", "it ran an illegal instruction"),
-        (8, "SIGFPE", "it failed in arithmetic"),
-        (5, "SIGTRAP", "it trapped"),
-        (9, "SIGKILL", "the system killed it, probably for memory"),
-    ];
-    match NAMES.iter().find(|(number, ..)| *number == signal) {
-        Some((_, name, meaning)) => format!("{name} ({meaning})"),
-        None => format!("signal {signal}"),
     }
 }
 

@@ -6,9 +6,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
-use windrose_engine::{
-    EngineError, Engines, EnginesConfig, Graph, GraphInfo, GraphOptions, GraphSpec, OnnxRuntimeLibrary,
-};
+use windrose_engine::backend::child::ChildConfig;
+use windrose_engine::process::Program;
+use windrose_engine::{EngineError, Engines, EnginesConfig, Graph, GraphInfo, GraphOptions, GraphSpec};
 use windrose_sandbox::{
     Grants, Import, Limits, Module, ModuleError, ModuleKind, Program, ProgramConfig, Sandbox, SandboxConfig,
 };
@@ -26,36 +26,30 @@ pub struct Host {
     pub instances: u32,
     /// The most linear memory of an instance, bytes.
     pub memory: u64,
-    /// ONNX Runtime's library: a path, or whether to look for one.
-    pub onnxruntime: Library,
-    /// Folders to look into.
-    pub search: Vec<PathBuf>,
-}
-
-/// [`OnnxRuntimeLibrary`] as JSON.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Library {
-    Search,
-    Off,
-    Path(PathBuf),
+    /// Where ONNX Runtime's library is.
+    pub engines: EnginesConfig,
+    /// How graphs run in children.
+    pub children: ChildConfig,
 }
 
 impl Host {
     /// As the configuration says.
     pub fn new(config: &Config) -> Host {
-        let onnxruntime = match &config.engines.onnxruntime {
-            OnnxRuntimeLibrary::Search => Library::Search,
-            OnnxRuntimeLibrary::Off => Library::Off,
-            OnnxRuntimeLibrary::Path(path) => Library::Path(path.clone()),
+        let children = ChildConfig {
+            program: Program::this("engine"),
+            memory: config.children.memory,
+            tensors: config.ceiling.limits.tensor_memory,
+            run: config.children.run,
+            load: config.prepare.wall,
+            most: config.children.most,
         };
         Host {
             cache: config.dir.join("cache"),
             cache_key: config.dir.join("cache.key"),
             instances: config.instances,
             memory: config.ceiling.limits.memory,
-            onnxruntime,
-            search: config.engines.search.clone(),
+            engines: config.engines.clone(),
+            children,
         }
     }
 
@@ -77,12 +71,7 @@ impl Host {
     /// # Errors
     /// As [`Engines::new`].
     pub fn engines(&self) -> Result<Engines, EngineError> {
-        let onnxruntime = match &self.onnxruntime {
-            Library::Search => OnnxRuntimeLibrary::Search,
-            Library::Off => OnnxRuntimeLibrary::Off,
-            Library::Path(path) => OnnxRuntimeLibrary::Path(path.clone()),
-        };
-        Engines::new(EnginesConfig { onnxruntime, search: self.search.clone() })
+        Ok(Engines::new(self.engines.clone())?.with_children(self.children.clone()))
     }
 }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::process::{Child, Command};
 use tokio::sync::{mpsc, oneshot};
+use windrose_engine::process::Program;
 
 use super::job::{Event, Job, Line, Prepared, Status};
 use super::{PrepareError, explain};
@@ -17,8 +18,6 @@ pub type Progress = mpsc::Sender<Event>;
 const MOST: u64 = 8 << 20;
 /// How much of the end of standard error is kept, bytes.
 const TAIL: usize = 4 << 10;
-/// Variables that a child gets where the server has them: they say where a GPU and its libraries are.
-const PASSED: [&str; 3] = ["LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES"];
 
 /// Runs one preparation.
 ///
@@ -56,17 +55,8 @@ impl Drop for Group {
 }
 
 fn start() -> std::io::Result<Child> {
-    // Not `current_exe`: that names a file that an upgrade may have replaced.
-    let mut command = Command::new("/proc/self/exe");
-    command.arg0("windrose").arg("prepare").env_clear().process_group(0).kill_on_drop(true);
-    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).current_dir("/");
-    // An arena that is committed as a whole would count as used memory.
-    command.env("MIMALLOC_ARENA_EAGER_COMMIT", "0");
-    for name in PASSED {
-        if let Some(value) = std::env::var_os(name) {
-            command.env(name, value);
-        }
-    }
+    let mut command = Command::from(Program::this("prepare").command());
+    command.kill_on_drop(true).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     command.spawn()
 }
 

@@ -1,0 +1,106 @@
+//! Graphs in a process of their own, behind the same seam as the engines: the parent's sessions hand tensors through
+//! shared memory to as many sessions in a child, which runs the graph with one of the engines here.
+//!
+//! One child runs one graph, so that its sessions share the weights. What it says is not believed before it was checked:
+//! sizes, types, shapes, and values that not every byte can be; tensors are copied out of the shared memory first, so
+//! that the child cannot change them after that. A run that takes too long, and a child that says what cannot be, end
+//! the child; it is started again, at once the first time, and each time later when it does not live long.
+
+mod arena;
+mod entry;
+mod filter;
+mod session;
+mod socket;
+mod supervisor;
+#[cfg(test)]
+mod tests;
+mod wire;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+pub use entry::main;
+
+use super::{Loaded, Loading, Session};
+use crate::process::Program;
+use crate::{EngineError, EngineInfo, EnginesConfig, GraphInfo, Isolation};
+use entry::Job;
+use session::Remote;
+use supervisor::{Handle, Supervisor};
+
+/// How children run.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ChildConfig {
+    /// What a child is: a program whose first act is to call [`main`].
+    pub program: Program,
+    /// Memory of one child, bytes; the shared memory of its sessions is not counted.
+    pub memory: u64,
+    /// Shared memory of one session, bytes: what the tensors of one run may take.
+    pub tensors: u64,
+    /// The longest that one run may take.
+    pub run: Duration,
+    /// The longest that loading the graph may take.
+    pub load: Duration,
+    /// Children at the same time.
+    pub most: usize,
+}
+
+/// Loads graphs into children.
+pub(crate) struct Children {
+    config: ChildConfig,
+    engines: EnginesConfig,
+    running: Arc<AtomicUsize>,
+}
+
+impl Children {
+    pub fn new(config: ChildConfig, engines: EnginesConfig) -> Children {
+        Children { config, engines, running: Arc::default() }
+    }
+
+    /// Loads a graph with `engine`, which the child has as well. Blocks.
+    pub fn load(&self, engine: &EngineInfo, graph: Loading) -> Result<Loaded, EngineError> {
+        let slot = Slot::take(&self.running, self.config.most)?;
+        let Loading { onnx, model, device, sessions, threads } = graph;
+        let provider = if device == crate::Device::Cpu { "CPU" } else { "CUDA" };
+        let info = GraphInfo {
+            engine: engine.name.clone(),
+            version: engine.version.clone(),
+            provider: provider.into(),
+            sessions,
+            threads,
+            isolation: Isolation::Child,
+        };
+        let ChildConfig { memory, tensors, .. } = self.config;
+        let (engines, engine) = (self.engines.clone(), engine.name.clone());
+        let job = Job { engines, engine, device, sessions, threads, memory, tensors };
+        let supervisor = Supervisor::start(job, &onnx, self.config.clone(), slot)?;
+        let handle = Arc::new(Handle(supervisor));
+        let outputs: Arc<[_]> = model.spec.outputs.iter().map(|output| output.datatype).collect();
+        let session = |index| -> Result<Box<dyn Session>, EngineError> {
+            Ok(Box::new(Remote::new(index, Arc::clone(&handle), Arc::clone(&outputs))?))
+        };
+        Ok(Loaded { info, sessions: (0..sessions).map(session).collect::<Result<_, _>>()? })
+    }
+}
+
+/// One of the children that may be.
+struct Slot(Arc<AtomicUsize>);
+
+impl Slot {
+    fn take(running: &Arc<AtomicUsize>, most: usize) -> Result<Slot, EngineError> {
+        let slot = Slot(Arc::clone(running));
+        if running.fetch_add(1, Relaxed) >= most {
+            return Err(EngineError::NotReady(format!("all of the {most} processes for graphs are taken")));
+        }
+        Ok(slot)
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Relaxed);
+    }
+}

@@ -1,0 +1,200 @@
+//! The parent's end of a session.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use super::super::{Session, Work};
+use super::arena::Arena;
+use super::socket::{Received, receive_frame, send_frame};
+use super::supervisor::Handle;
+use super::wire::{self, Frame, Kind, Place};
+use crate::{DataType, EngineError, Tensor};
+
+/// Longest header of an answer, bytes: more than as many tensors take as a graph may have outputs.
+const MAX_HEADER: u32 = 1 << 20;
+
+/// A session whose graph runs in a child.
+pub(super) struct Remote {
+    index: usize,
+    handle: Arc<Handle>,
+    arena: Arena,
+    /// The declared types of the graph's outputs.
+    outputs: Arc<[DataType]>,
+    /// The way to the child that ran last.
+    channel: Option<Channel>,
+}
+
+/// A socket to one child.
+struct Channel {
+    generation: u64,
+    socket: OwnedFd,
+}
+
+/// Why a run has no answer of the child's.
+enum Broken {
+    /// The child was gone before it got the run.
+    Unsent,
+    /// The child is gone.
+    Gone,
+    /// The child must go, for this reason.
+    Guilty(EngineError),
+}
+
+type Answer = Result<Vec<Tensor>, EngineError>;
+
+impl Remote {
+    pub fn new(index: usize, handle: Arc<Handle>, outputs: Arc<[DataType]>) -> Result<Remote, EngineError> {
+        let arena = Arena::create().map_err(|e| EngineError::Unavailable(format!("no shared memory: {e}")))?;
+        Ok(Remote { index, handle, arena, outputs, channel: None })
+    }
+
+    /// One run in the child. Tensors that it cannot take are an answer; what breaks the way to it is not.
+    fn call(&mut self, socket: &OwnedFd, inputs: &[Tensor], outputs: &[usize]) -> Result<Answer, Broken> {
+        let most = self.handle.0.config.tensors;
+        let (header, places, end) = match layout(inputs, outputs)
+            .filter(|(.., end)| *end <= most.saturating_sub(wire::ROOM))
+        {
+            Some(laid) => laid,
+            None => {
+                return Ok(Err(EngineError::InvalidInput(format!("the inputs of a run take at most {most} bytes"))));
+            }
+        };
+        if let Err(error) = self.arena.grow(end + wire::ROOM, most) {
+            return Ok(Err(EngineError::Failed(format!("no shared memory: {error}"))));
+        }
+        let parts = std::iter::once((0, &header[..]))
+            .chain(places.iter().map(|p| p.at).zip(inputs.iter().map(|t| &t.data()[..])));
+        for (at, bytes) in parts {
+            self.arena.write(at, bytes).ok_or(Broken::Gone)?;
+        }
+        self.say(socket, Kind::Run, header.len() as u32).map_err(|_| Broken::Unsent)?;
+        let mut frame = self.hear(socket)?;
+        if frame.kind == Kind::Grow {
+            // An end of the memory that cannot be had is the run's failure, and told by the child as such.
+            let grown = frame.size <= most && self.arena.grow(frame.size, most).is_ok();
+            self.say(socket, if grown { Kind::Grown } else { Kind::Refused }, 0)?;
+            frame = self.hear(socket)?;
+        }
+        match frame.kind {
+            Kind::Done => self.answer(frame, outputs).map(Ok),
+            Kind::Failed => self.failure(frame).map(Err),
+            _ => Err(nonsense("a message out of turn")),
+        }
+    }
+
+    fn say(&self, socket: &OwnedFd, kind: Kind, length: u32) -> Result<(), Broken> {
+        send_frame(socket, Frame { kind, length, at: 0, size: self.arena.size() }).map_err(|_: io::Error| Broken::Gone)
+    }
+
+    fn hear(&self, socket: &OwnedFd) -> Result<Frame, Broken> {
+        match receive_frame(socket) {
+            Received::Frame(frame) => Ok(frame),
+            Received::End => Err(Broken::Gone),
+            Received::Late => Err(Broken::Guilty(EngineError::TimeLimit)),
+            Received::Nonsense => Err(nonsense("a message that is none")),
+        }
+    }
+
+    /// The outputs, each checked after it was copied to where the child cannot change it.
+    fn answer(&self, frame: Frame, wanted: &[usize]) -> Result<Vec<Tensor>, Broken> {
+        let places = self.header(frame).and_then(|header| wire::decode(&header));
+        let (places, none) = places.ok_or_else(|| nonsense("an answer that is none"))?;
+        if places.len() != wanted.len() || !none.is_empty() {
+            return Err(nonsense("another number of outputs than was asked for"));
+        }
+        // Places may overlap, as far as the child can say: together they take no more than there is.
+        let total = places.iter().try_fold(0u64, |sum, place| sum.checked_add(place.length));
+        if total.is_none_or(|total| total > self.arena.size()) {
+            return Err(nonsense("outputs that are larger than their memory"));
+        }
+        places.into_iter().zip(wanted).map(|(place, at)| self.output(place, *at)).collect()
+    }
+
+    fn output(&self, place: Place, at: usize) -> Result<Tensor, Broken> {
+        if self.outputs.get(at) != Some(&place.datatype) {
+            return Err(nonsense("an output of another type than the graph declares"));
+        }
+        let bytes = self.arena.read(place.at, place.length).ok_or_else(|| nonsense("an output outside the memory"))?;
+        // Lengths, booleans and byte strings are checked there, for whoever makes a tensor.
+        Tensor::new(place.datatype, place.shape, bytes.into())
+            .map_err(|error| nonsense(&format!("an output that does not hold together: {error}")))
+    }
+
+    fn failure(&self, frame: Frame) -> Result<EngineError, Broken> {
+        let bytes = self.header(frame).ok_or_else(|| nonsense("an error that is none"))?;
+        Ok(match wire::decode_error(&bytes) {
+            error @ (EngineError::InvalidInput(_) | EngineError::Failed(_)) => error,
+            other => EngineError::Failed(other.to_string()),
+        })
+    }
+
+    fn header(&self, frame: Frame) -> Option<Vec<u8>> {
+        if frame.length > MAX_HEADER {
+            return None;
+        }
+        self.arena.read(frame.at, u64::from(frame.length))
+    }
+
+    /// The channel to the child that runs now.
+    fn channel(&mut self) -> Result<Channel, EngineError> {
+        match self.channel.take() {
+            Some(channel) => Ok(channel),
+            None => {
+                let (generation, socket) = self.handle.0.attach(&self.arena)?;
+                Ok(Channel { generation, socket })
+            }
+        }
+    }
+}
+
+impl Session for Remote {
+    fn run(&mut self, inputs: &[Tensor], outputs: &[usize]) -> Result<Vec<Tensor>, EngineError> {
+        let mut again = true;
+        loop {
+            let channel = self.channel()?;
+            match self.call(&channel.socket, inputs, outputs) {
+                Ok(answer) => {
+                    self.channel = Some(channel);
+                    // Memory that is not given back is still bounded.
+                    let _ = self.arena.trim();
+                    return answer;
+                }
+                Err(Broken::Guilty(why)) => {
+                    self.handle.0.end(channel.generation, self.index, &why);
+                    return Err(why);
+                }
+                Err(broken @ (Broken::Gone | Broken::Unsent)) => {
+                    let ended = self.handle.0.ended(channel.generation);
+                    // A run that did not start, or whose child was ended for another session's, has done nothing wrong.
+                    let innocent = matches!(broken, Broken::Unsent)
+                        || ended.for_session.is_some_and(|session| session != self.index);
+                    if !(innocent && again) {
+                        return Err(ended.why);
+                    }
+                    again = false;
+                }
+            }
+        }
+    }
+
+    fn serve(&mut self, work: &mut Work<'_>) {
+        work(self);
+    }
+}
+
+fn nonsense(what: &str) -> Broken {
+    Broken::Guilty(EngineError::Crashed(format!("said {what}")))
+}
+
+/// The header of a run, where its inputs go, and where they end. `None` when that is beyond all bounds.
+fn layout(inputs: &[Tensor], outputs: &[usize]) -> Option<(Vec<u8>, Vec<Place>, u64)> {
+    let mut at = wire::after(0, wire::header_length(inputs.iter().map(|t| t.shape().len()), outputs.len()))?;
+    let mut places = Vec::with_capacity(inputs.len());
+    for tensor in inputs {
+        let length = tensor.data().len() as u64;
+        places.push(Place { datatype: tensor.datatype(), shape: tensor.shape().to_vec(), at, length });
+        at = wire::after(at, length)?;
+    }
+    Some((wire::encode(&places, outputs), places, at))
+}

@@ -1,0 +1,354 @@
+//! The life of a graph's child: started, watched, ended, started again.
+//!
+//! One thread does all of it for as long as the graph is loaded, for two reasons: the child dies with the thread that
+//! started it, and whoever waits for a process keeps it from becoming a zombie.
+
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::process::{Child, ChildStderr, Stdio};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+
+use super::arena::Arena;
+use super::entry::{Job, LOADED};
+use super::{ChildConfig, Slot, socket, wire};
+use crate::{EngineError, process};
+
+/// How long a child must have lived for its end to be no sign that the next will not live either.
+const STEADY: Duration = Duration::from_secs(60);
+/// How long the third start in a row is put off; each further one twice as long.
+const BACKOFF: Duration = Duration::from_millis(100);
+/// The longest that a start is put off.
+const LONGEST: Duration = Duration::from_secs(30);
+/// How long it may take to learn how a process ended whose sockets are closed.
+const ENDING: Duration = Duration::from_secs(5);
+/// How much of the end of standard error is kept, bytes.
+const TAIL: usize = 4 << 10;
+
+/// What sessions and the thread share.
+pub(super) struct Supervisor {
+    pub config: ChildConfig,
+    job: Job,
+    /// The graph's file, sealed: no child can change what the next one loads.
+    onnx: OwnedFd,
+    state: Mutex<State>,
+    /// Signalled at every change of the state.
+    changed: Condvar,
+    _slot: Slot,
+}
+
+struct State {
+    phase: Phase,
+    /// The graph is dropped.
+    closed: bool,
+    /// Numbers the children.
+    generation: u64,
+    /// The child, while there is one that can be signalled.
+    process: Option<Arc<OwnedFd>>,
+    /// Why a session had the child ended.
+    sentence: Option<Ended>,
+    /// How the last child ended.
+    ended: Ended,
+}
+
+enum Phase {
+    Starting,
+    /// The control socket.
+    Live(Arc<OwnedFd>),
+    /// The next start is put off.
+    Waiting,
+    /// The first child did not load the graph.
+    Never(EngineError),
+}
+
+/// How a child ended.
+#[derive(Clone, Debug)]
+pub(super) struct Ended {
+    pub why: EngineError,
+    /// The session for whose run it was ended; none when it ended by itself.
+    pub for_session: Option<usize>,
+}
+
+/// The sessions' share of a supervisor: with the last of them the child ends.
+pub(super) struct Handle(pub Arc<Supervisor>);
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        let mut state = self.0.lock();
+        state.closed = true;
+        state.kill();
+        self.0.changed.notify_all();
+    }
+}
+
+impl State {
+    /// Ends the child, if there is one. A descriptor of the process and not its number, which another may have by now.
+    fn kill(&self) {
+        if let Some(process) = &self.process {
+            // It may have ended by itself.
+            let _ = pidfd_send_signal(process, Signal::KILL);
+        }
+    }
+}
+
+impl Supervisor {
+    /// Starts the first child and waits until it has loaded the graph.
+    pub fn start(job: Job, onnx: &[u8], config: ChildConfig, slot: Slot) -> Result<Arc<Supervisor>, EngineError> {
+        let onnx = sealed(onnx).map_err(|e| EngineError::Unavailable(format!("no memory for a graph: {e}")))?;
+        let gone = Ended { why: EngineError::Crashed("had ended".into()), for_session: None };
+        let state =
+            State { phase: Phase::Starting, closed: false, generation: 0, process: None, sentence: None, ended: gone };
+        let (state, changed) = (Mutex::new(state), Condvar::new());
+        let supervisor = Arc::new(Supervisor { config, job, onnx, state, changed, _slot: slot });
+        let mine = Arc::clone(&supervisor);
+        let thread = thread::Builder::new().name("engine-child".into()).spawn(move || mine.supervise());
+        thread.map_err(|e| EngineError::Unavailable(format!("no thread for a child: {e}")))?;
+        let mut state = supervisor.lock();
+        while matches!(state.phase, Phase::Starting) {
+            state = supervisor.wait(state);
+        }
+        match &state.phase {
+            Phase::Never(why) => Err(why.clone()),
+            _ => {
+                drop(state);
+                Ok(supervisor)
+            }
+        }
+    }
+
+    /// Connects a session to the child that runs now, or to the one that is being started.
+    pub fn attach(&self, arena: &Arena) -> Result<(u64, OwnedFd), EngineError> {
+        let mut state = self.lock();
+        loop {
+            match &state.phase {
+                _ if state.closed => return Err(EngineError::Stopped),
+                Phase::Starting => state = self.wait(state),
+                Phase::Waiting => {
+                    return Err(EngineError::NotReady("the graph's process is started again soon".into()));
+                }
+                Phase::Never(why) => return Err(why.clone()),
+                Phase::Live(control) => {
+                    let (control, generation) = (Arc::clone(control), state.generation);
+                    drop(state);
+                    let connected = socket::pair(self.config.run).and_then(|(ours, theirs)| {
+                        let size = arena.size().to_le_bytes();
+                        socket::send_with(control.as_fd(), &size, &[theirs.as_fd(), arena.file()])?;
+                        Ok(ours)
+                    });
+                    match connected {
+                        Ok(socket) => return Ok((generation, socket)),
+                        Err(_) if self.is_over(generation) => state = self.lock(),
+                        Err(error) => return Err(EngineError::Unavailable(format!("no way to a child: {error}"))),
+                    }
+                }
+            }
+        }
+    }
+
+    /// Ends a child for what a session's run did.
+    pub fn end(&self, generation: u64, session: usize, why: &EngineError) {
+        let mut state = self.lock();
+        if state.generation == generation && state.sentence.is_none() {
+            state.sentence = Some(Ended { why: why.clone(), for_session: Some(session) });
+            // Nobody attaches to it any more.
+            state.phase = Phase::Starting;
+            state.kill();
+        }
+    }
+
+    /// How a child ended whose sockets are closed.
+    pub fn ended(&self, generation: u64) -> Ended {
+        let state = self.lock();
+        let running = |state: &mut State| state.generation == generation && !state.closed;
+        let waited = self.changed.wait_timeout_while(state, ENDING, running);
+        let (state, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        if state.generation == generation + 1 {
+            return state.ended.clone();
+        }
+        Ended { why: EngineError::Crashed("closed its sockets".into()), for_session: None }
+    }
+
+    /// Whether a child has ended, or will within [`ENDING`].
+    fn is_over(&self, generation: u64) -> bool {
+        self.ended(generation);
+        self.lock().generation != generation
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wait<'a>(&self, state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
+        self.changed.wait(state).unwrap_or_else(PoisonError::into_inner)
+    }
+
+    // === the thread ===
+
+    fn supervise(&self) {
+        let (mut short_lives, mut loaded) = (0, false);
+        loop {
+            let started = Instant::now();
+            let why = match self.spawn() {
+                Ok((mut child, stderr, control)) => {
+                    loaded = true;
+                    self.set(Phase::Live(Arc::new(control)));
+                    let said = tail(stderr);
+                    // One that merely closed its standard error is of no use either.
+                    self.lock().kill();
+                    EngineError::Crashed(describe(&mut child, &said))
+                }
+                Err(error) => error,
+            };
+            let mut state = self.lock();
+            state.process = None;
+            if state.closed {
+                return;
+            }
+            if !loaded {
+                state.phase = Phase::Never(why);
+                self.changed.notify_all();
+                return;
+            }
+            let ended = state.sentence.take().unwrap_or(Ended { why, for_session: None });
+            short_lives = if started.elapsed() > STEADY { 0 } else { short_lives + 1 };
+            let pause = pause(short_lives);
+            let milliseconds = pause.as_millis() as u64;
+            tracing::warn!(why = %ended.why, again_in_ms = milliseconds, "a graph's process has ended");
+            state.ended = ended;
+            state.generation += 1;
+            state.phase = if pause.is_zero() { Phase::Starting } else { Phase::Waiting };
+            self.changed.notify_all();
+            let open = |state: &mut State| !state.closed;
+            let (mut state, _) =
+                self.changed.wait_timeout_while(state, pause, open).unwrap_or_else(PoisonError::into_inner);
+            if state.closed {
+                return;
+            }
+            state.phase = Phase::Starting;
+        }
+    }
+
+    fn set(&self, phase: Phase) {
+        self.lock().phase = phase;
+        self.changed.notify_all();
+    }
+
+    /// Starts a child and waits until it has loaded the graph; one that has not is gone when this returns.
+    fn spawn(&self) -> Result<(Child, ChildStderr, OwnedFd), EngineError> {
+        let host = |error: io::Error| EngineError::Unavailable(format!("a graph's process does not start: {error}"));
+        let (control, theirs) = socket::pair(self.config.load).map_err(host)?;
+        let mut command = self.config.program.command();
+        command.stdin(Stdio::from(theirs)).stdout(Stdio::null()).stderr(Stdio::piped());
+        let mut child = command.spawn().map_err(host)?;
+        // The command holds the child's end of the socket: as long as it is open here, the child's death is not seen.
+        drop(command);
+        let process = pidfd_open(Pid::from_child(&child), PidfdFlags::empty()).map(Arc::new);
+        let kill = |child: &mut Child| {
+            let _ = child.kill();
+        };
+        let stderr = child.stderr.take();
+        let (Ok(process), Some(stderr)) = (process, stderr) else {
+            kill(&mut child);
+            let _ = child.wait();
+            return Err(EngineError::Unavailable("a graph's process cannot be watched".into()));
+        };
+        {
+            let mut state = self.lock();
+            state.process = Some(process);
+            if state.closed {
+                state.kill();
+            }
+        }
+        let answer = self.talk(&control);
+        match answer {
+            Ok(None) => return Ok((child, stderr, control)),
+            _ => kill(&mut child),
+        }
+        let said = tail(stderr);
+        let how = describe(&mut child, &said);
+        Err(match answer {
+            Ok(Some(error)) => error,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                EngineError::InvalidGraph(format!("loading it took longer than {:?}", self.config.load))
+            }
+            _ => EngineError::InvalidGraph(format!("the process that loaded it {how}")),
+        })
+    }
+
+    /// Gives the child its job; `None` when it has loaded the graph.
+    fn talk(&self, control: &OwnedFd) -> io::Result<Option<EngineError>> {
+        let job = serde_json::to_vec(&self.job)?;
+        socket::send_with(control.as_fd(), &job, &[self.onnx.as_fd()])?;
+        let mut answer = [0; 8 << 10];
+        match socket::receive_with(control.as_fd(), &mut answer)? {
+            (0, _) => Err(io::ErrorKind::UnexpectedEof.into()),
+            (length, _) if answer[..length] == *LOADED => Ok(None),
+            (length, _) => Ok(Some(wire::decode_error(&answer[..length]))),
+        }
+    }
+}
+
+/// How long the next start is put off after as many short lives in a row.
+fn pause(short_lives: u32) -> Duration {
+    match short_lives {
+        0..=2 => Duration::ZERO,
+        more => BACKOFF.saturating_mul(1 << (more - 3).min(16)).min(LONGEST),
+    }
+}
+
+/// Waits for a process that is about to end, and says how it did.
+fn describe(child: &mut Child, said: &str) -> String {
+    if process::out_of_memory(said) {
+        let _ = child.wait();
+        return "wanted more memory than it may have".into();
+    }
+    let last = process::last_line(said);
+    match child.wait() {
+        Ok(status) if last.is_empty() => format!("was {}", process::ended(status)),
+        Ok(status) => format!("was {}; it said: {last}", process::ended(status)),
+        Err(error) => format!("is lost: {error}"),
+    }
+}
+
+/// A file in memory that nobody can change any more.
+fn sealed(bytes: &[u8]) -> io::Result<OwnedFd> {
+    let file = memfd_create("windrose-graph", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
+    let mut file = std::fs::File::from(file);
+    file.write_all(bytes)?;
+    fcntl_add_seals(&file, SealFlags::WRITE | SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL)?;
+    Ok(file.into())
+}
+
+/// Reads to the end, and keeps the last of it.
+fn tail(mut stderr: ChildStderr) -> String {
+    let (mut kept, mut buffer) = (Vec::new(), [0; 4096]);
+    while let Ok(count @ 1..) = stderr.read(&mut buffer) {
+        kept.extend_from_slice(&buffer[..count]);
+        if kept.len() > 2 * TAIL {
+            kept.drain(..kept.len() - TAIL);
+        }
+    }
+    String::from_utf8_lossy(&kept).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn starts_are_put_off_longer_and_longer_and_never_for_good() {
+        let pauses: Vec<u128> = (0..8).map(|n| pause(n).as_millis()).collect();
+        assert_eq!(pauses, [0, 0, 0, 100, 200, 400, 800, 1_600]);
+        assert_eq!(pause(u32::MAX), LONGEST);
+    }
+
+    #[test]
+    fn nobody_changes_a_sealed_file() {
+        let file = std::fs::File::from(sealed(b"graph").expect("memory"));
+        assert!((&file).write_all(b"other").is_err() && file.set_len(0).is_err());
+    }
+}

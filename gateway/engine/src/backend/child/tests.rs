@@ -1,0 +1,162 @@
+//! Children that lie. Each is this test program again, started as [`liar`], which says on purpose what no honest child
+//! says.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
+
+use super::arena::Arena;
+use super::entry::LOADED;
+use super::socket::{Received, receive_frame, receive_with, send_frame, send_with};
+use super::wire::{self, Frame, Kind, Place};
+use super::*;
+use crate::onnx::Model;
+use crate::process::Program;
+use crate::{DataType, Device, Tensor};
+
+/// The variable that says which lie to tell.
+const LIE: &str = "WINDROSE_TEST_LIE";
+
+/// A child that lies, when it is one; nothing otherwise.
+#[test]
+fn liar() {
+    let Ok(lie) = std::env::var(LIE) else { return };
+    let stdin = std::io::stdin();
+    receive_with(stdin.as_fd(), &mut vec![0; 64 << 10]).expect("a job");
+    if lie == "load" {
+        send_with(stdin.as_fd(), b"\x02no graph\nof mine", &[]).expect("sent");
+        return;
+    }
+    send_with(stdin.as_fd(), LOADED, &[]).expect("sent");
+    let mut size = [0; 8];
+    let (_, files) = receive_with(stdin.as_fd(), &mut size).expect("a session");
+    let [socket, memory] = <[OwnedFd; 2]>::try_from(files).expect("two descriptors");
+    let arena = Arena::open(memory, u64::from_le_bytes(size)).expect("memory");
+    while let Received::Frame(frame) = receive_frame(&socket) {
+        tell(&lie, &socket, &arena, frame.size);
+    }
+}
+
+/// Answers one run with an answer that is none.
+fn tell(lie: &str, socket: &OwnedFd, arena: &Arena, size: u64) {
+    const AT: u64 = 4096;
+    let place = |datatype, at, length| Place { datatype, shape: vec![2], at, length };
+    let good = place(DataType::Bool, AT + 512, 2);
+    let done = |places: &[Place]| {
+        let header = wire::encode(places, &[]);
+        arena.write(AT, &header).expect("room");
+        Frame { kind: Kind::Done, length: header.len() as u32, at: AT, size: 0 }
+    };
+    arena.write(AT + 512, &[0, 1]).expect("room");
+    let frame = match lie {
+        "truth" => done(&[good]),
+        "type" => done(&[place(DataType::Fp32, AT, 8)]),
+        "bool" => {
+            arena.write(AT + 512, &[0, 7]).expect("room");
+            done(&[good])
+        }
+        "length" => done(&[place(DataType::Bool, AT, 3)]),
+        "shape" => done(&[Place { shape: vec![usize::MAX, 2], ..good }]),
+        "outside" => done(&[place(DataType::Bool, size - 1, 2)]),
+        "beyond" => done(&[place(DataType::Bool, u64::MAX, 2)]),
+        "vast" => done(&[place(DataType::Bool, 0, u64::MAX)]),
+        "none" => done(&[]),
+        "twice" => done(&[good.clone(), good]),
+        "header" => Frame { kind: Kind::Done, length: u32::MAX, at: 0, size: 0 },
+        "header outside" => Frame { kind: Kind::Done, length: 8, at: size, size: 0 },
+        "turn" => Frame { kind: Kind::Grown, length: 0, at: 0, size: 0 },
+        "grow" => Frame { kind: Kind::Grow, length: 0, at: 0, size: u64::MAX },
+        "error" => {
+            arena.write(AT, b"\x04\xff\xfe\x07not here").expect("room");
+            Frame { kind: Kind::Failed, length: 12, at: AT, size: 0 }
+        }
+        "text" => return send_with(socket.as_fd(), b"done", &[]).expect("sent"),
+        "silence" => return,
+        "death" => std::process::abort(),
+        other => panic!("no such lie: {other}"),
+    };
+    send_frame(socket, frame).expect("sent");
+}
+
+/// A session of a graph with one output of type BOOL, whose child tells this lie.
+fn session(lie: &str) -> Result<Box<dyn Session>, EngineError> {
+    let arguments = ["--exact", "backend::child::tests::liar", "--nocapture"].map(Into::into).to_vec();
+    let path = std::env::current_exe().expect("this program");
+    let program = Program { path, arguments, environment: vec![(LIE.into(), lie.into())] };
+    let (run, load) = (Duration::from_secs(2), Duration::from_secs(60));
+    let config = ChildConfig { program, memory: 1 << 30, tensors: 1 << 20, run, load, most: 2 };
+    let children = Children::new(config, EnginesConfig::default());
+    let output = crate::TensorSpec { name: "y".into(), datatype: DataType::Bool, shape: None };
+    let model = Model {
+        spec: crate::GraphSpec { inputs: vec![], outputs: vec![output] },
+        nodes: 1,
+        operators: Default::default(),
+        elements: Default::default(),
+        weight_bytes: 0,
+        beyond_32_bits: None,
+    };
+    let info = EngineInfo { name: "liar".into(), version: "1".into(), providers: vec![] };
+    let loading =
+        Loading { onnx: "graph".into(), model: Arc::new(model), device: Device::Cpu, sessions: 1, threads: 1 };
+    let mut loaded = children.load(&info, loading)?;
+    Ok(loaded.sessions.remove(0))
+}
+
+#[test]
+fn an_honest_answer_is_taken() {
+    let mut session = session("truth").expect("a session");
+    let expected = Tensor::new(DataType::Bool, [2], vec![0, 1].into()).expect("a tensor");
+    for _ in 0..3 {
+        assert_eq!(session.run(&[], &[0]), Ok(vec![expected.clone()]));
+    }
+}
+
+#[test]
+fn no_lie_is_believed() {
+    for (lie, why) in [
+        ("type", "another type"),
+        ("bool", "is 7, not 0 or 1"),
+        ("length", "takes 2 bytes, not 3"),
+        ("shape", "too many elements"),
+        ("outside", "outside the memory"),
+        ("beyond", "outside the memory"),
+        ("vast", "larger than their memory"),
+        ("none", "another number of outputs"),
+        ("twice", "another number of outputs"),
+        ("header", "an answer that is none"),
+        ("header outside", "an answer that is none"),
+        ("turn", "out of turn"),
+        ("grow", "out of turn"),
+        ("text", "a message that is none"),
+        ("death", "SIGABRT"),
+    ] {
+        let error = session(lie).expect("a session").run(&[], &[0]).expect_err(lie);
+        assert!(matches!(error, EngineError::Crashed(_)) && error.to_string().contains(why), "{lie}: {error}");
+    }
+}
+
+#[test]
+fn errors_are_cleaned_and_silence_ends() {
+    let error = session("error").expect("a session").run(&[], &[0]).expect_err("an error");
+    assert_eq!(error, EngineError::Failed("\u{fffd}\u{fffd}not here".into()));
+    assert_eq!(session("silence").expect("a session").run(&[], &[0]), Err(EngineError::TimeLimit));
+    let refused = session("load").err().expect("a refusal");
+    assert_eq!(refused, EngineError::InvalidGraph("no graphof mine".into()));
+}
+
+#[test]
+fn inputs_beyond_the_shared_memory_are_the_callers_error() {
+    let mut session = session("truth").expect("a session");
+    let large = Tensor::new(DataType::Uint8, [1 << 20], vec![0; 1 << 20].into()).expect("a tensor");
+    assert!(matches!(session.run(&[large], &[0]), Err(EngineError::InvalidInput(_))));
+    assert!(session.run(&[], &[0]).is_ok(), "the child goes on");
+}
+
+#[test]
+fn children_are_counted() {
+    let running = Arc::default();
+    let both = (Slot::take(&running, 2).ok(), Slot::take(&running, 2).ok());
+    assert!(both.0.is_some() && both.1.is_some());
+    assert!(matches!(Slot::take(&running, 2), Err(EngineError::NotReady(_))));
+    drop(both);
+    assert!(Slot::take(&running, 1).is_ok());
+}
