@@ -212,7 +212,7 @@ fn wakes(kind: &str) {
         }
     };
     let mut other = command.spawn().expect("this program again");
-    let mut round = || {
+    let round = || {
         wire.wake();
         wire.wait();
     };
@@ -249,7 +249,7 @@ fn main() {
     let job = |shape: Vec<usize>| {
         let values = vec![0.5f32; shape.iter().product()];
         let x = Tensor::from_vec(shape, values).expect("a tensor");
-        Job { inputs: vec![("x".into(), x)], outputs: Vec::new(), deadline: None }
+        Job { inputs: vec![("x".into(), x)], ..Job::default() }
     };
     for engine in [EngineChoice::Rten, EngineChoice::Onnxruntime] {
         compare(&engines, engine, "tiny", &job(vec![1, 16]));

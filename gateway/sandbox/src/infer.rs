@@ -69,7 +69,9 @@ fn blame(state: &mut State, failure: types::Failure) -> CallError {
     match (failure, state.engine_error.take()) {
         (types::Failure::InvalidInput(text), Some(error)) => match error.fault() {
             Fault::Caller | Fault::Graph => CallError::InvalidInput(text),
-            Fault::Overload | Fault::Deadline | Fault::Host => CallError::Engine(error),
+            Fault::Time | Fault::Crash | Fault::Unready | Fault::Overload | Fault::Deadline | Fault::Host => {
+                CallError::Engine(error)
+            }
         },
         (types::Failure::InvalidInput(text), None) => CallError::InvalidInput(text),
         (types::Failure::Internal(_), Some(error)) => CallError::Engine(error),

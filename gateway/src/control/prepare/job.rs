@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use windrose_engine::backend::child::ChildConfig;
-use windrose_engine::process::Program;
+use windrose_engine::process;
 use windrose_engine::{EngineError, Engines, EnginesConfig, Graph, GraphInfo, GraphOptions, GraphSpec};
 use windrose_sandbox::{
     Grants, Import, Limits, Module, ModuleError, ModuleKind, Program, ProgramConfig, Sandbox, SandboxConfig,
@@ -36,7 +36,7 @@ impl Host {
     /// As the configuration says.
     pub fn new(config: &Config) -> Host {
         let children = ChildConfig {
-            program: Program::this("engine"),
+            program: process::Program::this("engine"),
             memory: config.children.memory,
             tensors: config.ceiling.limits.tensor_memory,
             run: config.children.run,

@@ -1,0 +1,113 @@
+"""Graphs in processes of their own, behind a real gateway: what one of them does, no other notices."""
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from harness import ROOT, wait_until
+from sending import infer
+
+GRAPHS = ROOT / "models" / "test"
+X = [{"name": "x", "datatype": "FP32", "shape": [1, 2], "data": [1.5, 2.5]}]
+
+
+def children(process: int) -> list[int]:
+    """The children of a process, by all of its threads."""
+    found = []
+    for task in Path(f"/proc/{process}/task").iterdir():
+        try:
+            found += [int(child) for child in (task / "children").read_text().split()]
+        except OSError:
+            continue
+    return found
+
+
+def loop(gateway, times: int, **more):
+    inputs = [
+        {"name": "times", "datatype": "INT64", "shape": [], "data": [times]},
+        {"name": "x", "datatype": "FP32", "shape": [1], "data": [0.0]},
+    ]
+    return gateway.infer("loop", inputs, **more)
+
+
+class Callers:
+    """Two threads that call a model one request after the other, and keep every outcome."""
+
+    def __init__(self, gateway, model: str):
+        self.outcomes, self.stopping = [], threading.Event()
+
+        def call():
+            while not self.stopping.is_set():
+                answer = gateway.infer(model, X)
+                self.outcomes.append((answer.status, answer.headers.get("windrose-error")))
+
+        self.threads = [threading.Thread(target=call, daemon=True) for _ in range(2)]
+        for thread in self.threads:
+            thread.start()
+
+    def finish(self):
+        self.stopping.set()
+        for thread in self.threads:
+            thread.join(60)
+        return self.outcomes
+
+
+@pytest.fixture
+def gateway(make_gateway, engine):
+    return make_gateway(engine, engines__isolation="child", engines__child_run="2s")
+
+
+def test_answers_are_the_same_from_a_child(gateway):
+    gateway.deploy(GRAPHS / "identity_fp32.onnx", "--name", "same")
+    assert "a process of its own" in gateway.cli("inspect", "same").stdout
+    assert len(children(gateway.process.pid)) == 1
+    for shape in ((1, 2), (3, 50_000), (0, 4)):
+        x = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
+        np.testing.assert_array_equal(infer(gateway, "same", x=x)["y"], x)
+    gateway.cli("delete", "same", "--yes")
+    wait_until(lambda: not children(gateway.process.pid), 20, "the child to end with its graph")
+
+
+def test_an_endless_run_and_a_kill_fail_their_own_requests_alone(gateway):
+    gateway.deploy(GRAPHS / "loop.onnx", "--name", "loop")
+    before = set(children(gateway.process.pid))
+    gateway.deploy(GRAPHS / "identity_fp32.onnx", "--name", "other")
+    (other,) = set(children(gateway.process.pid)) - before
+    callers = Callers(gateway, "other")
+    began = time.monotonic()
+    endless = loop(gateway, 2**31 - 1, parameters={"timeout": 60_000_000})
+    assert (endless.status, endless.headers["windrose-error"]) == (504, "graph_time_limit")
+    assert time.monotonic() - began >= 1.9
+    assert loop(gateway, 3).status == 200
+    assert {status for status, _ in callers.finish()} == {200}
+    callers = Callers(gateway, "other")
+    wait_until(lambda: len(callers.outcomes) > 20, 30, "requests")
+    os.kill(other, signal.SIGKILL)
+    assert loop(gateway, 3).status == 200
+    seen = len(callers.outcomes)
+    wait_until(lambda: len(callers.outcomes) > seen + 20, 30, "requests after the kill")
+    outcomes = callers.finish()
+    assert set(outcomes) <= {(200, None), (502, "graph_crashed")}
+    assert sum(status != 200 for status, _ in outcomes) <= 2
+    assert outcomes[-1][0] == 200
+
+
+def test_no_child_outlives_a_killed_gateway(gateway):
+    gateway.deploy(GRAPHS / "identity_fp32.onnx", "--name", "kept")
+    orphans = children(gateway.process.pid)
+    assert orphans
+    gateway.stop(signal.SIGKILL)
+
+    def alive(process: int) -> bool:
+        try:
+            return Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0] not in "ZX"
+        except OSError:
+            return False
+
+    wait_until(lambda: not any(map(alive, orphans)), 20, "the children to end")
+    gateway.start()
+    assert gateway.infer("kept", X).status == 200
