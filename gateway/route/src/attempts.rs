@@ -330,27 +330,41 @@ impl Attempts {
             let hedge = std::mem::replace(&mut self.hedge_next, false);
             if hedge {
                 let may = open && self.call.hedging != Hedging::Never && router.hedges.left() >= 1.0;
-                if let (true, Ok(replica)) = (may, self.choose_if(may, router, Purpose::Hedge, now)) {
+                if may && let Ok(replica) = self.choose(router, Purpose::Hedge, now) {
                     router.hedges.take();
                     return self.send(router, replica, Purpose::Hedge, now);
                 }
                 self.late_at = self.given_up_at();
             }
             if now >= self.late_at {
-                let may = open && self.running() == 1 && router.retries.left() >= 1.0;
-                if let Ok(replica) = self.choose_if(may, router, Purpose::Retry, now) {
+                if open
+                    && router.retries.left() >= 1.0
+                    && let Some(replica) = self.instead(router, now)
+                {
                     router.retries.take();
                     self.give_up(router, now);
                     return self.send(router, replica, Purpose::Retry, now);
                 }
-                self.late_at = NEVER;
+                // A budget or a replica may come back: look again once it has waited twice as long.
+                self.hedge_next = true;
+                self.late_at =
+                    self.newest().map_or(NEVER, |this| now + now.saturating_sub(this.sent_at).max(GIVE_UP.1));
             }
         }
         Action::Wait { until: self.late_at.min(self.call.deadline) }
     }
 
-    fn choose_if(&self, may: bool, router: &mut Router, purpose: Purpose, now: Nanos) -> Result<ReplicaId, Nobody> {
-        if may { self.choose(router, purpose, now) } else { Err(Nobody::default()) }
+    /// Whom to ask in place of those that are late: one that was not asked yet, or else one that is well again.
+    fn instead(&mut self, router: &mut Router, now: Nanos) -> Option<ReplicaId> {
+        match self.choose(router, Purpose::Retry, now) {
+            Ok(replica) => Some(replica),
+            Err(nobody) if nobody.tried && self.tried_from + 1 < self.count => {
+                // The newest is the one that is late; the others may be asked again.
+                self.tried_from = self.count - 1;
+                self.choose(router, Purpose::Retry, now).ok()
+            }
+            Err(_) => None,
+        }
     }
 
     fn choose(&self, router: &mut Router, purpose: Purpose, now: Nanos) -> Result<ReplicaId, Nobody> {
@@ -405,7 +419,7 @@ impl Attempts {
             }
             Event::Head(Verdict::Overloaded { until }) => {
                 (self.last.overloaded, self.last.headed) = (Some(until), Some(attempt));
-                Ending::Overloaded { until }
+                Ending::Overloaded { sent: this.sent_at, beside: this.beside, until }
             }
             Event::Head(Verdict::NotHere) => {
                 (self.last.again, self.last.headed) = (self.call.replayable, Some(attempt));
@@ -482,9 +496,12 @@ impl Attempts {
         Failure { reason, retry_at: self.last.overloaded.flatten(), attempt: self.last.headed, attempts: self.count }
     }
 
+    fn newest(&self) -> Option<Attempt> {
+        self.count.checked_sub(1).and_then(|index| self.sent.get(usize::from(index)).copied().flatten())
+    }
+
     fn given_up_at(&self) -> Nanos {
-        let newest = self.count.checked_sub(1).and_then(|index| self.sent.get(usize::from(index)).copied().flatten());
-        newest.map_or(NEVER, |this| {
+        self.newest().map_or(NEVER, |this| {
             let wait = this.delay.saturating_mul(GIVE_UP.0).saturating_add(GIVE_UP.1);
             this.sent_at.saturating_add(wait)
         })

@@ -107,8 +107,8 @@ pub(crate) enum Ending {
     Failed { weight: f64 },
     /// Without an answer for so long, which counts so much.
     Unanswered { waited: Nanos, weight: f64 },
-    /// With a refusal for having too much to do, until then if it said so.
-    Overloaded { until: Option<Nanos> },
+    /// With a refusal of what was sent then, beside so many others, for having too much to do; until then if it said so.
+    Overloaded { sent: Nanos, beside: u32, until: Option<Nanos> },
     /// It does not serve the model.
     NotHere,
 }
@@ -334,8 +334,8 @@ impl Router {
                     slot.health.failed(weight, jitter, settings, now);
                 }
             }
-            Ending::Overloaded { until } => {
-                slot.limit.refused(slot.in_flight, now);
+            Ending::Overloaded { sent, beside, until } => {
+                slot.limit.refused(beside, sent, now);
                 let latest = now.saturating_add(settings.retry_after);
                 let until = until.unwrap_or(now.saturating_add(100 * MILLISECOND)).min(latest);
                 slot.health.back_off(until);
