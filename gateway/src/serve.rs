@@ -88,7 +88,12 @@ async fn serve(config: Config) -> Result<(), StartError> {
     });
     let loader = loader.map_err(doing("starting sandbox and engines"))?;
     let current: Current = Arc::new(ArcSwap::from_pointee(Snapshot::default()));
-    let bounds = Bounds { preparations: config.control.preparations, queue: config.control.queue, keep: config.keep };
+    let bounds = Bounds {
+        preparations: config.control.preparations,
+        queue: config.control.queue,
+        keep: config.keep,
+        revisions: config.revisions,
+    };
     let registry = Registry::open(store, loader, current.clone(), bounds).await.map_err(doing("reading the store"))?;
     let telemetry = Telemetry::new();
     let plane = DataPlane::new(current, telemetry.clone(), config.data.http.clone());

@@ -16,7 +16,7 @@ use prometheus_client::registry::Registry;
 use windrose_engine::GraphCounts;
 
 use crate::error::Kind;
-use crate::snapshot::{Current, Served};
+use crate::snapshot::{Current, Served, Snapshot};
 
 /// Upper bounds of the duration buckets, seconds.
 const BOUNDS: [f64; 16] =
@@ -26,13 +26,18 @@ const BOUNDS: [f64; 16] =
 const OK: usize = Kind::ALL.len();
 const CANCELLED: usize = OK + 1;
 
+/// Versions that are served no longer and may wait for a scrape to be forgotten.
+const UNSERVED: usize = 64;
+
+type Models = HashMap<(String, String), Arc<ModelMetrics>>;
+
 /// The process's metrics.
 #[derive(Default)]
 pub struct Telemetry {
     /// What is served, for the gauges that are gathered at each scrape.
     current: OnceLock<Current>,
     /// By model and version. Locked at the first request of a version and at a scrape.
-    models: Mutex<HashMap<(String, String), Arc<ModelMetrics>>>,
+    models: Mutex<Models>,
     /// Requests that named no deployed model.
     unrouted: Arc<ModelMetrics>,
     /// The listener's.
@@ -106,7 +111,16 @@ impl Telemetry {
 
     fn model(&self, served: &Served) -> Arc<ModelMetrics> {
         let key = (served.manifest.name.clone(), served.manifest.version.clone());
-        self.models.lock().unwrap_or_else(PoisonError::into_inner).entry(key).or_default().clone()
+        let mut models = self.models.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(current) = self.current.get() {
+            // Where nobody scrapes, versions that were called once and deleted would stay for ever.
+            let snapshot = current.load();
+            let versions: usize = snapshot.models().map(|(_, versions)| versions.iter().count()).sum();
+            if models.len() > UNSERVED + 2 * versions {
+                drop_unserved(&mut models, &snapshot);
+            }
+        }
+        models.entry(key).or_default().clone()
     }
 
     /// Everything as Prometheus' text format.
@@ -138,7 +152,7 @@ impl Telemetry {
         permits.sort();
         graphs.sort_by(|a, b| a.0.cmp(&b.0));
         let mut models = self.models.lock().unwrap_or_else(PoisonError::into_inner);
-        models.retain(|(model, version), _| snapshot.model(model).is_some_and(|v| v.get(version).is_some()));
+        drop_unserved(&mut models, &snapshot);
         let mut rows: Vec<_> = models.iter().map(|((m, v), metrics)| (labels(m, v), metrics.clone())).collect();
         drop(models);
         rows.push((labels("", ""), self.unrouted.clone()));
@@ -154,6 +168,11 @@ impl Telemetry {
             body_bytes: self.connections.body_bytes.load(Ordering::Relaxed),
         }
     }
+}
+
+/// Drops what counted for versions that are served no longer.
+fn drop_unserved(models: &mut Models, snapshot: &Snapshot) {
+    models.retain(|(model, version), _| snapshot.model(model).is_some_and(|v| v.get(version).is_some()));
 }
 
 // === impl Track ===

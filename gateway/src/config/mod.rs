@@ -35,6 +35,8 @@ pub struct Config {
     pub dir: PathBuf,
     /// How long a file that no model names is kept after its upload.
     pub keep: Duration,
+    /// Revisions of the log that are kept.
+    pub revisions: u64,
     /// What `auto` means to a graph.
     pub engine: EngineChoice,
     /// Where ONNX Runtime is.
@@ -237,6 +239,7 @@ fn validate(written: Written, environment: &[(String, String)]) -> Result<Config
         data,
         control,
         keep: need(written.storage.keep, "storage.keep")?.0,
+        revisions: positive(written.storage.revisions, "storage.revisions")?,
         engine: need(written.engines.default, "engines.default")?,
         isolation: need(written.engines.isolation, "engines.isolation")?,
         children,
@@ -363,6 +366,7 @@ mod tests {
             ("ceiling.memroy", "1", "did you mean `ceiling.memory`?"),
             ("log.format", "xml", "log.format: `xml`"),
             ("engines.onnxruntime", "/no/such/file", "engines.onnxruntime: there is no file"),
+            ("storage.revisions", "0", "storage.revisions must be at least 1"),
             ("prepare.wall", "0s", "prepare.wall must be"),
             ("ceiling.load", "perhaps", "ceiling.load: "),
             ("engines.isolation", "none", "engines.isolation: "),

@@ -85,6 +85,8 @@ table! {
         dir: PathBuf = "",
         /// How long a file that no model names is kept after its upload.
         keep: Span = "\"1h\"",
+        /// Revisions of the log that are kept: the newest, each with who changed what, when and from where.
+        revisions: u64 = "1000",
     }
 }
 

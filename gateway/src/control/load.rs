@@ -118,11 +118,10 @@ impl Loader {
     }
 
     /// Whether loading this module would have to compile it.
-    pub fn needs_compile(&self, manifest: &Manifest) -> bool {
-        match &manifest.module {
-            Some(digest) => !self.sandbox.is_cached(digest),
-            None => !self.sandbox.is_cached(&hex_digest(PASSTHROUGH)),
-        }
+    pub async fn needs_compile(&self, manifest: &Manifest) -> bool {
+        let digest = manifest.module.clone().unwrap_or_else(|| hex_digest(PASSTHROUGH));
+        let sandbox = self.sandbox.clone();
+        !blocking(move || sandbox.is_cached(&digest)).await.unwrap_or(false)
     }
 
     /// What the child is to do for this manifest, whose blobs are here.

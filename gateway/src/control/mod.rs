@@ -2,6 +2,7 @@
 
 pub mod api;
 mod folder;
+mod known;
 pub mod load;
 pub mod log;
 pub mod manifest;

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard, RwLock, Semaphore};
 
+use super::known::Known;
 use super::load::{LoadError, Loaded, Loader};
 use super::log::{Actor, Change, Preparation, Record, Revision, now};
 use super::manifest::{Invalid, Manifest};
@@ -109,7 +110,7 @@ pub struct Deployed {
     pub preparation: Preparation,
 }
 
-/// How many may be prepared and wait, and how long files without a model are kept.
+/// How many may be prepared and wait, and how long what no model needs is kept.
 #[derive(Clone, Copy, Debug)]
 pub struct Bounds {
     /// Preparations at the same time.
@@ -118,6 +119,8 @@ pub struct Bounds {
     pub queue: usize,
     /// The age from which an unnamed blob is removed.
     pub keep: Duration,
+    /// Revisions that are kept, at least one.
+    pub revisions: u64,
 }
 
 /// The registry.
@@ -132,6 +135,10 @@ pub struct Registry {
     names: Mutex<HashMap<String, Weak<AsyncMutex<()>>>>,
     preparing: Semaphore,
     admitted: Semaphore,
+    /// What was prepared before.
+    known: Known,
+    /// When unnamed blobs were last looked for.
+    swept: Mutex<Option<Instant>>,
     /// Held for reading while blobs are about to be named, for writing while unnamed ones are removed.
     sweeping: RwLock<()>,
     bounds: Bounds,
@@ -169,6 +176,8 @@ impl Registry {
             names: Mutex::default(),
             preparing: Semaphore::new(bounds.preparations),
             admitted: Semaphore::new(bounds.preparations + bounds.queue),
+            known: Known::default(),
+            swept: Mutex::default(),
             sweeping: RwLock::new(()),
             bounds,
             state: AsyncMutex::new(state),
@@ -222,7 +231,7 @@ impl Registry {
 
     /// Loads; where the compiled module is gone, a child compiles it first.
     async fn load_lost(&self, manifest: &Manifest) -> Result<Loaded, ChangeError> {
-        if self.loader.needs_compile(manifest) {
+        if self.loader.needs_compile(manifest).await {
             let _permit = self.preparing.acquire().await;
             let (progress, _) = tokio::sync::mpsc::channel(1);
             self.prepare(manifest, progress).await?;
@@ -258,11 +267,16 @@ impl Registry {
         }
         let _using = self.sweeping.read().await;
         self.check_blobs(&manifest).await?;
-        let prepared = {
-            let stage = Stage::start("wait", &progress);
-            let _permit = self.preparing.acquire().await.map_err(|_| ChangeError::Busy)?;
-            stage.done();
-            self.prepare(&manifest, progress.clone()).await?
+        let prepared = match self.known(&manifest).await {
+            Some(known) => known,
+            None => {
+                let stage = Stage::start("wait", &progress);
+                let _permit = self.preparing.acquire().await.map_err(|_| ChangeError::Busy)?;
+                stage.done();
+                let prepared = self.prepare(&manifest, progress.clone()).await?;
+                self.known.insert(&manifest, &prepared);
+                prepared
+            }
         };
         let stage = Stage::start("load", &progress);
         let loaded = self.loader.load(&manifest, &self.store).await?;
@@ -307,8 +321,21 @@ impl Registry {
             let change = Change::Delete { model: name.to_string(), version: version.map(str::to_string) };
             self.write(&mut state, entries, change, actor).await?
         };
-        self.sweep().await;
+        if self.sweep_is_due() {
+            self.sweep().await;
+        }
         Ok(number)
+    }
+
+    /// Looking for what nobody names takes as long as there are blobs: often enough for what has just come of age, and not
+    /// with every change.
+    fn sweep_is_due(&self) -> bool {
+        let mut swept = self.swept.lock().unwrap_or_else(PoisonError::into_inner);
+        let due = swept.is_none_or(|last| last.elapsed() >= self.bounds.keep / 60);
+        if due {
+            *swept = Some(Instant::now());
+        }
+        due
     }
 
     /// Removes blobs and asset folders that nothing names; not while a deployment is about to name some.
@@ -343,6 +370,12 @@ impl Registry {
         }
         let job = self.loader.job(manifest, &self.store).await?;
         Ok(prepare::run(job, progress).await?)
+    }
+
+    /// What a child said about the same content, if the module that it compiled is still there.
+    async fn known(&self, manifest: &Manifest) -> Option<Prepared> {
+        let prepared = self.known.get(manifest)?;
+        (!self.loader.needs_compile(manifest).await).then_some(prepared)
     }
 
     async fn check_blobs(&self, manifest: &Manifest) -> Result<(), ChangeError> {
@@ -414,6 +447,9 @@ impl Registry {
         state.previous = Some(revision.digest());
         state.entries = entries;
         self.publish(state);
+        if let Err(error) = self.store.prune(number, self.bounds.revisions).await {
+            tracing::warn!(%error, "old revisions were not removed");
+        }
         tracing::info!(revision = number, change = ?revision.change, from = revision.by.from, "deployed state changed");
         Ok(number)
     }

@@ -4,6 +4,7 @@
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -68,6 +69,8 @@ pub struct Store {
     local: LocalFileSystem,
     /// When a blob was last asked for or uploaded: what a deployment is about to name is not swept.
     touched: Mutex<HashMap<String, Instant>>,
+    /// The first revision that the log still has.
+    oldest: AtomicU64,
     /// Released when the process ends, however it ends.
     _lock: File,
 }
@@ -89,7 +92,13 @@ impl Store {
         folder::make_private(&root)?;
         folder::remove_unfinished(&root)?;
         let local = LocalFileSystem::new_with_prefix(&root)?.with_fsync(true);
-        Ok(Store { objects: Arc::new(local.clone()), local, touched: Mutex::default(), _lock: lock })
+        Ok(Store {
+            objects: Arc::new(local.clone()),
+            local,
+            touched: Mutex::default(),
+            oldest: AtomicU64::new(1),
+            _lock: lock,
+        })
     }
 
     /// Bytes of a blob, or `None` where it is not here. It will not be swept for a while.
@@ -208,17 +217,40 @@ impl Store {
         }
     }
 
+    /// Removes the oldest revisions until no more than `keep` are left, of which `newest` is the last. What is left is a
+    /// chain as before, whose first link names the digest of one that is gone; each revision is a whole state, so that
+    /// nothing needs the others.
+    ///
+    /// # Errors
+    /// When one cannot be removed: it is tried again the next time.
+    pub async fn prune(&self, newest: u64, keep: u64) -> Result<(), StoreError> {
+        loop {
+            let oldest = self.oldest.load(Ordering::Relaxed);
+            if newest.saturating_sub(oldest) < keep {
+                return Ok(());
+            }
+            match self.objects.delete(&log_key(oldest)).await {
+                Ok(()) | Err(object_store::Error::NotFound { .. }) => {}
+                Err(error) => return Err(error.into()),
+            }
+            self.oldest.store(oldest + 1, Ordering::Relaxed);
+        }
+    }
+
     /// The last revision, with its place in the chain verified; `None` when nothing was ever deployed.
     ///
     /// # Errors
     /// [`StoreError::Damaged`] when it, or the one before it, is not what the chain says.
     pub async fn last_revision(&self) -> Result<Option<Revision>, StoreError> {
         let listed: Vec<_> = self.objects.list(Some(&Key::from("log"))).try_collect().await?;
-        let numbers = listed.iter().filter_map(|meta| log_number(&meta.location));
-        let Some(last) = numbers.max() else { return Ok(None) };
+        let numbers = || listed.iter().filter_map(|meta| log_number(&meta.location));
+        let (Some(first), Some(last)) = (numbers().min(), numbers().max()) else { return Ok(None) };
+        self.oldest.store(first, Ordering::Relaxed);
         let revision = self.revision(last).await?;
         let before = match last {
             1 => None,
+            // All before it were pruned.
+            _ if last == first => revision.previous.clone(),
             _ => Some(self.revision(last - 1).await?.digest()),
         };
         if revision.previous != before {

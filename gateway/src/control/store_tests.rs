@@ -95,3 +95,32 @@ async fn sweeping_spares_what_is_named_young_or_asked_for() {
     assert!(store.blob_size(&named).await.unwrap().is_some());
     assert!(store.blob_size(&stale).await.unwrap().is_none());
 }
+
+#[tokio::test]
+async fn a_pruned_log_is_still_a_chain() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path()).unwrap();
+    let mut last: Option<Revision> = None;
+    for number in 1..=9 {
+        let next = revision(number, last.as_ref());
+        store.append(&next).await.unwrap();
+        store.prune(number, 3).await.unwrap();
+        last = Some(next);
+    }
+    let log = dir.path().join("store/log");
+    assert_eq!(files(&log).len(), 3);
+    drop(store);
+    let store = Store::open(dir.path()).unwrap();
+    assert_eq!(store.last_revision().await.unwrap(), last);
+    for number in [8, 9] {
+        // By the files alone, as anybody can: a revision names the sha256 of the file before it.
+        let file = std::fs::read(log.join(format!("{:020}.json", number - 1))).unwrap();
+        assert_eq!(store.revision(number).await.unwrap().previous, Some(hex_digest(&file)));
+    }
+    // It goes on where it was, after a start and under another setting.
+    let tenth = revision(10, last.as_ref());
+    store.append(&tenth).await.unwrap();
+    store.prune(10, 1).await.unwrap();
+    assert_eq!(files(&log).len(), 1);
+    assert_eq!(store.last_revision().await.unwrap(), Some(tenth));
+}
