@@ -6,7 +6,7 @@ FUZZ_SECONDS ?= 60
 VENV = target/venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help demo build test test-quick guests models onnxruntime venv bench fuzz test-gpu clean
+.PHONY: help demo build test test-quick guests models onnxruntime venv bench bench-failover fuzz test-gpu clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,6 +35,10 @@ venv: ## The Python environment of the tests: target/venv
 bench: venv onnxruntime models guests build ## Windrose beside its floors, as ratios
 	$(CARGO) build --release --locked --workspace
 	target/release/windrose-bench
+
+bench-failover: venv build ## What clients see through Envoy and HAProxy while the nearest of four sites is sick (root)
+	$(CARGO) build --release --locked -p windrose-lab
+	$(VENV) tests/bench_failover.py
 
 fuzz: ## The fuzzers, FUZZ_SECONDS=3600 for an hour each
 	$(PYTHON) tests/fuzz/run.py all $(FUZZ_SECONDS)

@@ -12,6 +12,9 @@ from .namespace import Namespace
 
 RATE = 500
 
+# With a mount namespace of its own, the clients' names are theirs alone.
+WITH_HOSTS = 'mount --bind "$0" /etc/hosts && exec "$@"'
+
 
 @dataclass
 class Window:
@@ -91,8 +94,11 @@ class Load:
     """The load generator, running in a namespace from the time that this is made."""
 
     def __init__(self, space: Namespace, target: str, seconds: float, out: Path, rate: float = RATE, **options):
+        """`hosts` is a file that the clients see as /etc/hosts; other options are the load generator's own."""
         self.out, self.seconds = out, seconds
-        command = [TOOL, "load", "--target", target, "--rate", rate, "--seconds", seconds, "--out", out]
+        hosts = options.pop("hosts", None)
+        command = [] if hosts is None else ["unshare", "--mount", "sh", "-c", WITH_HOSTS, hosts]
+        command += [TOOL, "load", "--target", target, "--rate", rate, "--seconds", seconds, "--out", out]
         for name, value in options.items():
             for one in value if isinstance(value, list) else [value]:
                 command += [f"--{name.replace('_', '-')}", one]

@@ -117,6 +117,8 @@ class Namespace:
 
     def run(self, function, *arguments, **named):
         """Calls a function in a thread whose sockets are in this namespace, and returns what it returns."""
+        if threading.current_thread() is self._thread:
+            return function(*arguments, **named)
         result: Future = Future()
         self._work.put((lambda: function(*arguments, **named), result))
         return result.result()

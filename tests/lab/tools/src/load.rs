@@ -51,7 +51,7 @@ pub struct Arguments {
     #[arg(long, default_value_t = 0)]
     body_bytes: usize,
     /// The header of an answer that names the site.
-    #[arg(long, default_value = "x-windrose-site")]
+    #[arg(long, default_value = "windrose-site")]
     site_header: HeaderName,
     /// Where the outcomes go.
     #[arg(long)]
@@ -141,8 +141,7 @@ impl Sender {
     }
 
     async fn exchange(&self, request: Request, outcome: &mut Outcome) -> Result<bytes::Bytes, Failed> {
-        let (answer, mut connection) = self.pool.send(request).await?;
-        outcome.entry = connection.address.to_string();
+        let (answer, mut connection) = self.pool.send(request, &mut outcome.entry).await?;
         outcome.status = answer.status().as_u16();
         if let Some(site) = answer.headers().get(&self.site_header) {
             outcome.site = String::from_utf8_lossy(site.as_bytes()).into_owned();

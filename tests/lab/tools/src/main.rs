@@ -1,5 +1,6 @@
 //! The parts of the network tests that must be cheap on CPU; `tests/lab` starts them.
 
+mod front;
 mod link;
 mod load;
 
@@ -18,6 +19,9 @@ enum Part {
     /// Carries packets between sites, with delays, bandwidth limits and loss. Commands arrive on standard input, a
     /// sequenced-packet socket; ends when that closes.
     Link(link::Arguments),
+    /// Stands before a gateway and misbehaves when told to. Commands arrive as lines on standard input; ends when that
+    /// closes.
+    Front(front::Arguments),
     /// Sends requests at a fixed rate and writes what became of each.
     Load(load::Arguments),
 }
@@ -25,6 +29,7 @@ enum Part {
 fn main() -> Result<()> {
     match Arguments::parse().part {
         Part::Link(arguments) => link::run(&arguments),
+        Part::Front(arguments) => front::run(arguments),
         Part::Load(arguments) => load::run(arguments),
     }
 }

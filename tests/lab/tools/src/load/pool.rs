@@ -41,14 +41,17 @@ pub struct Pool {
 struct Idle {
     sender: SendRequest<Body>,
     address: SocketAddr,
+    slot: Slot,
 }
+
+/// One of the connections that may be open; given back when it is dropped.
+struct Slot(Rc<Pool>);
 
 /// A connection in use. It goes back to the pool when its answer was whole, and is closed otherwise.
 pub struct Connection {
     sender: Option<SendRequest<Body>>,
-    /// Where it leads to.
-    pub address: SocketAddr,
-    pool: Rc<Pool>,
+    address: SocketAddr,
+    slot: Option<Slot>,
     whole: bool,
 }
 
@@ -70,14 +73,19 @@ impl Pool {
     }
 
     /// Sends a request over an idle connection, or over a new one. Goes on with the next connection as long as
-    /// nothing of the request was sent.
-    pub async fn send(self: &Rc<Pool>, request: Request) -> Result<(hyper::Response<Incoming>, Connection), Failed> {
+    /// nothing of the request was sent; `address` becomes where it was sent to.
+    pub async fn send(
+        self: &Rc<Pool>,
+        request: Request,
+        address: &mut String,
+    ) -> Result<(hyper::Response<Incoming>, Connection), Failed> {
         let mut request = request;
         loop {
             let mut connection = match self.take() {
                 Some(connection) => connection,
                 None => self.connect().await?,
             };
+            *address = connection.address.to_string();
             let Some(sender) = &mut connection.sender else { continue };
             match sender.try_send_request(request).await {
                 Ok(answer) => return Ok((answer, connection)),
@@ -91,8 +99,8 @@ impl Pool {
 
     fn take(self: &Rc<Pool>) -> Option<Connection> {
         loop {
-            let Idle { sender, address } = self.idle.borrow_mut().pop_front()?;
-            let connection = Connection { sender: Some(sender), address, pool: self.clone(), whole: false };
+            let Idle { sender, address, slot } = self.idle.borrow_mut().pop_front()?;
+            let connection = Connection { sender: Some(sender), address, whole: false, slot: Some(slot) };
             if connection.sender.as_ref().is_some_and(|s| s.is_ready()) {
                 return Some(connection);
             }
@@ -103,13 +111,9 @@ impl Pool {
         if self.open.get() >= self.max {
             return Err(Failed::Connect(format!("{} connections are open", self.max)));
         }
-        self.open.set(self.open.get() + 1);
-        let connected = self.connect_any().await;
-        if connected.is_err() {
-            self.open.set(self.open.get() - 1);
-        }
-        let (sender, address) = connected?;
-        Ok(Connection { sender: Some(sender), address, pool: self.clone(), whole: false })
+        let slot = Slot::take(self);
+        let (sender, address) = self.connect_any().await?;
+        Ok(Connection { sender: Some(sender), address, whole: false, slot: Some(slot) })
     }
 
     async fn connect_any(&self) -> Result<(SendRequest<Body>, SocketAddr), Failed> {
@@ -156,12 +160,28 @@ impl Connection {
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        match self.sender.take() {
-            Some(sender) if self.whole && !sender.is_closed() => {
-                self.pool.idle.borrow_mut().push_back(Idle { sender, address: self.address });
-            }
-            _ => self.pool.open.set(self.pool.open.get() - 1),
+        if let (Some(sender), Some(slot)) = (self.sender.take(), self.slot.take())
+            && self.whole
+            && !sender.is_closed()
+        {
+            let pool = slot.0.clone();
+            pool.idle.borrow_mut().push_back(Idle { sender, address: self.address, slot });
         }
+    }
+}
+
+// === impl Slot ===
+
+impl Slot {
+    fn take(pool: &Rc<Pool>) -> Slot {
+        pool.open.set(pool.open.get() + 1);
+        Slot(pool.clone())
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.0.open.set(self.0.open.get() - 1);
     }
 }
 
