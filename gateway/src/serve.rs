@@ -37,14 +37,19 @@ fn doing<E: std::fmt::Display>(what: &str) -> impl FnOnce(E) -> StartError {
 /// How long control calls that are running may go on after the data plane has drained.
 const CONTROL_DRAIN: Duration = Duration::from_secs(5);
 
+/// How long a thread for blocking work waits for more. They are woken in turn: were it long, then every thread that the
+/// busiest moment needed would always find some work in time, and stay with its memory for as long as the process.
+const BLOCKING_IDLE: Duration = Duration::from_millis(100);
+
 /// Runs a gateway until SIGTERM or SIGINT, then drains it.
 ///
 /// # Errors
 /// When it cannot start.
 pub fn run(config: Config) -> Result<(), StartError> {
     start_log(&config.log);
-    let runtime =
-        tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(doing("starting the runtime"))?;
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    runtime.enable_all().thread_keep_alive(BLOCKING_IDLE);
+    let runtime = runtime.build().map_err(doing("starting the runtime"))?;
     let result = runtime.block_on(serve(config));
     // A graph may still be running for a caller that is gone.
     runtime.shutdown_background();

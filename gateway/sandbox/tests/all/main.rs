@@ -6,6 +6,7 @@ mod hostile;
 mod http;
 mod imports;
 mod isolation;
+mod load;
 mod model;
 mod support;
 mod wat;

@@ -12,6 +12,7 @@ use axum::Router;
 use axum::extract::{Request, State};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
+use axum::serve::ListenerExt;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityScheme};
@@ -91,6 +92,10 @@ pub async fn serve(listener: TcpListener, api: Arc<Api>, shutdown: CancellationT
         .layer(middleware::from_fn_with_state(api.clone(), authorize))
         .with_state(api)
         .into_make_service_with_connect_info::<SocketAddr>();
+    // A stream of progress is many small writes: none waits for the last one's acknowledgement.
+    let listener = listener.tap_io(|stream| {
+        let _ = stream.set_nodelay(true);
+    });
     let served = axum::serve(listener, app).with_graceful_shutdown(shutdown.cancelled_owned()).await;
     if let Err(error) = served {
         tracing::error!(%error, "the control listener failed");
