@@ -5,10 +5,13 @@
 One cycle takes one of the models in turn, a bare graph or a module with its graph. It deploys a new version, which
 unversioned calls get from then on; replaces that version by other content of the same signature; and deletes the version
 before. Clients in processes of their own call both models, and one that nobody touches, without a pause. Every few cycles
-the gateway is measured: latency, memory, file descriptors, threads, and its folder on the disk.
+the gateway is measured: latency, memory, file descriptors, threads, and its folder on the disk. In turn with it the clients
+call a second gateway, in which nothing is ever changed: what the machine does at the time meets both, so that the ratio of
+their median latencies says what the cycles do to it.
 
-After the first thousand cycles a line is fitted to each. The run fails when a request or a change failed, or when a slope
-is more than three of its standard errors above zero and would add more than two percent in the whole run.
+After the first thousand cycles a line is fitted to each. The run fails when a request or a change failed, or when the slope
+of anything but the absolute times, which are the machine's too, is more than three of its standard errors above zero and
+would add more than two percent in the whole run.
 """
 
 import argparse
@@ -31,6 +34,8 @@ from harness import Gateway  # noqa: E402
 
 GRAPHS = ROOT / "models" / "test"
 FP32 = {"name": "x", "datatype": "FP32", "shape": [1, 16], "data": [0.5] * 16}
+# What the run may fail for.
+JUDGED = ("ratio", "rss_mib", "fds", "threads", "disk_kib")
 # What a growth of more than this share of the mean over the whole run is called, if it is no noise.
 TOLERATED = 0.02
 
@@ -77,13 +82,15 @@ class Subject:
         self.control.call("DELETE", f"/v1/models/{self.name}/versions/{before}")
 
 
-def client(port: int, requests: list[tuple[str, bytes]], queue, stopping):
-    """Calls one model after the other until it is told to stop; hands its latencies over a few times a second."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
-    latencies, failures, handed = [], [], time.monotonic()
+def client(ports: list[int], requests: list[tuple[str, bytes]], queue, stopping):
+    """Calls one model after the other, each at every port in turn, until it is told to stop; hands its latencies over a
+    few times a second."""
+    connections = [http.client.HTTPConnection("127.0.0.1", port, timeout=120) for port in ports]
+    latencies, failures, handed = [[] for _ in ports], [], time.monotonic()
     turn = 0
     while not stopping.is_set():
-        path, body = requests[turn % len(requests)]
+        at, (path, body) = turn % len(ports), requests[turn // len(ports) % len(requests)]
+        connection = connections[at]
         turn += 1
         began = time.perf_counter()
         try:
@@ -95,10 +102,10 @@ def client(port: int, requests: list[tuple[str, bytes]], queue, stopping):
         except OSError as error:
             failures.append(f"{path}: {error!r}")
             connection.close()
-        latencies.append(time.perf_counter() - began)
+        latencies[at].append(time.perf_counter() - began)
         if time.monotonic() - handed > 0.2:
             queue.put((latencies, failures))
-            latencies, failures, handed = [], [], time.monotonic()
+            latencies, failures, handed = [[] for _ in ports], [], time.monotonic()
     queue.put((latencies, failures))
     queue.close()
     queue.join_thread()
@@ -107,24 +114,26 @@ def client(port: int, requests: list[tuple[str, bytes]], queue, stopping):
 class Load:
     """Client processes, and what they have seen since it was last asked for."""
 
-    def __init__(self, port: int, requests: list[tuple[str, bytes]], clients: int):
+    def __init__(self, ports: list[int], requests: list[tuple[str, bytes]], clients: int):
         context = multiprocessing.get_context("spawn")
         self.queue, self.stopping = context.Queue(), context.Event()
-        self.failures, self.answered = [], 0
+        self.failures, self.answered, self.ports = [], 0, len(ports)
         self.clients = [
-            context.Process(target=client, args=(port, requests, self.queue, self.stopping), daemon=True)
+            context.Process(target=client, args=(ports, requests, self.queue, self.stopping), daemon=True)
             for _ in range(clients)
         ]
         for one in self.clients:
             one.start()
 
-    def window(self) -> list[float]:
-        latencies = []
+    def window(self) -> list[list[float]]:
+        """Latencies at each port since the last window."""
+        latencies = [[] for _ in range(self.ports)]
         while not self.queue.empty():
             some, failures = self.queue.get()
-            latencies += some
+            for all_of_port, more in zip(latencies, some):
+                all_of_port += more
             self.failures += failures
-        self.answered += len(latencies)
+        self.answered += len(latencies[0])
         return latencies
 
     def stop(self):
@@ -139,7 +148,7 @@ class Load:
 class Result:
     """What was measured: a row for each sample, and what failed."""
 
-    columns = ("cycle", "cycle_ms", "p50_us", "p99_us", "rss_mib", "fds", "threads", "disk_kib")
+    columns = ("cycle", "cycle_ms", "p50_us", "p99_us", "ratio", "rss_mib", "fds", "threads", "disk_kib")
     rows: list[tuple[float, ...]] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
     answered: int = 0
@@ -150,6 +159,8 @@ class Result:
     def slope(self, name: str, after: int) -> tuple[float, float, float]:
         """Change per thousand cycles, its standard error, and the mean, from the samples after so many cycles."""
         keep = self.column("cycle") > after
+        # A window in which nobody had an answer has no latency.
+        keep &= np.isfinite(self.column(name))
         x, y = self.column("cycle")[keep] / 1000, self.column(name)[keep]
         if len(x) < 4:
             raise ValueError("too few samples for a line")
@@ -179,27 +190,34 @@ def measure(gateway: Gateway) -> tuple[float, int, int, float]:
     return gateway.resident() / 2**20, fds, threads, disk / 2
 
 
-def run(gateway: Gateway, module: Path, cycles: int, every: int, clients: int = 2, say=print) -> Result:
-    """So many cycles, measured each `every`. `module` is a folder that can be deployed, whose test is its request."""
+def subjects_of(gateway: Gateway, module: Path) -> list[Subject]:
     gateway.deploy(GRAPHS / "tiny.onnx", "--name", "bystander")
     gateway.deploy(module, "--name", "module-source")
     control = Control(gateway)
-    subjects = [Subject(control, "graph", "bystander"), Subject(control, "module", "module-source")]
+    return [Subject(control, "graph", "bystander"), Subject(control, "module", "module-source")]
+
+
+def run(gateway: Gateway, still: Gateway, module: Path, cycles: int, every: int, say=print) -> Result:
+    """So many cycles of `gateway`, measured each `every`, beside one in which nothing changes. `module` is a folder that
+    can be deployed, whose test is its request."""
+    subjects = subjects_of(gateway, module)
+    subjects_of(still, module)
     tiny = json.dumps({"inputs": [FP32]}).encode()
     own = (module / "test-input.json").read_bytes()
     requests = [(f"/v2/models/{name}/infer", body) for name, body in
                 (("bystander", tiny), ("graph", tiny), ("module", own))]
-    load, result = Load(gateway.port, requests, clients), Result()
+    load, result = Load([gateway.port, still.port], requests, clients=2), Result()
     try:
-        while not load.window():
-            time.sleep(0.1)
+        while not all(load.window()):
+            time.sleep(0.5)
         began = time.perf_counter()
         for cycle in range(1, cycles + 1):
             subjects[cycle % 2].cycle()
             if cycle % every == 0:
                 took = (time.perf_counter() - began) / every * 1000
-                p50, p99 = np.percentile(load.window() or [np.nan], (50, 99)) * 1e6
-                result.rows.append((cycle, took, p50, p99, *measure(gateway)))
+                here, there = (latencies or [np.nan] for latencies in load.window())
+                p50, p99 = np.percentile(here, (50, 99)) * 1e6
+                result.rows.append((cycle, took, p50, p99, np.median(here) / np.median(there), *measure(gateway)))
                 say(" ".join(f"{name}={value:.1f}" for name, value in zip(Result.columns, result.rows[-1])), flush=True)
                 began = time.perf_counter()
     finally:
@@ -245,11 +263,12 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         # Files that no model names are kept for a minute, not an hour: what is kept so is what the disk holds in the end.
         settings = {"engines.isolation": options.isolation, "log.filter": "warn", "storage.keep": "60s"}
-        gateway = Gateway(Path(folder), options.engine, settings).start()
+        gateway, still = (Gateway(Path(folder) / name, options.engine, settings) for name in ("changing", "still"))
         try:
-            result = run(gateway, options.module, options.cycles, options.every)
+            result = run(gateway.start(), still.start(), options.module, options.cycles, options.every)
         finally:
             gateway.stop()
+            still.stop()
     np.savetxt(options.out.with_suffix(".csv"), result.rows, delimiter=",", header=",".join(Result.columns), fmt="%.3f")
     plot(result, options.after, options.out)
     print(f"{result.answered} requests, {len(result.failures)} failed: {result.failures[:3]}")
@@ -257,7 +276,7 @@ def main():
     for name in Result.columns[1:]:
         slope, error, mean = result.slope(name, options.after)
         print(f"{name:10} mean {mean:10.2f}, {slope:+9.3f} ± {error:.3f} per thousand cycles")
-        if result.grows(name, options.after):
+        if name in JUDGED and result.grows(name, options.after):
             growing.append(name)
     if growing or result.failures:
         sys.exit(f"growing: {growing}; failed requests: {len(result.failures)}")
