@@ -240,6 +240,72 @@ def hostile():
     )
 
 
+def rows():
+    """Graphs whose rows run together, or only seem to."""
+    table = np.arange(32, dtype=np.float32).reshape(8, 4) * 10
+    x, y = value("x", FP32, ["N", 4]), value("y", FP32, ["N", 4])
+    # An id that is not in the table fails the whole run.
+    save(
+        "rows",
+        [node("Gather", ["table", "ids"], ["picked"], axis=0), node("Add", ["x", "picked"], ["y"])],
+        [x, value("ids", INT64, ["N"])],
+        [y],
+        [constant("table", table)],
+    )
+    save(
+        "mean_of_rows",
+        [node("ReduceMean", ["x"], ["mean"], axes=[0], keepdims=1), node("Sub", ["x", "mean"], ["y"])],
+        [x],
+        [y],
+    )
+    # As Silero's net has it, but without the names and sizes that would tell: rows are on the state's second axis.
+    save(
+        "state_on_axis_1",
+        [node("Gather", ["state", "first"], ["hidden"], axis=0), node("Add", ["x", "hidden"], ["y"])],
+        [value("x", FP32, ["N", 4]), value("state", FP32, ["N", "M", 4])],
+        [value("y", FP32, ["N", 4])],
+        [constant("first", np.int64(0))],
+    )
+    rng = np.random.default_rng(11)
+    save(
+        "dynamic_quantization",
+        [
+            node("DynamicQuantizeLinear", ["x"], ["q", "scale", "zero"]),
+            node("MatMulInteger", ["q", "w", "zero"], ["sums"]),
+            node("Cast", ["sums"], ["floats"], to=FP32),
+            node("Mul", ["floats", "scale"], ["y"]),
+        ],
+        [value("x", FP32, ["N", 8])],
+        [value("y", FP32, ["N", 4])],
+        [constant("w", rng.integers(-100, 100, (8, 4)).astype(np.int8))],
+    )
+
+
+def text_encoder():
+    """Ids and their mask to one vector a token, each mixed with the mean of its text: rows may be padded."""
+    rng = np.random.default_rng(13)
+    save(
+        "encoder",
+        [
+            node("Gather", ["words", "input_ids"], ["embedded"], axis=0),
+            node("Cast", ["attention_mask"], ["flat"], to=FP32),
+            node("Unsqueeze", ["flat", "last"], ["mask"]),
+            node("Mul", ["embedded", "mask"], ["masked"]),
+            node("ReduceSum", ["masked", "one"], ["sum"], keepdims=1),
+            node("ReduceSum", ["mask", "one"], ["count"], keepdims=1),
+            node("Div", ["sum", "count"], ["mean"]),
+            node("Add", ["embedded", "mean"], ["hidden"]),
+        ],
+        [value("input_ids", INT64, ["N", "T"]), value("attention_mask", INT64, ["N", "T"])],
+        [value("hidden", FP32, ["N", "T", 4])],
+        [
+            constant("words", rng.normal(size=(100, 4)).astype(np.float32)),
+            constant("last", np.array([2], np.int64)),
+            constant("one", np.array([1], np.int64)),
+        ],
+    )
+
+
 def refused():
     """Graphs that the bounded reader refuses."""
     weight = constant("w", np.ones(4, np.float32))
@@ -276,6 +342,8 @@ def main():
     identities()
     arithmetic()
     tiny_net()
+    rows()
+    text_encoder()
     control_flow()
     strings()
     integers()

@@ -250,3 +250,40 @@ def test_kserve(deployed, datatype, binary):
     came = answer.outputs[0].as_numpy()
     texts = [x.decode() if isinstance(x, bytes) else x for x in came.ravel().tolist()]
     assert texts == values.ravel().tolist()
+
+
+def test_triton_statistics(deployed, client):
+    assert "statistics" in client.get_server_metadata()["extensions"]
+    name = deployed.graph(GRAPHS / "tiny.onnx")
+
+    def counted():
+        (statistics,) = client.get_inference_statistics(name)["model_stats"]
+        return statistics
+
+    before = counted()
+    rows = [1, 3, 8]
+    for count in rows:
+        item = triton.InferInput("x", [count, 16], "FP32")
+        item.set_data_from_numpy(np.zeros([count, 16], np.float32))
+        client.infer(name, [item])
+    with pytest.raises(InferenceServerException):
+        client.infer(name, ask("FP32", VALUES["FP32"]))
+    after = counted()
+    assert after["name"] == name and after["last_inference"] > 1_600_000_000_000
+    assert after["inference_count"] - before["inference_count"] == sum(rows)
+    assert after["execution_count"] - before["execution_count"] == len(rows)
+
+    def grew(what):
+        (old, new) = (which["inference_stats"][what] for which in (before, after))
+        return new["count"] - old["count"], new["ns"] - old["ns"]
+
+    for what in ("success", "queue", "compute_infer"):
+        count, nanoseconds = grew(what)
+        assert count == len(rows) and 0 < nanoseconds < 60e9, what
+    assert grew("fail")[0] == 1 and grew("success")[1] >= grew("compute_infer")[1]
+    sizes = {each["batch_size"]: each["compute_infer"] for each in after["batch_stats"]}
+    assert set(rows) <= set(sizes) and all(sizes[count]["ns"] > 0 for count in rows)
+    names = {statistics["name"] for statistics in client.get_inference_statistics()["model_stats"]}
+    assert name in names
+    with pytest.raises(InferenceServerException, match="nobody"):
+        client.get_inference_statistics("nobody")

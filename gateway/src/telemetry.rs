@@ -7,13 +7,13 @@ use std::collections::HashMap;
 use std::fmt;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
-use windrose_engine::GraphCounts;
+use windrose_engine::{GraphCounts, Released};
 
 use crate::error::Kind;
 use crate::snapshot::{Current, Served, Snapshot};
@@ -66,6 +66,25 @@ pub struct ModelMetrics {
     request: Histogram,
     /// In the sandbox and its engine.
     call: Histogram,
+    /// Time of the requests that succeeded, nanoseconds.
+    succeeded_ns: AtomicU64,
+    /// When a call last ended, milliseconds since 1970.
+    last_ms: AtomicU64,
+}
+
+/// What [`ModelMetrics`] add up to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Totals {
+    /// Requests that were answered.
+    pub succeeded: u64,
+    /// Their time from head to end, nanoseconds.
+    pub succeeded_ns: u64,
+    /// Requests that were not.
+    pub failed: u64,
+    /// Their time.
+    pub failed_ns: u64,
+    /// When a call last ended, milliseconds since 1970; 0 for never.
+    pub last_ms: u64,
 }
 
 /// The metrics of one served version, found at its first request. `Default` is what a new [`Served`] gets.
@@ -121,6 +140,20 @@ impl Telemetry {
             }
         }
         models.entry(key).or_default().clone()
+    }
+
+    /// What was counted for one version.
+    pub fn totals(&self, served: &Served) -> Totals {
+        let metrics = self.model(served);
+        let count = |at: usize| metrics.outcomes[at].load(Ordering::Relaxed);
+        let succeeded_ns = metrics.succeeded_ns.load(Ordering::Relaxed);
+        Totals {
+            succeeded: count(OK),
+            succeeded_ns,
+            failed: (0..metrics.outcomes.len()).filter(|at| *at != OK).map(count).sum(),
+            failed_ns: metrics.request.sum_ns.load(Ordering::Relaxed).saturating_sub(succeeded_ns),
+            last_ms: metrics.last_ms.load(Ordering::Relaxed),
+        }
     }
 
     /// Everything as Prometheus' text format.
@@ -196,6 +229,8 @@ impl Track {
     /// Counts the time that a call spent in the sandbox and its engine.
     pub fn called(&self, time: Duration) {
         self.metrics.call.observe(time);
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        self.metrics.last_ms.store(u64::try_from(now.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
     }
 }
 
@@ -203,7 +238,12 @@ impl Drop for Track {
     fn drop(&mut self) {
         self.metrics.in_flight.fetch_sub(1, Ordering::Relaxed);
         self.metrics.outcomes[self.outcome].fetch_add(1, Ordering::Relaxed);
-        self.metrics.request.observe(self.started.elapsed());
+        let time = self.started.elapsed();
+        self.metrics.request.observe(time);
+        if self.outcome == OK {
+            let time = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+            self.metrics.succeeded_ns.fetch_add(time, Ordering::Relaxed);
+        }
     }
 }
 
@@ -235,6 +275,8 @@ impl Default for ModelMetrics {
             response_bytes: AtomicU64::new(0),
             request: Histogram::default(),
             call: Histogram::default(),
+            succeeded_ns: AtomicU64::new(0),
+            last_ms: AtomicU64::new(0),
         }
     }
 }
@@ -354,16 +396,31 @@ impl Scrape {
 
     fn encode_graphs(&self, encoder: &mut DescriptorEncoder) -> fmt::Result {
         type Count = fn(&GraphCounts) -> u64;
-        let counts: [(&str, &str, Count); 4] = [
+        let counts: [(&str, &str, Count); 6] = [
             ("windrose_graph_inferences", "Jobs that a graph's engine answered", |c| c.inferences),
+            ("windrose_graph_rows", "Rows of the jobs that a graph's engine answered", |c| c.rows),
             ("windrose_graph_executions", "Runs of a graph's engine", |c| c.executions),
             ("windrose_graph_failures", "Jobs that failed in a graph's engine", |c| c.failures),
             ("windrose_graph_withdrawn", "Jobs that left a graph's queue without having run", |c| c.withdrawn),
+            ("windrose_graph_separated", "Runs of several jobs that failed, so that each ran alone", |c| c.separated),
         ];
         for (name, help, read) in counts {
             let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
             for (labels, counts) in &self.graphs {
                 family.encode_family(labels)?.encode_counter::<NoLabelSet, _, u64>(&read(counts), None)?;
+            }
+        }
+        let mut family = encoder.encode_descriptor(
+            "windrose_graph_batches",
+            "Batches by why they ran when they did: full, delay, idle, deadline",
+            None,
+            MetricType::Counter,
+        )?;
+        for ([model, version, graph], counts) in &self.graphs {
+            for (reason, count) in Released::ALL.into_iter().zip(&counts.released) {
+                let reason = ("released", reason.as_str().to_owned());
+                let labels = [model.clone(), version.clone(), graph.clone(), reason];
+                family.encode_family(&labels)?.encode_counter::<NoLabelSet, _, u64>(count, None)?;
             }
         }
         let times: [(&str, &str, Count); 2] = [

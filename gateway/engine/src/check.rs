@@ -2,12 +2,15 @@
 
 use std::collections::HashMap;
 
+use crate::batch::{common_rows, declared_axis};
 use crate::{DataType, Dim, EngineError, GraphSpec, Job, Tensor, TensorSpec};
 
 /// A graph's signature, with its names indexed.
 #[derive(Debug)]
 pub(crate) struct Signature {
     pub spec: GraphSpec,
+    /// Whether jobs may run together as far as the declaration goes, or what rules it out.
+    pub axis: Result<(), String>,
     inputs: HashMap<String, usize>,
     outputs: HashMap<String, usize>,
 }
@@ -19,19 +22,22 @@ pub(crate) struct Checked {
     pub inputs: Vec<Tensor>,
     /// Positions in the declaration, in the order asked for.
     pub outputs: Vec<usize>,
+    /// The rows that all inputs have, where the graph may have a batch axis.
+    pub rows: Option<usize>,
 }
 
 impl Signature {
     pub fn new(spec: GraphSpec) -> Signature {
         let index = |specs: &[TensorSpec]| specs.iter().enumerate().map(|(i, s)| (s.name.clone(), i)).collect();
         let (inputs, outputs) = (index(&spec.inputs), index(&spec.outputs));
-        Signature { spec, inputs, outputs }
+        Signature { axis: declared_axis(&spec), spec, inputs, outputs }
     }
 
     /// Puts a job in the graph's order.
     pub fn check(&self, job: Job) -> Result<Checked, EngineError> {
         let inputs = self.inputs(job.inputs)?;
-        Ok(Checked { inputs, outputs: self.outputs(&job.outputs)? })
+        let rows = self.axis.as_ref().ok().and_then(|()| common_rows(&inputs));
+        Ok(Checked { inputs, outputs: self.outputs(&job.outputs)?, rows })
     }
 
     fn inputs(&self, given: Vec<(String, Tensor)>) -> Result<Vec<Tensor>, EngineError> {

@@ -4,18 +4,25 @@ use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::available_parallelism;
+use std::time::Duration;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::backend::child::{ChildConfig, Children};
 use crate::backend::{Engine, Loading};
-use crate::{EngineError, Graph, onnx};
+use crate::graph::Setup;
+use crate::queue::Bounds;
+use crate::turnstile::Turnstile;
+use crate::{Batching, EngineError, Graph, Padding, onnx};
 
 /// Most sessions of one graph, and most threads of one session.
 const MAX_THREADS: usize = 1_024;
 /// Most jobs that may wait for one graph.
 const MAX_QUEUE: usize = 1 << 20;
+
+/// How long a job may be expected to wait where the options do not say, milliseconds.
+const WAIT_MS: u64 = 1_000;
 
 /// Which engine a graph asks for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -67,6 +74,13 @@ pub struct GraphOptions {
     pub queue: Option<usize>,
     /// The process.
     pub isolation: Isolation,
+    /// How long a job may be expected to wait, milliseconds; further ones are refused at once. 1,000 when neither this nor
+    /// `queue` is given.
+    pub queue_wait_ms: Option<u64>,
+    /// How jobs are to run together; [`Graph::set_batching`] puts it into force.
+    pub batching: Batching,
+    /// How inputs of different lengths may run together; [`Graph::set_padding`] puts it into force.
+    pub padding: Option<Padding>,
 }
 
 /// Where the ONNX Runtime library is.
@@ -112,6 +126,8 @@ pub struct Engines {
     config: EnginesConfig,
     /// What starts children, where this process may.
     children: Option<Children>,
+    /// What the runs of all graphs share.
+    cores: Arc<Turnstile>,
 }
 
 impl Engines {
@@ -124,7 +140,8 @@ impl Engines {
     pub fn new(config: EnginesConfig) -> Result<Engines, EngineError> {
         let engines: Vec<Arc<dyn Engine>> = [onnxruntime(&config)?, rten()].into_iter().flatten().collect();
         let infos = engines.iter().map(|engine| engine.info().clone()).collect();
-        Ok(Engines { engines, infos, config, children: None })
+        let cores = Turnstile::new(available_parallelism().map_or(1, usize::from));
+        Ok(Engines { engines, infos, config, children: None, cores })
     }
 
     /// Lets graphs be loaded with [`Isolation::Child`].
@@ -144,6 +161,18 @@ impl Engines {
     /// # Errors
     /// When the reader or the engine refuses the graph, or the engine or device is not here.
     pub fn load(&self, onnx: Bytes, options: &GraphOptions) -> Result<Graph, EngineError> {
+        self.load_as(onnx, options, false)
+    }
+
+    /// As [`Engines::load`], for [`crate::calibrate`]: the graph keeps the inputs of the first job that it answers.
+    ///
+    /// # Errors
+    /// As [`Engines::load`].
+    pub fn load_to_try(&self, onnx: Bytes, options: &GraphOptions) -> Result<Graph, EngineError> {
+        self.load_as(onnx, options, true)
+    }
+
+    fn load_as(&self, onnx: Bytes, options: &GraphOptions, keeps_sample: bool) -> Result<Graph, EngineError> {
         let engine = self.choose(options)?;
         let model = Arc::new(onnx::read(&onnx)?);
         let threads = bounded(options.threads, 1, MAX_THREADS, "threads")?;
@@ -152,6 +181,9 @@ impl Engines {
         let sessions = if options.device == Device::Cpu { (cores / threads).max(1) } else { 1 };
         let sessions = bounded(options.sessions, sessions, MAX_THREADS, "sessions")?;
         let capacity = bounded(options.queue, (16 * sessions).max(64), MAX_QUEUE, "queue")?;
+        // Who names a number of jobs means that number.
+        let wait = options.queue_wait_ms.or(options.queue.is_none().then_some(WAIT_MS)).map(Duration::from_millis);
+        let bounds = Bounds { jobs: capacity, wait, workers: sessions };
         let loading = Loading { onnx, model: Arc::clone(&model), device: options.device, sessions, threads };
         let loaded = match options.isolation {
             Isolation::Process => engine.load(loading)?,
@@ -160,7 +192,10 @@ impl Engines {
                 self.children.as_ref().ok_or_else(none)?.load(engine.info(), loading)?
             }
         };
-        Graph::start(loaded, &model, capacity)
+        // A run on another device waits for it, and uses next to none of a core.
+        let cores = (options.device == Device::Cpu).then(|| Arc::clone(&self.cores));
+        let setup = Setup { bounds, keeps_sample, cores, padding: options.padding.clone() };
+        Graph::start(loaded, &model, setup)
     }
 
     /// The engine with a name.

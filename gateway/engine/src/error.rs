@@ -52,6 +52,12 @@ pub enum EngineError {
     /// The graph's queue is full.
     #[error("the queue of this graph is full")]
     QueueFull,
+    /// More waits than the job's deadline, or the queue's own bound, leaves time for.
+    #[error("{millis} ms of work wait for this graph, which is more than may")]
+    QueueLong {
+        /// How long it would have waited, milliseconds.
+        millis: u64,
+    },
     /// The job's deadline passed before it ran or finished.
     #[error("the deadline passed before the graph ran")]
     Deadline,
@@ -69,7 +75,7 @@ impl EngineError {
             EngineError::TimeLimit => Fault::Time,
             EngineError::Crashed(_) => Fault::Crash,
             EngineError::NotReady(_) => Fault::Unready,
-            EngineError::QueueFull => Fault::Overload,
+            EngineError::QueueFull | EngineError::QueueLong { .. } => Fault::Overload,
             EngineError::Deadline => Fault::Deadline,
             EngineError::Unavailable(_) | EngineError::Stopped => Fault::Host,
         }

@@ -5,7 +5,7 @@ mod tests;
 
 use std::fmt;
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::{Arc, LazyLock};
+use std::sync::{Arc, LazyLock, OnceLock};
 use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
@@ -13,10 +13,13 @@ use tokio::sync::oneshot;
 
 use crate::backend::Loaded;
 use crate::check::Signature;
+use crate::counts::Counts;
 use crate::onnx::Model;
-use crate::queue::{Answer, Queue, Ticket, Waiting};
-use crate::worker::{self, Counts, Shared};
-use crate::{EngineError, GraphSpec, Isolation, Tensor};
+use crate::padding::Pads;
+use crate::queue::{Answer, Bounds, Queue, Ticket, Waiting};
+use crate::turnstile::{Gate, Turnstile};
+use crate::worker::{self, Shared};
+use crate::{BatchPolicy, EngineError, GraphCounts, GraphSpec, Isolation, Padding, Tensor};
 
 /// What runs a graph, for metadata.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -46,6 +49,24 @@ pub struct Job {
     pub deadline: Option<Instant>,
     /// Whose job it is. Jobs of different tenants never run together, and each tenant gets its share of the engine.
     pub tenant: Arc<str>,
+    /// In whose name, and for how large a share.
+    pub share: Share,
+}
+
+/// A claim to a share of an engine: of a graph's queue, and of the machine's cores.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Share {
+    /// The model that calls. Jobs of a tenant's different models may run together, but each model waits in its own lane.
+    pub name: Arc<str>,
+    /// Its weight against others; at least 1.
+    pub weight: u32,
+}
+
+impl Default for Share {
+    fn default() -> Share {
+        static NAME: LazyLock<Arc<str>> = LazyLock::new(|| "".into());
+        Share { name: Arc::clone(&NAME), weight: 1 }
+    }
 }
 
 /// The tenant of who names none.
@@ -56,25 +77,14 @@ pub fn default_tenant() -> Arc<str> {
 
 impl Default for Job {
     fn default() -> Job {
-        Job { inputs: Vec::new(), outputs: Vec::new(), deadline: None, tenant: default_tenant() }
+        Job {
+            inputs: Vec::new(),
+            outputs: Vec::new(),
+            deadline: None,
+            tenant: default_tenant(),
+            share: Share::default(),
+        }
     }
-}
-
-/// What the engine itself counted for one graph since it was loaded.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct GraphCounts {
-    /// Jobs that were answered.
-    pub inferences: u64,
-    /// Runs of the engine: fewer than the jobs when jobs ran together.
-    pub executions: u64,
-    /// Jobs that failed in the engine.
-    pub failures: u64,
-    /// Jobs that left the queue without having run.
-    pub withdrawn: u64,
-    /// Nanoseconds that jobs waited in the queue.
-    pub queue_ns: u64,
-    /// Nanoseconds of engine time.
-    pub compute_ns: u64,
 }
 
 /// A loaded graph. Cloning shares it; when the last handle goes, its sessions end.
@@ -83,11 +93,24 @@ pub struct Graph {
     handle: Arc<Handle>,
 }
 
+/// What a graph is started with.
+pub(crate) struct Setup {
+    /// How long its queue may become.
+    pub bounds: Bounds,
+    /// Whether it keeps the inputs of its first job.
+    pub keeps_sample: bool,
+    /// The cores that its runs share with other graphs'; `None` where they use none.
+    pub cores: Option<Arc<Turnstile>>,
+    /// How inputs of different lengths may run together.
+    pub padding: Option<Padding>,
+}
+
 /// What all clones of a graph share.
 struct Handle {
     signature: Signature,
     info: GraphInfo,
     weight_bytes: u64,
+    pads: Option<Arc<Pads>>,
     shared: Arc<Shared>,
 }
 
@@ -100,16 +123,24 @@ impl Drop for Handle {
 }
 
 impl Graph {
-    /// Starts the workers of a graph that an engine has loaded, with room for `capacity` waiting jobs.
+    /// Starts the workers of a graph that an engine has loaded. Each job runs alone until [`Graph::set_batching`].
     ///
     /// # Errors
     /// When the system gives no more threads.
-    pub(crate) fn start(loaded: Loaded, model: &Model, capacity: usize) -> Result<Graph, EngineError> {
+    pub(crate) fn start(loaded: Loaded, model: &Model, setup: Setup) -> Result<Graph, EngineError> {
         let Loaded { info, sessions } = loaded;
-        let shared = Arc::new(Shared { queue: Queue::new(capacity), counts: Counts::default() });
-        worker::start(sessions, &shared, &info.engine)?;
+        let Setup { bounds, keeps_sample, cores, padding } = setup;
+        let pads = padding.map(|padding| Pads::new(&padding, &model.spec)).transpose()?.map(Arc::new);
+        let shared = Arc::new(Shared {
+            queue: Queue::new(bounds),
+            counts: Counts::default(),
+            sample: keeps_sample.then(OnceLock::new),
+        });
+        let used = Arc::default();
+        let gate = || cores.as_ref().map(|cores| Gate::new(cores, &used, info.threads));
+        worker::start(sessions, &shared, &info.engine, gate)?;
         let signature = Signature::new(model.spec.clone());
-        Ok(Graph { handle: Arc::new(Handle { signature, info, weight_bytes: model.weight_bytes, shared }) })
+        Ok(Graph { handle: Arc::new(Handle { signature, info, weight_bytes: model.weight_bytes, pads, shared }) })
     }
 
     /// What the graph declares.
@@ -126,6 +157,48 @@ impl Graph {
     /// another layout, is not counted.
     pub fn weight_bytes(&self) -> u64 {
         self.handle.weight_bytes
+    }
+
+    /// Whether the declaration leaves it open that jobs run together.
+    ///
+    /// # Errors
+    /// Says what rules it out.
+    pub fn declared_axis(&self) -> Result<(), &str> {
+        self.handle.signature.axis.as_ref().copied().map_err(String::as_str)
+    }
+
+    /// Lets jobs run together from now on. Whoever calls this knows that the graph's rows do not change each other.
+    /// A graph whose declaration rules it out goes on running each job alone.
+    pub fn set_batching(&self, policy: BatchPolicy) {
+        if self.handle.signature.axis.is_ok() {
+            self.handle.shared.queue.set_policy(BatchPolicy { max_rows: policy.max_rows.max(1), ..policy });
+        }
+    }
+
+    /// Lets jobs of different lengths run together as the options say, or not. Whoever calls this knows that filling rows
+    /// up does not change what is left of them.
+    pub fn set_padding(&self, on: bool) {
+        self.handle.shared.queue.set_pads(self.handle.pads.clone().filter(|_| on));
+    }
+
+    /// Whether jobs of different lengths run together.
+    pub fn padded(&self) -> bool {
+        self.handle.shared.queue.pads()
+    }
+
+    /// How the options would have jobs of different lengths run together.
+    pub(crate) fn pads(&self) -> Option<&Pads> {
+        self.handle.pads.as_deref()
+    }
+
+    /// How jobs are gathered.
+    pub fn batching(&self) -> BatchPolicy {
+        self.handle.shared.queue.policy()
+    }
+
+    /// The inputs of the first job that was answered, for a graph that [`crate::Engines::load_to_try`] has loaded.
+    pub(crate) fn sample(&self) -> Option<&[Tensor]> {
+        self.handle.shared.sample.as_ref()?.get().map(Vec::as_slice)
     }
 
     /// Jobs that wait in the queue now.
@@ -145,10 +218,11 @@ impl Graph {
     /// though a run that has started goes on to its end.
     ///
     /// # Errors
-    /// [`EngineError::QueueFull`] at once when the queue is full; the others as their documentation says.
+    /// [`EngineError::QueueFull`] or [`EngineError::QueueLong`] at once when too much waits; the others as their
+    /// documentation says.
     pub async fn compute(&self, job: Job) -> Result<Vec<(String, Tensor)>, EngineError> {
         let Handle { signature, shared, .. } = &*self.handle;
-        let deadline = job.deadline;
+        let (deadline, tenant, share) = (job.deadline, job.tenant.clone(), job.share.clone());
         let job = signature.check(job)?;
         let since = Instant::now();
         if deadline.is_some_and(|deadline| deadline <= since) {
@@ -157,7 +231,7 @@ impl Graph {
         let names: Vec<String> =
             job.outputs.iter().filter_map(|&at| Some(signature.spec.outputs.get(at)?.name.clone())).collect();
         let (reply, answer) = oneshot::channel();
-        let ticket = shared.queue.push(Waiting { job, deadline, reply, since })?;
+        let ticket = shared.queue.push(Waiting { job, tenant, share, deadline, reply, since })?;
         let mut place = Place { shared, ticket: Some(ticket) };
         let tensors = wait(answer, deadline).await?;
         place.ticket = None;

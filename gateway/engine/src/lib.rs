@@ -5,23 +5,32 @@
 //! per session; nobody locks a session.
 
 pub mod backend;
+mod batch;
+mod calibrate;
 mod check;
+mod counts;
 mod dtype;
 mod engines;
 mod error;
 mod graph;
 pub mod onnx;
+mod padding;
 pub mod process;
 mod queue;
 mod spec;
 mod tensor;
+mod turnstile;
 mod worker;
 
+pub use batch::{BatchPolicy, Released, declared_axis};
+pub use calibrate::{Batching, Calibration, CurvePoint, FixedBatching, calibrate};
+pub use counts::{GraphCounts, SizeCounts};
 pub use dtype::{DataType, Element};
 pub use engines::{
     Device, EngineChoice, EngineInfo, Engines, EnginesConfig, GraphOptions, Isolation, OnnxRuntimeLibrary,
 };
 pub use error::{EngineError, Fault};
-pub use graph::{Graph, GraphCounts, GraphInfo, Job, default_tenant};
+pub use graph::{Graph, GraphInfo, Job, Share, default_tenant};
+pub use padding::Padding;
 pub use spec::{Dim, GraphSpec, TensorSpec};
 pub use tensor::{Tensor, TensorError};

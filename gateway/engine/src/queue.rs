@@ -1,15 +1,27 @@
-//! The bounded queue between callers and the workers of one graph.
+//! The bounded queue between callers and the workers of one graph, where jobs become batches.
 //!
-//! What gathers jobs into batches takes its place in [`Queue::take`]: it is the only way from jobs to a worker.
+//! [`Queue::take`] is the only way from jobs to a worker. It picks the caller whose turn it is, gathers what has the key
+//! of that caller's oldest job, and lets go of jobs that nobody waits for any more.
+//!
+//! The queue is bounded in jobs and in time: a job that would be expected to wait longer than its deadline allows, or
+//! than the queue may be long, is refused at once, while a retry elsewhere still helps.
 
-use std::collections::VecDeque;
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+mod lanes;
+#[cfg(test)]
+mod tests;
+
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
+use self::lanes::Lanes;
+use crate::batch::{Batch, BatchPolicy, Released};
 use crate::check::Checked;
-use crate::{EngineError, Tensor};
+use crate::padding::Pads;
+use crate::turnstile::Gate;
+use crate::{EngineError, Share, Tensor};
 
 /// What a caller gets back: outputs in the order asked for.
 pub(crate) type Answer = Result<Vec<Tensor>, EngineError>;
@@ -18,6 +30,8 @@ pub(crate) type Answer = Result<Vec<Tensor>, EngineError>;
 #[derive(Debug)]
 pub(crate) struct Waiting {
     pub job: Checked,
+    pub tenant: Arc<str>,
+    pub share: Share,
     pub deadline: Option<Instant>,
     /// Where its answer goes; closed when its caller has gone.
     pub reply: oneshot::Sender<Answer>,
@@ -29,31 +43,85 @@ pub(crate) struct Waiting {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Ticket(u64);
 
-/// First in, first out, with a fixed capacity.
+/// How long a queue may become.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Bounds {
+    /// Jobs that may wait.
+    pub jobs: usize,
+    /// How long a job may be expected to wait, beside its deadline.
+    pub wait: Option<Duration>,
+    /// Workers that take from it; at least one.
+    pub workers: usize,
+}
+
+/// Jobs by caller, with a fixed capacity.
 #[derive(Debug)]
 pub(crate) struct Queue {
     state: Mutex<State>,
     /// Signalled when a job comes while a worker is parked, and when the queue closes.
     wake: Condvar,
-    capacity: usize,
+    /// Signalled when a worker that waits for more jobs has enough of them.
+    enough: Condvar,
+    bounds: Bounds,
+    /// Nanoseconds of a worker for one row, of late; 0 before the first run.
+    row_ns: AtomicU64,
+    /// Nanoseconds of a worker for one run, of late.
+    run_ns: AtomicU64,
+    /// Runs so far.
+    runs: AtomicU64,
 }
+
+/// Runs after which the averages say something: the first ones are slow.
+const KNOWN: u64 = 16;
 
 #[derive(Debug)]
 struct State {
-    /// In the order of their tickets.
-    waiting: VecDeque<(Ticket, Waiting)>,
+    lanes: Lanes,
+    policy: BatchPolicy,
     /// The next ticket's number.
     next: u64,
-    /// Workers that wait in [`Queue::take`] and were not signalled.
+    /// Workers that wait in [`Queue::take`] for any job, and were not signalled.
     parked: usize,
+    /// Workers that wait for more jobs to run together.
+    gathering: usize,
     open: bool,
 }
 
+/// What a worker is to do.
+enum Plan {
+    Run(usize, Released),
+    Until(Instant),
+    Park,
+}
+
 impl Queue {
-    pub fn new(capacity: usize) -> Queue {
-        let waiting = VecDeque::with_capacity(capacity.min(64));
-        let state = Mutex::new(State { waiting, next: 0, parked: 0, open: true });
-        Queue { state, wake: Condvar::new(), capacity }
+    pub fn new(bounds: Bounds) -> Queue {
+        let (lanes, policy) = (Lanes::default(), BatchPolicy::OFF);
+        let state = Mutex::new(State { lanes, policy, next: 0, parked: 0, gathering: 0, open: true });
+        let (wake, enough) = (Condvar::new(), Condvar::new());
+        let [row_ns, run_ns, runs] = [const { AtomicU64::new(0) }; 3];
+        Queue { state, wake, enough, bounds, row_ns, run_ns, runs }
+    }
+
+    /// How jobs are gathered from now on.
+    pub fn set_policy(&self, policy: BatchPolicy) {
+        self.lock().policy = policy;
+        self.enough.notify_all();
+    }
+
+    /// How jobs of different lengths run together from now on.
+    pub fn set_pads(&self, pads: Option<Arc<Pads>>) {
+        self.lock().lanes.pads = pads;
+    }
+
+    /// Whether jobs of different lengths run together.
+    pub fn pads(&self) -> bool {
+        self.lock().lanes.pads.is_some()
+    }
+
+    /// How jobs are gathered.
+    pub fn policy(&self) -> BatchPolicy {
+        self.lock().policy
     }
 
     /// Queues a job, or refuses it at once.
@@ -62,13 +130,21 @@ impl Queue {
         if !state.open {
             return Err(EngineError::Stopped);
         }
-        if state.waiting.len() >= self.capacity {
-            return Err(EngineError::QueueFull);
+        if state.lanes.jobs() > 0 {
+            self.check_wait(&state, &waiting)?;
+        }
+        let mut evicted = None;
+        if state.lanes.jobs() >= self.bounds.jobs {
+            evicted = state.lanes.make_room(&waiting);
+            if evicted.is_none() {
+                return Err(EngineError::QueueFull);
+            }
         }
         let ticket = Ticket(state.next);
         state.next += 1;
-        state.waiting.push_back((ticket, waiting));
-        let wake = state.parked > 0;
+        state.lanes.push(ticket, waiting);
+        let enough = state.gathering > 0 && state.lanes.rows() >= state.policy.max_rows;
+        let wake = state.gathering == 0 && state.parked > 0;
         if wake {
             state.parked -= 1;
         }
@@ -77,43 +153,133 @@ impl Queue {
         if wake {
             self.wake.notify_one();
         }
+        if enough {
+            self.enough.notify_one();
+        }
+        if let Some(Waiting { reply, .. }) = evicted {
+            let _ = reply.send(Err(EngineError::QueueFull));
+        }
         Ok(ticket)
+    }
+
+    /// Refuses a job that would wait longer than it can, or than anything may here.
+    fn check_wait(&self, state: &State, waiting: &Waiting) -> Result<(), EngineError> {
+        if self.runs.load(Relaxed) < KNOWN {
+            return Ok(());
+        }
+        let expected = (state.lanes.rows_before(waiting) as u64).saturating_mul(self.row_ns.load(Relaxed));
+        let expected = Duration::from_nanos(expected / self.bounds.workers as u64);
+        let late = waiting.deadline.is_some_and(|deadline| waiting.since + expected > deadline);
+        if late || self.bounds.wait.is_some_and(|most| expected > most) {
+            let millis = u64::try_from(expected.as_millis()).unwrap_or(u64::MAX);
+            return Err(EngineError::QueueLong { millis });
+        }
+        Ok(())
     }
 
     /// Takes a job out again. False when a worker has it already.
     pub fn withdraw(&self, ticket: Ticket) -> bool {
-        let mut state = self.lock();
-        match state.waiting.binary_search_by_key(&ticket.0, |(t, _)| t.0) {
-            Ok(at) => state.waiting.remove(at).is_some(),
-            Err(_) => false,
+        self.lock().lanes.remove(ticket).is_some()
+    }
+
+    /// Fills `batch` with what a worker runs next, and what has gone meanwhile; waits for it, and then for its turn at
+    /// `gate`, so that what comes in that time runs with it. False when the queue is closed and empty.
+    pub fn take(&self, batch: &mut Batch, gate: &mut Option<Gate>) -> bool {
+        let (mut state, mut ready) = (self.lock(), None);
+        loop {
+            batch.taken = Instant::now();
+            let plan = self.plan(&state, batch.taken);
+            match (&plan, gate.as_mut()) {
+                (Plan::Run(..), Some(gate)) => {
+                    batch.ready = *ready.get_or_insert(batch.taken);
+                    if !gate.try_pass() {
+                        drop(state);
+                        gate.pass();
+                        state = self.lock();
+                        continue;
+                    }
+                }
+                (Plan::Run(..), None) => batch.ready = batch.taken,
+                // Another worker took what this one has waited with.
+                (Plan::Until(_) | Plan::Park, Some(gate)) => gate.leave(Duration::ZERO, 1),
+                (Plan::Until(_) | Plan::Park, None) => {}
+            }
+            match plan {
+                Plan::Run(lane, released) => {
+                    let most = state.policy.max_rows;
+                    let full = state.lanes.gather(lane, most, batch);
+                    batch.released = (most > 1).then_some(if full { Released::Full } else { released });
+                    let wake = state.parked > 0 && state.lanes.jobs() > 0;
+                    if wake {
+                        state.parked -= 1;
+                    }
+                    drop(state);
+                    if wake {
+                        self.wake.notify_one();
+                    }
+                    return true;
+                }
+                Plan::Until(due) => {
+                    state.gathering += 1;
+                    let wait = due.saturating_duration_since(batch.taken);
+                    let woken = self.enough.wait_timeout(state, wait);
+                    state = woken.unwrap_or_else(PoisonError::into_inner).0;
+                    state.gathering -= 1;
+                }
+                Plan::Park if !state.open => return false,
+                Plan::Park => {
+                    state.parked += 1;
+                    state = self.wake.wait(state).unwrap_or_else(PoisonError::into_inner);
+                    // A wake-up that nobody asked for leaves this worker counted: `push` then signals once in vain.
+                }
+            }
         }
     }
 
-    /// The next job, for a worker; waits for one. `None` when the queue is closed and empty.
-    pub fn take(&self) -> Option<Waiting> {
-        let mut state = self.lock();
-        loop {
-            if let Some((_, waiting)) = state.waiting.pop_front() {
-                return Some(waiting);
-            }
-            if !state.open {
-                return None;
-            }
-            state.parked += 1;
-            state = self.wake.wait(state).unwrap_or_else(PoisonError::into_inner);
-            // A wake-up that nobody asked for leaves this worker counted: `push` then signals once in vain.
+    fn plan(&self, state: &State, now: Instant) -> Plan {
+        let policy = state.policy;
+        let Some(lane) = state.lanes.next() else { return Plan::Park };
+        let Some(head) = state.lanes.head(lane).filter(|_| policy.max_rows > 1 && !policy.delay.is_zero()) else {
+            return Plan::Run(lane, Released::Idle);
+        };
+        let due = head.since + policy.delay;
+        if due <= now || !state.open {
+            return Plan::Run(lane, Released::Delay);
         }
+        if head.job.rows.is_none() || state.lanes.rows_with(lane, policy.max_rows) >= policy.max_rows {
+            return Plan::Run(lane, Released::Full);
+        }
+        let run = Duration::from_nanos(self.run_ns.load(Relaxed).saturating_mul(2));
+        match head.deadline.map(|deadline| deadline.checked_sub(run).unwrap_or(now)) {
+            Some(latest) if latest <= now => Plan::Run(lane, Released::Deadline),
+            Some(latest) => Plan::Until(due.min(latest)),
+            None => Plan::Until(due),
+        }
+    }
+
+    /// Learns how long a run took, the wait for a core included.
+    pub fn observe(&self, rows: usize, run: Duration) {
+        let late = |average: &AtomicU64, sample: u64| {
+            let old = average.load(Relaxed);
+            // Two workers may overwrite each other's sample: it is one of many.
+            average.store(if old == 0 { sample } else { old - old / 8 + sample / 8 }, Relaxed);
+        };
+        let run = u64::try_from(run.as_nanos()).unwrap_or(u64::MAX);
+        self.runs.fetch_add(1, Relaxed);
+        late(&self.run_ns, run);
+        late(&self.row_ns, run / rows.max(1) as u64);
     }
 
     /// Refuses further jobs and lets the workers go when none is left.
     pub fn close(&self) {
         self.lock().open = false;
         self.wake.notify_all();
+        self.enough.notify_all();
     }
 
     /// Jobs that wait.
     pub fn len(&self) -> usize {
-        self.lock().waiting.len()
+        self.lock().lanes.jobs()
     }
 
     /// Nothing panics under the lock, so a poisoned one is as good.

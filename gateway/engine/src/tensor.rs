@@ -1,5 +1,7 @@
 //! The tensor that travels through every stage: a type, a shape and shared, immutable bytes.
 
+mod rows;
+
 use std::borrow::Cow;
 
 use bytes::Bytes;

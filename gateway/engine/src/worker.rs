@@ -1,52 +1,38 @@
 //! The threads that own the sessions of a graph.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::Instant;
 
 use crate::backend::Session;
+use crate::batch::{self, Batch};
+use crate::counts::Counts;
 use crate::queue::{Answer, Queue, Waiting};
-use crate::{EngineError, GraphCounts};
+use crate::turnstile::Gate;
+use crate::{EngineError, Fault, Tensor};
 
 /// What a graph's handle and its workers share. The weights are the sessions' alone, so that they go with the workers.
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub queue: Queue,
     pub counts: Counts,
-}
-
-/// [`GraphCounts`] while they are counted.
-#[derive(Debug, Default)]
-pub(crate) struct Counts {
-    inferences: AtomicU64,
-    executions: AtomicU64,
-    failures: AtomicU64,
-    pub withdrawn: AtomicU64,
-    queue_ns: AtomicU64,
-    compute_ns: AtomicU64,
-}
-
-impl Counts {
-    pub fn read(&self) -> GraphCounts {
-        GraphCounts {
-            inferences: self.inferences.load(Relaxed),
-            executions: self.executions.load(Relaxed),
-            failures: self.failures.load(Relaxed),
-            withdrawn: self.withdrawn.load(Relaxed),
-            queue_ns: self.queue_ns.load(Relaxed),
-            compute_ns: self.compute_ns.load(Relaxed),
-        }
-    }
+    /// The inputs of the first job that was answered, where they are wanted.
+    pub sample: Option<OnceLock<Vec<Tensor>>>,
 }
 
 /// Starts a worker for each session. They end when the queue is closed and empty.
-pub(crate) fn start(sessions: Vec<Box<dyn Session>>, shared: &Arc<Shared>, engine: &str) -> Result<(), EngineError> {
+pub(crate) fn start(
+    sessions: Vec<Box<dyn Session>>,
+    shared: &Arc<Shared>,
+    engine: &str,
+    gate: impl Fn() -> Option<Gate>,
+) -> Result<(), EngineError> {
     for (i, session) in sessions.into_iter().enumerate() {
-        let mine = Arc::clone(shared);
+        let (mine, gate) = (Arc::clone(shared), gate());
         let name = format!("{}-work-{i}", &engine[..engine.len().min(4)]);
-        let started = thread::Builder::new().name(name).spawn(move || serve(session, &mine));
+        let started = thread::Builder::new().name(name).spawn(move || serve(session, &mine, gate));
         if let Err(error) = started {
             shared.queue.close();
             return Err(EngineError::Unavailable(format!("no thread for a session: {error}")));
@@ -55,50 +41,129 @@ pub(crate) fn start(sessions: Vec<Box<dyn Session>>, shared: &Arc<Shared>, engin
     Ok(())
 }
 
-fn serve(mut session: Box<dyn Session>, shared: &Shared) {
+fn serve(mut session: Box<dyn Session>, shared: &Shared, mut gate: Option<Gate>) {
+    let mut batch = Batch::new();
     session.serve(&mut |session| {
-        while let Some(waiting) = shared.queue.take() {
-            run(session, waiting, shared);
+        while shared.queue.take(&mut batch, &mut gate) {
+            let weight = batch.jobs.first().map_or(1, |first| first.share.weight);
+            run(session, &mut batch, shared);
+            if let Some(gate) = &mut gate {
+                gate.leave(batch.taken.elapsed(), weight);
+            }
         }
     });
 }
 
-/// Runs one job, unless nobody waits for it any more.
-fn run(session: &mut dyn Session, waiting: Waiting, shared: &Shared) {
+/// Runs what was taken, unless nobody waits for it any more.
+fn run(session: &mut dyn Session, batch: &mut Batch, shared: &Shared) {
+    let counts = &shared.counts;
+    for gone in batch.gone.drain(..) {
+        withdraw(gone, counts);
+    }
+    if batch.jobs.is_empty() {
+        return;
+    }
+    if let Some(reason) = batch.released {
+        counts.released(reason);
+    }
+    let rows: usize = batch.jobs.iter().map(rows).sum();
+    for waiting in &batch.jobs {
+        counts.queued(batch.taken - waiting.since);
+    }
+    match batch.jobs.len() {
+        1 => batch.jobs.drain(..).for_each(|waiting| alone(session, waiting, shared)),
+        _ => together(session, batch, rows, shared),
+    }
+    shared.queue.observe(rows, batch.ready.elapsed());
+}
+
+/// Rows as they are counted: a job without an axis is one.
+fn rows(waiting: &Waiting) -> usize {
+    waiting.job.rows.unwrap_or(1)
+}
+
+/// Ends a job that was not run: its caller has gone, or its deadline has passed.
+fn withdraw(gone: Waiting, counts: &Counts) {
+    counts.withdrawn.fetch_add(1, Relaxed);
+    let _ = gone.reply.send(Err(EngineError::Deadline));
+}
+
+/// Runs one job, on its own tensors.
+fn alone(session: &mut dyn Session, waiting: Waiting, shared: &Shared) {
     let counts = &shared.counts;
     let started = Instant::now();
-    if waiting.reply.is_closed() {
-        counts.withdrawn.fetch_add(1, Relaxed);
-        return;
+    counts.begun();
+    let answer = guarded(session, &waiting.job.inputs, &waiting.job.outputs);
+    counts.ended(rows(&waiting), started.elapsed());
+    counts.answered(rows(&waiting), answer.is_ok());
+    if let Some(sample) = shared.sample.as_ref().filter(|_| answer.is_ok()) {
+        sample.get_or_init(|| waiting.job.inputs.clone());
     }
-    if waiting.deadline.is_some_and(|deadline| deadline <= started) {
-        counts.withdrawn.fetch_add(1, Relaxed);
-        let _ = waiting.reply.send(Err(EngineError::Deadline));
-        return;
-    }
-    counts.queue_ns.fetch_add(nanoseconds(started - waiting.since), Relaxed);
-    counts.executions.fetch_add(1, Relaxed);
-    let answer = guarded(session, &waiting);
-    counts.compute_ns.fetch_add(nanoseconds(started.elapsed()), Relaxed);
-    let counter = if answer.is_ok() { &counts.inferences } else { &counts.failures };
-    counter.fetch_add(1, Relaxed);
     // Inputs are freed here and not on the caller's way.
     let Waiting { reply, job, .. } = waiting;
     let _ = reply.send(answer);
     drop(job);
 }
 
-/// Runs a job; a panic of the engine becomes its error. No engine here keeps state from run to run that a panic could
+/// Runs several jobs as one, and gives each its own rows. When that fails they run one by one: an input that the graph
+/// does not bear fails its own caller only.
+fn together(session: &mut dyn Session, batch: &mut Batch, rows: usize, shared: &Shared) {
+    let counts = &shared.counts;
+    match run_together(session, batch, rows, counts) {
+        Ok(answers) => {
+            for (waiting, answer) in batch.jobs.drain(..).zip(answers) {
+                counts.answered(self::rows(&waiting), true);
+                let Waiting { reply, job, .. } = waiting;
+                let _ = reply.send(Ok(answer));
+                drop(job);
+            }
+        }
+        // No input is to blame: each alone would meet the same.
+        Err(error) if matches!(error.fault(), Fault::Time | Fault::Unready | Fault::Host) => {
+            for waiting in batch.jobs.drain(..) {
+                counts.answered(self::rows(&waiting), false);
+                let _ = waiting.reply.send(Err(error.clone()));
+            }
+        }
+        Err(_) => {
+            counts.separated.fetch_add(1, Relaxed);
+            for waiting in batch.jobs.drain(..) {
+                if waiting.is_gone(Instant::now()) {
+                    withdraw(waiting, counts);
+                } else {
+                    alone(session, waiting, shared);
+                }
+            }
+        }
+    }
+}
+
+fn run_together(
+    session: &mut dyn Session,
+    batch: &Batch,
+    rows: usize,
+    counts: &Counts,
+) -> Result<Vec<Vec<Tensor>>, EngineError> {
+    let (jobs, pads) = (&batch.jobs, batch.pads.as_deref());
+    let begin = Instant::now();
+    let inputs = batch::gathered(jobs, pads)?;
+    let started = Instant::now();
+    counts.begun();
+    let outputs = guarded(session, &inputs, jobs.first().map_or(&[], |first| &first.job.outputs));
+    let ended = Instant::now();
+    counts.ended(rows, ended - started);
+    let answers = batch::scattered(jobs, &outputs?, pads)?;
+    counts.copied(rows, started - begin, ended.elapsed());
+    Ok(answers)
+}
+
+/// Runs the graph; a panic of the engine becomes its error. No engine here keeps state from run to run that a panic could
 /// leave half changed: what a run changes is its own.
-fn guarded(session: &mut dyn Session, waiting: &Waiting) -> Answer {
-    let run = AssertUnwindSafe(|| session.run(&waiting.job.inputs, &waiting.job.outputs));
+fn guarded(session: &mut dyn Session, inputs: &[Tensor], outputs: &[usize]) -> Answer {
+    let run = AssertUnwindSafe(|| session.run(inputs, outputs));
     catch_unwind(run).unwrap_or_else(|panic| {
         let why = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
         tracing::error!(panic = why.unwrap_or("unknown"), "the engine panicked");
         Err(EngineError::Failed("the engine panicked while it ran this graph".into()))
     })
-}
-
-fn nanoseconds(duration: std::time::Duration) -> u64 {
-    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }

@@ -81,6 +81,7 @@ async fn main() {
             grants: Grants::default(),
             engines: engines.clone(),
             closed: Vec::new(),
+            weight: 1,
         };
         let program = Program::new(&sandbox, config).expect("the program is made");
         let signature = program.describe(&context()).await.expect("it describes itself");

@@ -249,6 +249,7 @@ impl inference::HostGraphExecutionContext for State {
             outputs: Vec::new(),
             deadline: Some(self.watch.deadline),
             tenant: self.tenant.clone(),
+            share: self.program.share.clone(),
         };
         let mut held = 0;
         for (name, handle) in inputs {

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use http_body_util::combinators::UnsyncBoxBody;
 use wasmtime::{Engine, Store};
-use windrose_engine::{Engines, Graph};
+use windrose_engine::{Engines, Graph, Share};
 
 use crate::module::{Entry, Parts};
 use crate::net::Network;
@@ -42,6 +42,8 @@ pub struct ProgramConfig {
     pub engines: Arc<Engines>,
     /// Addresses that a granted network never reaches: this gateway's own listeners.
     pub closed: Vec<std::net::SocketAddr>,
+    /// The model's share of an engine against other models; at least 1.
+    pub weight: u32,
 }
 
 /// What every call carries.
@@ -76,6 +78,8 @@ pub(crate) struct Inner {
     pub(crate) engine: Engine,
     pub(crate) module: Module,
     pub(crate) label: Arc<str>,
+    /// In whose name its calls compute.
+    pub(crate) share: Share,
     pub(crate) graphs: BTreeMap<String, Graph>,
     pub(crate) assets: Option<PathBuf>,
     pub(crate) args: Vec<String>,
@@ -103,12 +107,14 @@ impl Program {
             return Err(ModuleError::Host("the model's assets are not a folder".into()));
         }
         let network = (!config.grants.network.is_empty()).then(|| Network::new(&config.grants, &config.closed));
+        let label: Arc<str> = config.label.into();
         let inner = Inner {
             engine: parts.engine.clone(),
             sandbox: parts,
             is_command: config.module.kind() == ModuleKind::Command,
             module: config.module,
-            label: config.label.into(),
+            share: Share { name: label.clone(), weight: config.weight },
+            label,
             graphs: config.graphs,
             assets: config.assets,
             args: config.args,

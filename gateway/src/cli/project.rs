@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
-use windrose_engine::{Device, EngineChoice, GraphOptions, Isolation};
+use windrose_engine::{Batching, Device, EngineChoice, GraphOptions, Isolation, Padding};
 use windrose_sandbox::Grants;
 
 use crate::config::explain;
@@ -44,6 +44,7 @@ pub struct WrittenModel {
     command: Command,
     #[serde(default)]
     timeout: WrittenTimeout,
+    weight: Option<u32>,
     test: Option<WrittenTest>,
 }
 
@@ -58,6 +59,10 @@ struct WrittenGraph {
     sessions: Option<usize>,
     threads: Option<usize>,
     queue: Option<usize>,
+    queue_wait: Option<Span>,
+    #[serde(default)]
+    batching: Batching,
+    padding: Option<Padding>,
     #[serde(default)]
     isolation: Isolation,
 }
@@ -153,6 +158,7 @@ impl Project {
             grants: Grants::default(),
             command: Command::default(),
             timeout: Timeout::default(),
+            weight: 1,
             test: None,
         };
         Project { manifest, files: BTreeMap::new() }
@@ -184,8 +190,11 @@ impl Project {
             project.manifest.module = Some(project.add(&find_module(folder, module)?)?);
         }
         for (name, graph) in &written.graphs {
-            let WrittenGraph { engine, device, sessions, threads, queue, isolation, .. } = *graph;
-            let options = GraphOptions { engine, device, sessions, threads, queue, isolation };
+            let WrittenGraph { engine, device, sessions, threads, queue, .. } = *graph;
+            let (queue_wait_ms, padding) = (graph.queue_wait.map(Span::millis), graph.padding.clone());
+            let WrittenGraph { batching, isolation, .. } = *graph;
+            let limits = GraphOptions { engine, device, sessions, threads, queue, queue_wait_ms, ..Default::default() };
+            let options = GraphOptions { batching, padding, isolation, ..limits };
             // A graph that a flag replaces need not be there.
             let replaced = overrides.graphs.iter().any(|(other, _)| other == name);
             let digest = if replaced { String::new() } else { project.add(&folder.join(&graph.file))? };
@@ -205,6 +214,7 @@ impl Project {
         manifest.limits = written.limits.wanted();
         manifest.grants = written.grants;
         manifest.command = written.command;
+        manifest.weight = written.weight.unwrap_or(1);
         let default = Timeout::default();
         let max_ms = written.timeout.max.map_or(default.max_ms, Span::millis);
         let default_ms = written.timeout.default.map_or(default.default_ms.min(max_ms), Span::millis);

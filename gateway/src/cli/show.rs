@@ -9,7 +9,7 @@ use super::client::Client;
 use super::{Failure, Gateway, print_json};
 use crate::config::units::show_size;
 use crate::control::api::types::{
-    DeleteAnswer, LoadedView, ModelView, ModelsAnswer, SignatureView, VersionState, VersionView,
+    BatchingView, DeleteAnswer, LoadedView, ModelView, ModelsAnswer, SignatureView, VersionState, VersionView,
 };
 use crate::control::manifest::{check_name, check_version};
 
@@ -154,6 +154,7 @@ fn print_loaded(loaded: &LoadedView, kind: &str) {
             graph.threads,
             if graph.isolation == "child" { "a process of its own" } else { "the gateway's process" },
         );
+        print_batching(&graph.batching);
         print_signature(&graph.signature);
     }
     if !loaded.imports.is_empty() {
@@ -180,6 +181,23 @@ fn print_loaded(loaded: &LoadedView, kind: &str) {
         show_size(limits.log)
     );
     println!("deadline     {} ms, at most {} ms", loaded.timeout.default_ms, loaded.timeout.max_ms);
+}
+
+fn print_batching(batching: &BatchingView) {
+    match &batching.alone_because {
+        Some(why) => println!("  each job alone: {why}"),
+        None if batching.max_delay_us == 0 => println!("  together up to {} rows, no delay", batching.max_rows),
+        None => println!("  together up to {} rows, {} us of delay", batching.max_rows, batching.max_delay_us),
+    }
+    match &batching.unpadded_because {
+        Some(why) => println!("  each length by itself: {why}"),
+        None if batching.padded => println!("  different lengths together, filled up"),
+        None => {}
+    }
+    if !batching.curve.is_empty() {
+        let points = batching.curve.iter().map(|p| format!("{}: {:.1}", p.rows, p.micros / p.rows.max(1) as f64));
+        println!("  us a row by rows of a run  {}", points.collect::<Vec<_>>().join(", "));
+    }
 }
 
 fn print_signature(signature: &SignatureView) {

@@ -8,7 +8,9 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tokio::sync::{OnceCell, Semaphore};
-use windrose_engine::{EngineChoice, EngineError, Engines, Graph, GraphOptions, Isolation, default_tenant};
+use windrose_engine::{
+    Calibration, EngineChoice, EngineError, Engines, Graph, GraphOptions, Isolation, default_tenant,
+};
 use windrose_sandbox::{CallContext, Grants, Import, ModuleKind, PASSTHROUGH, Sandbox};
 
 use super::folder::AssetFolders;
@@ -114,6 +116,9 @@ impl Loader {
             threads: wanted.threads.map(|threads| threads.min(self.ceiling.threads)),
             queue: wanted.queue,
             isolation: wanted.isolation.max(self.isolation),
+            queue_wait_ms: wanted.queue_wait_ms,
+            batching: wanted.batching,
+            padding: wanted.padding.clone(),
         }
     }
 
@@ -148,7 +153,7 @@ impl Loader {
         let host = Host { instances: self.host.instances.min(4), ..self.host.clone() };
         let module = manifest.module.as_ref().map(path).transpose()?;
         let binding = self.binding(manifest, store).await?;
-        Ok(Job { host, budget: self.budget, module, graphs, binding, test })
+        Ok(Job { host, budget: self.budget, module, graphs, batching: BTreeMap::new(), binding, test })
     }
 
     async fn binding(&self, manifest: &Manifest, store: &Store) -> Result<Binding, LoadError> {
@@ -160,6 +165,7 @@ impl Loader {
             limits: manifest.limits.within(&self.ceiling.limits),
             grants: manifest.grants.min(&self.ceiling.grants),
             closed: self.closed.clone(),
+            weight: manifest.weight,
         })
     }
 
@@ -176,11 +182,17 @@ impl Loader {
         Ok(Some(made.await?.map_err(|error| LoadError::Model(format!("assets: {error}")))?))
     }
 
-    /// Loads a version whose preparation survived. The module comes from the cache, the weights from whoever has them.
+    /// Loads a version whose preparation survived, and found `batching` for its graphs. The module comes from the cache,
+    /// the weights from whoever has them.
     ///
     /// # Errors
     /// Says what did not load.
-    pub async fn load(&self, manifest: &Manifest, store: &Store) -> Result<Loaded, LoadError> {
+    pub async fn load(
+        &self,
+        manifest: &Manifest,
+        batching: &BTreeMap<String, Calibration>,
+        store: &Store,
+    ) -> Result<Loaded, LoadError> {
         let wasm = match &manifest.module {
             Some(digest) => store.read_blob(digest).await?,
             None => Bytes::from_static(PASSTHROUGH),
@@ -195,6 +207,10 @@ impl Loader {
             let load = self.load_graph(&entry.digest, &entry.options, store);
             let graph = shared.get_or_try_init(|| load).await;
             let graph = graph.map_err(|error| LoadError::Model(format!("graph `{name}`: {error}")))?;
+            if let Some(found) = batching.get(name) {
+                graph.set_batching(found.policy(entry.options.batching));
+                graph.set_padding(found.padding_refused.is_none());
+            }
             graphs.insert(name.clone(), graph.clone());
             weights.push(shared);
         }

@@ -4,8 +4,10 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+use windrose_engine::Calibration;
 
 use super::manifest::Manifest;
+use super::prepare::Prepared;
 use super::store::hex_digest;
 use crate::snapshot::compare_versions;
 
@@ -64,10 +66,21 @@ pub struct Record {
 /// How a preparation went.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Preparation {
-    /// Milliseconds by stage: `compile`, `graphs`, `describe`, `test`, and `total`.
+    /// Milliseconds by stage: `compile`, `graphs`, `describe`, `test`, `batching`, and `total`.
     pub timings_ms: BTreeMap<String, u64>,
     /// What a person should know although it stopped nothing.
     pub warnings: Vec<String>,
+    /// By graph, what running several rows together has shown: not measured again after a restart.
+    #[serde(default)]
+    #[schema(value_type = BTreeMap<String, super::api::types::CalibrationView>)]
+    pub batching: BTreeMap<String, Calibration>,
+}
+
+impl From<Prepared> for Preparation {
+    fn from(prepared: Prepared) -> Preparation {
+        let batching = prepared.graphs.into_iter().map(|(name, graph)| (name, graph.batching)).collect();
+        Preparation { timings_ms: prepared.timings_ms, warnings: prepared.warnings, batching }
+    }
 }
 
 impl Revision {

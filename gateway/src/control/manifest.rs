@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
-use windrose_engine::{Device, EngineChoice, GraphOptions, Isolation};
+use windrose_engine::{Batching, Device, EngineChoice, GraphOptions, Isolation, Padding};
 use windrose_sandbox::{Grants, Limits};
 
 /// One version of a model, complete. This is the body of the call that deploys it.
@@ -43,9 +43,21 @@ pub struct Manifest {
     /// Deadlines.
     #[serde(default)]
     pub timeout: Timeout,
+    /// Its share of the machine against other models, from 1 to 1,000.
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    pub weight: u32,
     /// The self-test that the model must pass before it goes live.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub test: Option<SelfTest>,
+}
+
+fn one() -> u32 {
+    1
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_one(weight: &u32) -> bool {
+    *weight == 1
 }
 
 /// One graph of a model. In JSON the options stand beside the digest.
@@ -86,19 +98,34 @@ struct WrittenGraph {
     #[serde(default)]
     #[schema(value_type = String)]
     isolation: Isolation,
+    /// How long a job may be expected to wait, milliseconds; further ones are refused at once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    queue_wait_ms: Option<u64>,
+    /// How jobs run together: `auto`, `off`, or `max_size` rows and `max_delay_us`.
+    #[serde(default)]
+    #[schema(value_type = serde_json::Value)]
+    batching: Batching,
+    /// How inputs of different lengths may run together: `axis`, `inputs` with what fills them up, `outputs`, `step`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<serde_json::Value>)]
+    padding: Option<Padding>,
 }
 
 impl From<WrittenGraph> for GraphEntry {
     fn from(written: WrittenGraph) -> GraphEntry {
-        let WrittenGraph { digest, engine, device, sessions, threads, queue, isolation } = written;
-        GraphEntry { digest, options: GraphOptions { engine, device, sessions, threads, queue, isolation } }
+        let WrittenGraph { engine, device, sessions, threads, queue, isolation, .. } = written;
+        let WrittenGraph { digest, queue_wait_ms, batching, padding, .. } = written;
+        let options = GraphOptions { queue_wait_ms, batching, padding, ..GraphOptions::default() };
+        GraphEntry { digest, options: GraphOptions { engine, device, sessions, threads, queue, isolation, ..options } }
     }
 }
 
 impl From<GraphEntry> for WrittenGraph {
     fn from(entry: GraphEntry) -> WrittenGraph {
-        let GraphOptions { engine, device, sessions, threads, queue, isolation } = entry.options;
-        WrittenGraph { digest: entry.digest, engine, device, sessions, threads, queue, isolation }
+        let GraphEntry { digest, options } = entry;
+        let GraphOptions { engine, device, sessions, threads, queue, isolation, .. } = options;
+        let GraphOptions { queue_wait_ms, batching, padding, .. } = options;
+        WrittenGraph { digest, engine, device, sessions, threads, queue, isolation, queue_wait_ms, batching, padding }
     }
 }
 
@@ -263,16 +290,7 @@ impl Manifest {
                 return Err(Invalid::new(field, "a graph's name is 1 to 64 of A-Z a-z 0-9 . _ -"));
             }
             check_digest(&format!("{field}.digest"), &graph.digest)?;
-            let bounds = [
-                ("sessions", graph.options.sessions, 256),
-                ("threads", graph.options.threads, 256),
-                ("queue", graph.options.queue, 65_536),
-            ];
-            for (what, value, most) in bounds {
-                if value.is_some_and(|value| value == 0 || value > most) {
-                    return Err(Invalid::new(format!("{field}.{what}"), format!("must be from 1 to {most}")));
-                }
-            }
+            check_options(&field, &graph.options)?;
         }
         Ok(())
     }
@@ -318,6 +336,9 @@ impl Manifest {
     }
 
     fn check_rest(&self) -> Result<(), Invalid> {
+        if !(1..=1_000).contains(&self.weight) {
+            return Err(Invalid::new("weight", "must be from 1 to 1000"));
+        }
         if self.timeout.default_ms == 0 || self.timeout.max_ms == 0 {
             return Err(Invalid::new("timeout", "must be more than nothing"));
         }
@@ -354,6 +375,32 @@ impl Manifest {
         }
         blobs
     }
+}
+
+fn check_options(field: &str, options: &GraphOptions) -> Result<(), Invalid> {
+    let (size, delay) = match options.batching {
+        Batching::Auto | Batching::Off => (None, 0),
+        Batching::Fixed(fixed) => (Some(fixed.max_size), fixed.max_delay_us),
+    };
+    let bounds = [
+        ("sessions", options.sessions, 256),
+        ("threads", options.threads, 256),
+        ("queue", options.queue, 65_536),
+        ("queue_wait_ms", options.queue_wait_ms.map(|ms| usize::try_from(ms).unwrap_or(usize::MAX)), 600_000),
+        ("batching.max_size", size, 4_096),
+    ];
+    for (what, value, most) in bounds {
+        if value.is_some_and(|value| value == 0 || value > most) {
+            return Err(Invalid::new(format!("{field}.{what}"), format!("must be from 1 to {most}")));
+        }
+    }
+    if options.padding.as_ref().is_some_and(|padding| padding.axis == 0 || padding.step == 0) {
+        return Err(Invalid::new(format!("{field}.padding"), "needs an axis past the first, and a step"));
+    }
+    if delay > 10_000_000 {
+        return Err(Invalid::new(format!("{field}.batching.max_delay_us"), "must be at most 10000000"));
+    }
+    Ok(())
 }
 
 impl WantedLimits {

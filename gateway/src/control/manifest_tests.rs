@@ -10,7 +10,9 @@ fn digest(c: char) -> String {
 fn whole() -> Value {
     json!({
         "name": "ocr", "version": "2", "description": "text in pictures", "module": digest('a'),
-        "graphs": {"detect": {"digest": digest('b'), "engine": "rten", "sessions": 2}, "read": {"digest": digest('c')}},
+        "graphs": {"detect": {"digest": digest('b'), "engine": "rten", "sessions": 2},
+                   "read": {"digest": digest('c'), "batching": {"max_size": 8, "max_delay_us": 500}}},
+        "weight": 3,
         "assets": {"tables/words.txt": digest('d')},
         "limits": {"memory": 1 << 20, "wall_ms": 1000},
         "grants": {"network": ["a.example:443"], "load": true},
@@ -43,6 +45,19 @@ fn the_field_is_named() {
         ("/graphs/read", json!({"digest": digest('c'), "sesions": 1}), "graphs.read"),
         ("/graphs/read", json!({"digest": digest('c'), "sessions": 0}), "graphs.read.sessions: "),
         ("/graphs/read", json!({"digest": digest('c'), "engine": "best"}), "graphs.read"),
+        ("/graphs/read", json!({"digest": digest('c'), "queue_wait_ms": 0}), "graphs.read.queue_wait_ms: "),
+        ("/graphs/read", json!({"digest": digest('c'), "batching": "on"}), "graphs.read"),
+        (
+            "/graphs/read",
+            json!({"digest": digest('c'), "batching": {"max_size": 0}}),
+            "graphs.read.batching.max_size: ",
+        ),
+        (
+            "/graphs/read",
+            json!({"digest": digest('c'), "padding": {"axis": 0, "inputs": {"ids": 0}}}),
+            "graphs.read.padding: ",
+        ),
+        ("/weight", json!(0), "weight: "),
         ("/assets", json!({"../etc/passwd": digest('d')}), "assets.../etc/passwd: "),
         ("/assets", json!({"/etc": digest('d')}), "assets./etc: "),
         ("/assets", json!({"a": digest('d'), "a/b": digest('d')}), "assets.a/b: `a` is an asset"),

@@ -6,11 +6,12 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard, RwLock, Semaphore};
+use windrose_engine::Calibration;
 
 use super::known::Known;
 use super::load::{LoadError, Loaded, Loader};
 use super::log::{Actor, Change, Preparation, Record, Revision, now};
-use super::manifest::{Invalid, Manifest};
+use super::manifest::{GraphEntry, Invalid, Manifest};
 use super::prepare::{self, Event, PrepareError, Prepared, Status};
 use super::store::{Store, StoreError};
 use crate::snapshot::{Current, NotReady, Served, Snapshot, Unready};
@@ -199,17 +200,17 @@ impl Registry {
             let (registry, permits) = (self.clone(), permits.clone());
             tasks.spawn(async move {
                 let _permit = permits.acquire().await;
-                registry.load_at_start(entry, &record.manifest).await;
+                registry.load_at_start(entry, &record).await;
             });
         }
         while tasks.join_next().await.is_some() {}
         self.sweep().await;
     }
 
-    async fn load_at_start(&self, entry: Entry, manifest: &Manifest) {
+    async fn load_at_start(&self, entry: Entry, record: &Record) {
         let _name = self.lock_name(&entry.name).await;
         let start = Instant::now();
-        let loaded = self.load_lost(manifest).await;
+        let loaded = self.load_lost(record).await;
         let (model, version) = (&entry.name, &entry.version);
         let standing = match loaded {
             Ok(loaded) => {
@@ -230,13 +231,14 @@ impl Registry {
     }
 
     /// Loads; where the compiled module is gone, a child compiles it first.
-    async fn load_lost(&self, manifest: &Manifest) -> Result<Loaded, ChangeError> {
+    async fn load_lost(&self, record: &Record) -> Result<Loaded, ChangeError> {
+        let manifest = &record.manifest;
         if self.loader.needs_compile(manifest).await {
             let _permit = self.preparing.acquire().await;
             let (progress, _) = tokio::sync::mpsc::channel(1);
             self.prepare(manifest, progress).await?;
         }
-        Ok(self.loader.load(manifest, &self.store).await?)
+        Ok(self.loader.load(manifest, &record.preparation.batching, &self.store).await?)
     }
 
     /// Everything that is deployed, by model and version.
@@ -279,10 +281,10 @@ impl Registry {
             }
         };
         let stage = Stage::start("load", &progress);
-        let loaded = self.loader.load(&manifest, &self.store).await?;
+        let preparation = Preparation::from(prepared);
+        let loaded = self.loader.load(&manifest, &preparation.batching, &self.store).await?;
         stage.done();
         let stage = Stage::start("publish", &progress);
-        let preparation = Preparation { timings_ms: prepared.timings_ms, warnings: prepared.warnings };
         let revision = self.commit(manifest, preparation.clone(), loaded, actor).await?;
         stage.done();
         Ok(Deployed { revision, changed: true, preparation })
@@ -368,7 +370,8 @@ impl Registry {
         for (_, digest) in manifest.blobs() {
             self.store.verify_blob(digest).await?;
         }
-        let job = self.loader.job(manifest, &self.store).await?;
+        let mut job = self.loader.job(manifest, &self.store).await?;
+        job.batching = self.known_batching(manifest).await;
         Ok(prepare::run(job, progress).await?)
     }
 
@@ -376,6 +379,19 @@ impl Registry {
     async fn known(&self, manifest: &Manifest) -> Option<Prepared> {
         let prepared = self.known.get(manifest)?;
         (!self.loader.needs_compile(manifest).await).then_some(prepared)
+    }
+
+    /// What was found about the same graphs under the same options by earlier deployments.
+    async fn known_batching(&self, manifest: &Manifest) -> BTreeMap<String, Calibration> {
+        let entries = self.entries().await;
+        let records = || entries.iter().filter_map(|entry| entry.record.as_deref());
+        let of = |wanted: &GraphEntry| {
+            records().find_map(|record| {
+                let same = record.manifest.graphs.iter().find(|(_, graph)| *graph == wanted);
+                same.and_then(|(name, _)| record.preparation.batching.get(name)).cloned()
+            })
+        };
+        manifest.graphs.iter().filter_map(|(name, graph)| Some((name.clone(), of(graph)?))).collect()
     }
 
     async fn check_blobs(&self, manifest: &Manifest) -> Result<(), ChangeError> {

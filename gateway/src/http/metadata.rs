@@ -11,7 +11,7 @@ use crate::snapshot::{Served, Versions};
 struct ServerMetadata {
     name: &'static str,
     version: &'static str,
-    extensions: [&'static str; 2],
+    extensions: [&'static str; 3],
 }
 
 /// `/v2/models/{model}`
@@ -62,7 +62,7 @@ pub(super) fn server() -> Result<Vec<u8>, serde_json::Error> {
     serde_json::to_vec(&ServerMetadata {
         name: "windrose",
         version: env!("CARGO_PKG_VERSION"),
-        extensions: ["binary_tensor_data", "schedule_policy"],
+        extensions: ["binary_tensor_data", "schedule_policy", "statistics"],
     })
 }
 

@@ -10,6 +10,7 @@ mod metadata;
 pub mod oip;
 mod received;
 mod route;
+mod stats;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -140,6 +141,10 @@ async fn routed(
                 Err(error) => failed(plane.telemetry.track(None, started), &error, identity),
             }
         }
+        Route::Statistics(target) => match statistics(plane, target) {
+            Ok(response) => response,
+            Err(error) => failed(plane.telemetry.track(None, started), &error, identity),
+        },
         Route::Infer(target) => called(plane, target, None, (request, identity, started)).await,
         Route::Guest(target, rest) => called(plane, target, Some(rest), (request, identity, started)).await,
     }
@@ -203,6 +208,21 @@ fn described_model(plane: &DataPlane, target: Target<'_>, wants_metadata: bool) 
     }
     let versions = snapshot.model(target.model).cloned().unwrap_or_default();
     Ok(described(metadata::model(&served, &versions)))
+}
+
+/// Statistics of one version of a model, of all its versions where none is named, or of everything.
+fn statistics(plane: &DataPlane, target: Option<Target<'_>>) -> Result<Response<Body>, Error> {
+    let (snapshot, telemetry) = (plane.current.load(), &plane.telemetry);
+    let Some(Target { model, version }) = target else {
+        let all = snapshot.models().flat_map(|(_, versions)| versions.iter());
+        return Ok(described(stats::of(telemetry, all.map(Arc::as_ref))));
+    };
+    let found = admit::find(&snapshot, model, version)?;
+    let versions = snapshot.model(model).filter(|_| version.is_none());
+    Ok(described(match versions {
+        Some(versions) => stats::of(telemetry, versions.iter().map(Arc::as_ref)),
+        None => stats::of(telemetry, std::iter::once(&*found)),
+    }))
 }
 
 /// An answer of JSON that was written by `serde`.

@@ -13,6 +13,8 @@ pub(super) enum Route<'a> {
     Metadata(Target<'a>),
     /// `…/ready`
     ModelReady(Target<'a>),
+    /// `…/stats`, and `/v2/models/stats` for all models
+    Statistics(Option<Target<'a>>),
     /// `…/infer`
     Infer(Target<'a>),
     /// `/models/{model}[/versions/{version}]/{rest}`: `rest` is what the guest sees, with its leading `/` where there
@@ -38,12 +40,14 @@ impl<'a> Route<'a> {
             "/v2" => return Some(Route::Server),
             "/v2/health/live" => return Some(Route::Live),
             "/v2/health/ready" => return Some(Route::Ready),
+            "/v2/models/stats" => return Some(Route::Statistics(None)),
             _ => {}
         }
         let (target, rest) = Target::parse(path.strip_prefix("/v2/models/")?)?;
         match rest.strip_suffix('/').unwrap_or(rest) {
             "" => Some(Route::Metadata(target)),
             "/ready" => Some(Route::ModelReady(target)),
+            "/stats" => Some(Route::Statistics(Some(target))),
             "/infer" => Some(Route::Infer(target)),
             _ => None,
         }
@@ -94,6 +98,9 @@ mod tests {
             ("/v2/models/m/versions/1.2", Some(Route::Metadata(v))),
             ("/v2/models/m/ready", Some(Route::ModelReady(m))),
             ("/v2/models/m/versions/1.2/ready", Some(Route::ModelReady(v))),
+            ("/v2/models/m/stats", Some(Route::Statistics(Some(m)))),
+            ("/v2/models/m/versions/1.2/stats", Some(Route::Statistics(Some(v)))),
+            ("/v2/models/stats", Some(Route::Statistics(None))),
             ("/v2/models/m/infer", Some(Route::Infer(m))),
             ("/v2/models/m/versions/1.2/infer", Some(Route::Infer(v))),
             ("/models/m", Some(Route::Guest(m, ""))),

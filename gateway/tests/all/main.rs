@@ -1,5 +1,6 @@
 //! The gateway from outside: real listeners, real sandboxes, real graphs.
 
+mod batching;
 mod cli;
 mod deploy;
 mod oip;

@@ -57,6 +57,7 @@ impl Model {
             grants: Default::default(),
             engines: engines.clone(),
             closed: vec![],
+            weight: 1,
         };
         let program = Program::new(sandbox, config).unwrap();
         let manifest: Manifest = serde_json::from_value(serde_json::json!({

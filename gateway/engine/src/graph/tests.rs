@@ -66,7 +66,9 @@ fn graph(capacity: usize) -> (Graph, Key) {
         beyond_32_bits: None,
     };
     let loaded = Loaded { info, sessions: vec![Box::new(Gate { started, go: gate })] };
-    (Graph::start(loaded, &model, capacity).expect("a graph"), Key { started: wait, go })
+    let bounds = Bounds { jobs: capacity, wait: None, workers: 1 };
+    let setup = Setup { bounds, keeps_sample: false, cores: None, padding: None };
+    (Graph::start(loaded, &model, setup).expect("a graph"), Key { started: wait, go })
 }
 
 fn job(value: i32) -> Job {

@@ -1,5 +1,7 @@
 //! The crate from outside, on real engines and the graphs of `models/test`.
 
+mod batching;
+mod calibrate;
 mod contract;
 mod engines;
 mod hand_off;

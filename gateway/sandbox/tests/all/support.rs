@@ -63,6 +63,7 @@ pub fn config(module: Module, graph: Graph) -> ProgramConfig {
         grants: Grants::default(),
         engines: ENGINES.clone(),
         closed: Vec::new(),
+        weight: 1,
     }
 }
 

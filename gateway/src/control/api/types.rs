@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
-use windrose_engine::{Dim, EngineInfo, GraphSpec, TensorSpec};
+use windrose_engine::{Calibration, Dim, EngineInfo, GraphSpec, TensorSpec};
 use windrose_sandbox::{Grants, Limits};
 
 use crate::control::log::Preparation;
@@ -291,9 +291,62 @@ pub struct GraphView {
     pub threads: usize,
     /// `process` where the gateway's own process runs it, `child` where one of its own does.
     pub isolation: String,
+    /// How jobs run together.
+    pub batching: BatchingView,
     /// What it declares.
     #[serde(flatten)]
     pub signature: SignatureView,
+}
+
+/// How jobs of a graph run together, and why so.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[schema(as = BatchingInForce)]
+pub struct BatchingView {
+    /// Most rows of one run; with 1, each job runs alone.
+    pub max_rows: usize,
+    /// How long the oldest job may wait for others, microseconds.
+    pub max_delay_us: u64,
+    /// Why each job runs alone, where it does.
+    pub alone_because: Option<String>,
+    /// Whether inputs of different lengths run together, filled up as the manifest says.
+    pub padded: bool,
+    /// Why they do not, where the manifest says how they could.
+    pub unpadded_because: Option<String>,
+    /// Engine time by rows of a run, as it was measured when this was deployed.
+    pub curve: Vec<CurvePointView>,
+}
+
+/// What running a graph with several rows has shown.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[schema(as = Calibration)]
+pub struct CalibrationView {
+    /// Why each job runs alone; none where rows that ran together gave what each gave alone.
+    pub refused: Option<String>,
+    /// Why rows of different lengths do not run together although the manifest says how they could.
+    pub padding_refused: Option<String>,
+    /// Engine time by rows of a run, as far as was measured.
+    pub curve: Vec<CurvePointView>,
+}
+
+/// One size of a run.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize, ToSchema)]
+#[schema(as = CurvePoint)]
+pub struct CurvePointView {
+    /// Rows of the run.
+    pub rows: usize,
+    /// Engine time of the whole run, microseconds: the shortest of several.
+    pub micros: f64,
+}
+
+impl From<&Calibration> for CalibrationView {
+    fn from(found: &Calibration) -> CalibrationView {
+        let curve = found.curve.iter().map(|point| CurvePointView { rows: point.rows, micros: point.micros });
+        CalibrationView {
+            refused: found.refused.clone(),
+            padding_refused: found.padding_refused.clone(),
+            curve: curve.collect(),
+        }
+    }
 }
 
 /// The end of a deployment that worked.

@@ -1,11 +1,11 @@
 //! From what the registry holds to what the API shows.
 
-use windrose_engine::Isolation;
+use windrose_engine::{BatchPolicy, Calibration, Graph, Isolation};
 use windrose_sandbox::{Import, ImportStatus, ModuleKind};
 
 use super::types::{
-    Asked, GrantsView, GraphView, ImportView, LimitsView, LoadedView, ModelView, SignatureView, TimeoutView,
-    ValidateAnswer, VersionState, VersionSummary, VersionView,
+    Asked, BatchingView, CalibrationView, GrantsView, GraphView, ImportView, LimitsView, LoadedView, ModelView,
+    SignatureView, TimeoutView, ValidateAnswer, VersionState, VersionSummary, VersionView,
 };
 use crate::control::log::Preparation;
 use crate::control::prepare::Prepared;
@@ -55,7 +55,9 @@ pub fn version(entry: &Entry) -> VersionView {
         manifest: record.map(|record| record.manifest.clone()),
         preparation: record.map(|record| record.preparation.clone()),
         loaded: match &entry.standing {
-            Standing::Ready(ready) => Some(loaded(&ready.served, &ready.imports, &ready.granted)),
+            Standing::Ready(ready) => {
+                Some(loaded(&ready.served, &ready.imports, &ready.granted, record.map(|record| &record.preparation)))
+            }
             Standing::Loading | Standing::Failed(_) => None,
         },
     }
@@ -68,9 +70,14 @@ fn isolation(isolation: Isolation) -> &'static str {
     }
 }
 
-fn loaded(served: &Served, imports: &[Import], granted: &windrose_sandbox::Grants) -> LoadedView {
+fn loaded(
+    served: &Served,
+    imports: &[Import],
+    granted: &windrose_sandbox::Grants,
+    preparation: Option<&Preparation>,
+) -> LoadedView {
     let manifest = &served.manifest;
-    let graph = |(name, graph): &(String, windrose_engine::Graph)| {
+    let graph = |(name, graph): &(String, Graph)| {
         let info = graph.info();
         let view = GraphView {
             digest: manifest.graphs.get(name).map(|entry| entry.digest.clone()).unwrap_or_default(),
@@ -80,6 +87,7 @@ fn loaded(served: &Served, imports: &[Import], granted: &windrose_sandbox::Grant
             sessions: info.sessions,
             threads: info.threads,
             isolation: isolation(info.isolation).to_string(),
+            batching: batching(graph, preparation.and_then(|preparation| preparation.batching.get(name))),
             signature: SignatureView::from(graph.spec()),
         };
         (name.clone(), view)
@@ -96,6 +104,20 @@ fn loaded(served: &Served, imports: &[Import], granted: &windrose_sandbox::Grant
     }
 }
 
+fn batching(graph: &Graph, found: Option<&Calibration>) -> BatchingView {
+    let BatchPolicy { max_rows, delay } = graph.batching();
+    let refused = found.map_or(Some("it was not tried when this was deployed".into()), |found| found.refused.clone());
+    let pays = || (max_rows == 1).then(|| "no larger batch pays".to_string());
+    BatchingView {
+        max_rows,
+        max_delay_us: u64::try_from(delay.as_micros()).unwrap_or(u64::MAX),
+        padded: graph.padded(),
+        unpadded_because: found.and_then(|found| found.padding_refused.clone()),
+        alone_because: refused.or_else(pays),
+        curve: found.map(|found| CalibrationView::from(found).curve).unwrap_or_default(),
+    }
+}
+
 fn millis(duration: std::time::Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
@@ -104,10 +126,10 @@ fn millis(duration: std::time::Duration) -> u64 {
 pub fn validated(prepared: Prepared, granted: &windrose_sandbox::Grants) -> ValidateAnswer {
     ValidateAnswer {
         kind: kind_name(prepared.kind).to_string(),
-        module_digest: prepared.module_digest,
+        module_digest: prepared.module_digest.clone(),
         imports: prepared.imports.iter().map(|import| import_view(import, granted)).collect(),
         signature: prepared.signature.as_ref().map(SignatureView::from),
-        preparation: Preparation { timings_ms: prepared.timings_ms, warnings: prepared.warnings },
+        preparation: Preparation::from(prepared),
     }
 }
 

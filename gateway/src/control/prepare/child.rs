@@ -4,15 +4,18 @@
 use std::collections::BTreeMap;
 use std::io::{BufRead, Read, Write};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use windrose_engine::{EngineError, Engines, Graph, default_tenant, process};
+use windrose_engine::{Batching, Calibration, EngineError, Engines, Graph, default_tenant, process};
 use windrose_sandbox::{CallContext, Module, ModuleError, ModuleKind, PASSTHROUGH};
 
 use super::job::{Event, GraphReport, Job, Line, Prepared, Status};
-use super::{PrepareError, selftest};
+use super::{BATCHING, PrepareError, selftest};
 use crate::config::Budget;
+
+/// How long one graph is tried with several rows.
+const TRIAL: Duration = Duration::from_secs(2);
 
 /// Reads one job from standard input, does it, and ends the process: 0 when the outcome was told, whatever it is.
 pub fn main() -> ! {
@@ -118,9 +121,10 @@ fn prepare(job: &Job) -> Result<Prepared, PrepareError> {
             None => runtime.block_on(selftest::zeros(&graphs, job.binding.limits.wall())),
         }
     })?;
+    let batching = stages.run("batching", BATCHING.into(), || Ok(runtime.block_on(try_batching(job, &graphs))))?;
     let total = u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX);
     stages.timings.insert("total".into(), total);
-    Ok(report(&module, signature, &graphs, stages.timings, warnings))
+    Ok(report(&module, signature, &graphs, Findings { batching, timings_ms: stages.timings, warnings }))
 }
 
 fn load_graphs(job: &Job, engines: &Engines, stages: &mut Stages) -> Result<BTreeMap<String, Graph>, PrepareError> {
@@ -130,7 +134,12 @@ fn load_graphs(job: &Job, engines: &Engines, stages: &mut Stages) -> Result<BTre
             let bytes = std::fs::read(path).map_err(|error| PrepareError::Host(format!("graph {name}: {error}")))?;
             // One session shows what all of them would.
             let options = windrose_engine::GraphOptions { sessions: Some(1), ..options.clone() };
-            engines.load(Bytes::from(bytes), &options).map_err(|error| match error {
+            // The input of a golden test says what a graph takes; the zeros of the other test say nothing.
+            let loaded = match job.test {
+                Some(_) => engines.load_to_try(Bytes::from(bytes), &options),
+                None => engines.load(Bytes::from(bytes), &options),
+            };
+            loaded.map_err(|error| match error {
                 EngineError::Stopped => PrepareError::Host(error.to_string()),
                 _ => PrepareError::Refused(format!("graph `{name}`: {error}")),
             })
@@ -140,16 +149,40 @@ fn load_graphs(job: &Job, engines: &Engines, stages: &mut Stages) -> Result<BTre
     Ok(graphs)
 }
 
+/// Tries each graph with several rows, unless that is known or not wanted.
+async fn try_batching(job: &Job, graphs: &BTreeMap<String, Graph>) -> BTreeMap<String, Calibration> {
+    let mut found = job.batching.clone();
+    for (name, graph) in graphs {
+        let wanted = job.graphs.get(name).is_none_or(|(_, options)| options.batching != Batching::Off);
+        if !found.contains_key(name) {
+            let calibration = match wanted {
+                true => windrose_engine::calibrate(graph, TRIAL).await,
+                false => Calibration::refused("the manifest switches it off"),
+            };
+            found.insert(name.clone(), calibration);
+        }
+    }
+    found
+}
+
+/// What was found beside that it works.
+struct Findings {
+    batching: BTreeMap<String, Calibration>,
+    timings_ms: BTreeMap<String, u64>,
+    warnings: Vec<String>,
+}
+
 fn report(
     module: &Module,
     signature: Option<windrose_engine::GraphSpec>,
     graphs: &BTreeMap<String, Graph>,
-    timings_ms: BTreeMap<String, u64>,
-    warnings: Vec<String>,
+    findings: Findings,
 ) -> Prepared {
-    let graphs = graphs
-        .iter()
-        .map(|(name, graph)| (name.clone(), GraphReport { info: graph.info().clone(), spec: graph.spec().clone() }));
+    let Findings { mut batching, timings_ms, warnings } = findings;
+    let graphs = graphs.iter().map(|(name, graph)| {
+        let batching = batching.remove(name).unwrap_or_default();
+        (name.clone(), GraphReport { info: graph.info().clone(), spec: graph.spec().clone(), batching })
+    });
     Prepared {
         module_digest: module.digest().to_string(),
         kind: module.kind(),

@@ -38,6 +38,7 @@ fn during(stage: Option<&str>) -> String {
         Some("compile") => "compiling the module".into(),
         Some("describe") => "asking the module for its signature".into(),
         Some("test") => "self-test".into(),
+        Some(super::BATCHING) => "trying several rows at once".into(),
         Some(stage) => match stage.strip_prefix("graph ") {
             Some(name) => format!("loading graph `{name}`"),
             None => format!("stage {stage}"),

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use windrose_engine::backend::child::ChildConfig;
 use windrose_engine::process;
-use windrose_engine::{EngineError, Engines, EnginesConfig, Graph, GraphInfo, GraphOptions, GraphSpec};
+use windrose_engine::{Calibration, EngineError, Engines, EnginesConfig, Graph, GraphInfo, GraphOptions, GraphSpec};
 use windrose_sandbox::{
     Grants, Import, Limits, Module, ModuleError, ModuleKind, Program, ProgramConfig, Sandbox, SandboxConfig,
 };
@@ -92,6 +92,8 @@ pub struct Binding {
     pub grants: Grants,
     /// Addresses that no grant opens.
     pub closed: Vec<SocketAddr>,
+    /// The model's share of the machine.
+    pub weight: u32,
 }
 
 impl Binding {
@@ -117,6 +119,7 @@ impl Binding {
             grants: self.grants.clone(),
             engines,
             closed: self.closed.clone(),
+            weight: self.weight,
         };
         Program::new(sandbox, config)
     }
@@ -133,6 +136,8 @@ pub struct Job {
     pub module: Option<PathBuf>,
     /// The graphs' files and options.
     pub graphs: BTreeMap<String, (PathBuf, GraphOptions)>,
+    /// What is known already about rows that run together, by graph: it is not tried again.
+    pub batching: BTreeMap<String, Calibration>,
     /// The rest of the model.
     pub binding: Binding,
     /// The self-test.
@@ -153,7 +158,7 @@ pub struct TestFiles {
 /// Progress of a deployment.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Event {
-    /// `wait`, `compile`, `graph NAME`, `describe`, `test`, `load`, `publish`.
+    /// `wait`, `compile`, `graph NAME`, `describe`, `test`, `batching`, `load`, `publish`.
     pub stage: String,
     /// Whether it started or ended.
     pub status: Status,
@@ -196,6 +201,8 @@ pub struct GraphReport {
     pub info: GraphInfo,
     /// What it declares.
     pub spec: GraphSpec,
+    /// What running several rows together has shown.
+    pub batching: Calibration,
 }
 
 /// One line from the child.

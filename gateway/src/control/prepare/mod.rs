@@ -10,6 +10,9 @@ mod selftest;
 pub use job::{Event, GraphReport, Host, Job, Prepared, Status};
 pub use parent::run;
 
+/// The stage that may fail without the deployment failing.
+const BATCHING: &str = "batching";
+
 /// Why a preparation failed. The message is for the person who deploys.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PrepareError {

@@ -6,10 +6,11 @@ use std::time::Duration;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::process::{Child, Command};
 use tokio::sync::{mpsc, oneshot};
+use windrose_engine::Calibration;
 use windrose_engine::process::Program;
 
 use super::job::{Event, Job, Line, Prepared, Status};
-use super::{PrepareError, explain};
+use super::{BATCHING, PrepareError, explain};
 
 /// Progress, for whoever wants to see it.
 pub type Progress = mpsc::Sender<Event>;
@@ -29,13 +30,26 @@ pub async fn run(job: Job, progress: Progress) -> Result<Prepared, PrepareError>
     let thread = std::thread::Builder::new().name("prepare".into()).spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let result = match runtime {
-            Ok(runtime) => runtime.block_on(supervise(&job, &progress)),
+            Ok(runtime) => runtime.block_on(with_second_try(job, &progress)),
             Err(error) => Err(host(error)),
         };
         let _ = done.send(result);
     });
     thread.map_err(host)?;
     outcome.await.unwrap_or_else(|_| Err(PrepareError::Host("the supervisor died".into())))
+}
+
+/// Runs a preparation; where the child did not survive several rows at once, once more without trying that.
+async fn with_second_try(mut job: Job, progress: &Progress) -> Result<Prepared, PrepareError> {
+    let mut stage = None;
+    match supervise(&job, progress, &mut stage).await {
+        Err(PrepareError::Refused(why)) if stage.as_deref() == Some(BATCHING) => {
+            let refused = Calibration::refused(why);
+            job.batching = job.graphs.keys().map(|name| (name.clone(), refused.clone())).collect();
+            supervise(&job, progress, &mut None).await
+        }
+        outcome => outcome,
+    }
 }
 
 fn host(error: impl std::fmt::Display) -> PrepareError {
@@ -60,7 +74,7 @@ fn start() -> std::io::Result<Child> {
     command.spawn()
 }
 
-async fn supervise(job: &Job, progress: &Progress) -> Result<Prepared, PrepareError> {
+async fn supervise(job: &Job, progress: &Progress, stage: &mut Option<String>) -> Result<Prepared, PrepareError> {
     let mut child = start().map_err(host)?;
     let mut group = Group(child.id().and_then(|id| i32::try_from(id).ok()).and_then(rustix::process::Pid::from_raw));
     let mut line = serde_json::to_vec(job).map_err(host)?;
@@ -69,11 +83,10 @@ async fn supervise(job: &Job, progress: &Progress) -> Result<Prepared, PrepareEr
     let stdout = child.stdout.take().ok_or_else(|| host("no standard output"))?;
     let stderr = child.stderr.take().ok_or_else(|| host("no standard error"))?;
     let stderr = tokio::spawn(tail(stderr));
-    let mut stage = None;
     let talk = async {
         // A child that died at once is told about below, by how it ended.
         let _ = stdin.write_all(&line).await;
-        lines(stdout, progress, &mut stage).await
+        lines(stdout, progress, stage).await
     };
     match tokio::time::timeout(job.budget.wall, talk).await {
         Ok(Some(outcome)) => return outcome,

@@ -1,0 +1,350 @@
+//! Whether a graph's jobs may run together, and how many rows pay: both are found out by running it.
+//!
+//! A symbolic first axis proves nothing: a state may batch on another axis, and dynamic quantisation takes one scale
+//! for all rows. So rows that differ are run alone and together, and must give the same.
+
+mod rows;
+
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+
+use self::rows::{Row, difference};
+use crate::{BatchPolicy, EngineError, Graph, Job, Tensor};
+
+/// How a graph's jobs are to run together, as a manifest says.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged, expecting = "`auto`, `off`, or a table of max_size and max_delay_us")]
+pub enum Batching {
+    /// As many rows as pay by the curve that was measured, and no delay.
+    #[default]
+    #[serde(with = "auto")]
+    Auto,
+    /// Each job alone.
+    #[serde(with = "off")]
+    Off,
+    /// As given, where the graph's rows do not change each other.
+    Fixed(FixedBatching),
+}
+
+/// A policy that a person has chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FixedBatching {
+    /// Most rows of one run.
+    pub max_size: usize,
+    /// How long the oldest job may wait for others, microseconds.
+    #[serde(default)]
+    pub max_delay_us: u64,
+}
+
+/// A word in place of a variant.
+macro_rules! word {
+    ($module:ident) => {
+        mod $module {
+            use serde::de::Error;
+            use serde::{Deserialize, Deserializer, Serializer};
+
+            pub fn serialize<S: Serializer>(serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.serialize_str(stringify!($module))
+            }
+
+            pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<(), D::Error> {
+                match String::deserialize(deserializer)?.as_str() {
+                    stringify!($module) => Ok(()),
+                    _ => Err(D::Error::custom("another word")),
+                }
+            }
+        }
+    };
+}
+
+word!(auto);
+word!(off);
+
+/// What running a graph with several rows has shown.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Calibration {
+    /// Why each job runs alone; `None` where rows that ran together gave what each gave alone.
+    pub refused: Option<String>,
+    /// Why rows of different lengths do not run together although the options say how they could; `None` where rows that
+    /// were filled up gave what each gave alone, and where nothing was asked for.
+    #[serde(default)]
+    pub padding_refused: Option<String>,
+    /// Engine time by rows of a run, as far as was measured.
+    pub curve: Vec<CurvePoint>,
+}
+
+/// One size of a run.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct CurvePoint {
+    /// Rows of the run.
+    pub rows: usize,
+    /// Engine time of the whole run, microseconds: the shortest of several.
+    pub micros: f64,
+}
+
+/// The sizes that are measured.
+const SIZES: [usize; 6] = [1, 2, 4, 8, 16, 32];
+/// Rows that are compared.
+const COMPARED: usize = 6;
+/// How long one size is measured, where its runs are short.
+const EACH: Duration = Duration::from_millis(4);
+/// A larger batch pays if it takes less than this part of the time for a row.
+const PAYS: f64 = 0.95;
+/// Most bytes of one input that is made up for a run.
+const MOST_BYTES: usize = 64 << 20;
+
+impl Calibration {
+    /// A graph whose jobs run alone, and why.
+    pub fn refused(why: impl Into<String>) -> Calibration {
+        Calibration { refused: Some(why.into()), ..Calibration::default() }
+    }
+
+    /// The policy that follows. What a person fixed wins over the curve, and never over the proof.
+    pub fn policy(&self, wanted: Batching) -> BatchPolicy {
+        match wanted {
+            _ if self.refused.is_some() => BatchPolicy::OFF,
+            Batching::Off => BatchPolicy::OFF,
+            Batching::Fixed(FixedBatching { max_size, max_delay_us }) => {
+                BatchPolicy { max_rows: max_size.max(1), delay: Duration::from_micros(max_delay_us) }
+            }
+            Batching::Auto => BatchPolicy { max_rows: self.best(), delay: Duration::ZERO },
+        }
+    }
+
+    /// The most rows that pay.
+    fn best(&self) -> usize {
+        let (mut rows, mut each) = (1, f64::INFINITY);
+        for point in &self.curve {
+            let own = point.micros / point.rows.max(1) as f64;
+            if own < each * PAYS {
+                (rows, each) = (point.rows, own);
+            }
+        }
+        rows
+    }
+}
+
+/// Runs a graph with one row and with several, for about `budget`: first to see whether rows change each other, then to
+/// see how long each size takes. The graph must have no other callers, and run each job alone. The inputs are those of
+/// the first job that it answered, where it keeps that ([`crate::Engines::load_to_try`]), changed at random; else they
+/// are made up.
+pub async fn calibrate(graph: &Graph, budget: Duration) -> Calibration {
+    if let Err(why) = graph.declared_axis() {
+        return Calibration::refused(why);
+    }
+    let trial = Trial { graph, end: Instant::now() + budget, budget };
+    match trial.rows().await {
+        Err(why) => Calibration::refused(why),
+        Ok(rows) => match trial.compare(&rows).await {
+            Err(why) => Calibration::refused(why),
+            Ok(()) => {
+                let padding_refused = trial.compare_padded(&rows).await.err();
+                Calibration { refused: None, padding_refused, curve: trial.measure(&rows).await }
+            }
+        },
+    }
+}
+
+/// A graph that is being tried.
+struct Trial<'a> {
+    graph: &'a Graph,
+    end: Instant,
+    budget: Duration,
+}
+
+impl Trial<'_> {
+    async fn run(&self, inputs: Vec<Tensor>) -> Result<Vec<Tensor>, EngineError> {
+        let names = self.graph.spec().inputs.iter().map(|input| input.name.clone());
+        // A run that has begun ends when it ends: this bounds how long it is waited for.
+        let deadline = Some(self.end + self.budget);
+        let job = Job { inputs: names.zip(inputs).collect(), deadline, ..Job::default() };
+        Ok(self.graph.compute(job).await?.into_iter().map(|(_, tensor)| tensor).collect())
+    }
+
+    async fn run_rows(&self, rows: &[&Row]) -> Result<Vec<Tensor>, EngineError> {
+        let stacked = rows::stacked(rows).ok_or_else(|| EngineError::Failed("rows of different shapes".into()))?;
+        self.run(stacked).await
+    }
+
+    /// Different rows that the graph takes, each alone.
+    async fn rows(&self) -> Result<Vec<Row>, String> {
+        let spec = self.graph.spec();
+        let mut failure = "it declares inputs of which no small one could be made up".to_string();
+        for candidate in rows::candidates(spec, self.graph.sample()) {
+            let Some(first) = candidate.first() else { continue };
+            let begin = Instant::now();
+            match self.run_rows(&[first]).await {
+                Ok(_) => {
+                    let took = begin.elapsed();
+                    // Each row alone, two runs of all of them, and some measurements.
+                    if took * (4 * COMPARED as u32) > self.budget {
+                        let (ms, budget) = (took.as_millis(), self.budget.as_millis());
+                        return Err(format!("a run of one row took {ms} ms: too long to be tried within {budget} ms"));
+                    }
+                    return Ok(candidate);
+                }
+                Err(error) => {
+                    failure = format!("no inputs were found that it takes ({error}): a golden test would help")
+                }
+            }
+            if Instant::now() > self.end {
+                break;
+            }
+        }
+        Err(failure)
+    }
+
+    /// Whether each row gives alone what it gives among others.
+    async fn compare(&self, rows: &[Row]) -> Result<(), String> {
+        let failed = |what: &'static str| move |error: EngineError| format!("{what} failed: {error}");
+        let mut alone = Vec::with_capacity(rows.len());
+        for row in rows {
+            alone.push(self.run_rows(&[row]).await.map_err(failed("a row alone"))?);
+        }
+        let orders: [Vec<usize>; 2] = [(0..rows.len()).collect(), (0..rows.len()).rev().step_by(2).collect()];
+        for order in orders {
+            let together: Vec<&Row> = order.iter().map(|at| &rows[*at]).collect();
+            let outputs = self.run_rows(&together).await.map_err(failed("rows together"))?;
+            let expected: Vec<&[Tensor]> = order.iter().map(|at| &alone[*at][..]).collect();
+            self.same(&outputs, &expected, |_, _, piece| Some(piece))
+                .map_err(|off| format!("rows change each other: {off}"))?;
+        }
+        Ok(())
+    }
+
+    /// Whether a row that is filled up beside longer ones gives what it gives at its own length.
+    async fn compare_padded(&self, rows: &[Row]) -> Result<(), String> {
+        let Some(pads) = self.graph.pads() else { return Ok(()) };
+        let too_short = || "the rows that were tried have no length to cut: a golden test would help".to_string();
+        let mut cut = Vec::with_capacity(rows.len());
+        for (at, row) in rows.iter().enumerate() {
+            let whole = pads.length(row).filter(|length| *length > 1).ok_or_else(too_short)?;
+            let length = [whole, whole - 1, whole.div_ceil(2), whole, 1, whole.div_ceil(3)][at % COMPARED];
+            cut.push(pads.shortened(row, length).ok_or_else(too_short)?);
+        }
+        let failed = |what: &'static str| move |error: EngineError| format!("{what} failed: {error}");
+        let mut alone = Vec::with_capacity(cut.len());
+        for row in &cut {
+            alone.push(self.run(row.clone()).await.map_err(failed("a row of another length"))?);
+        }
+        let filled: Option<Vec<Tensor>> = (0..self.graph.spec().inputs.len())
+            .map(|input| pads.stack(input, &cut.iter().filter_map(|row| row.get(input)).collect::<Vec<_>>()))
+            .collect();
+        let filled = filled.ok_or_else(|| "the inputs cannot be filled up to one length".to_string())?;
+        let outputs = self.run(filled).await.map_err(failed("rows that were filled up"))?;
+        let expected: Vec<&[Tensor]> = alone.iter().map(Vec::as_slice).collect();
+        self.same(&outputs, &expected, |row, output, piece| pads.cut(output, piece, cut.get(row)?))
+            .map_err(|off| format!("filling rows up changes them: {off}"))
+    }
+
+    /// Whether one run's outputs are, row by row, those that were expected; each piece is what `own` makes of its rows.
+    fn same(
+        &self,
+        outputs: &[Tensor],
+        expected: &[&[Tensor]],
+        own: impl Fn(usize, usize, Tensor) -> Option<Tensor>,
+    ) -> Result<(), String> {
+        let precise = self.graph.info().provider == "CPU";
+        for (at, output) in outputs.iter().enumerate() {
+            let name = self.graph.spec().outputs.get(at).map_or("", |output| &output.name);
+            let misfit = || {
+                let (rows, shape) = (expected.len(), output.shape());
+                format!("output '{name}' is of shape {shape:?} for {rows} rows")
+            };
+            let pieces = output.split(expected.iter().map(|_| 1)).ok_or_else(misfit)?;
+            for (row, (piece, expected)) in pieces.into_iter().zip(expected).enumerate() {
+                let piece = own(row, at, piece).ok_or_else(misfit)?;
+                if let Some(off) = expected.get(at).and_then(|expected| difference(&piece, expected, precise)) {
+                    return Err(format!("output '{name}' differs {off}"));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Engine time by rows.
+    async fn measure(&self, rows: &[Row]) -> Vec<CurvePoint> {
+        let mut curve: Vec<CurvePoint> = Vec::new();
+        for size in SIZES {
+            let together: Vec<&Row> = rows.iter().cycle().take(size).collect();
+            let expected = curve.last().map_or(Duration::ZERO, |last| Duration::from_secs_f64(last.micros * 4e-6));
+            if Instant::now() + expected > self.end || rows::bytes(&together) > MOST_BYTES {
+                break;
+            }
+            match self.measure_one(&together).await {
+                Some(micros) => curve.push(CurvePoint { rows: size, micros }),
+                None => break,
+            }
+        }
+        curve
+    }
+
+    async fn measure_one(&self, rows: &[&Row]) -> Option<f64> {
+        let (begin, mut shortest) = (Instant::now(), u64::MAX);
+        for run in 0.. {
+            let before = self.graph.counts().compute_ns;
+            self.run_rows(rows).await.ok()?;
+            let took = self.graph.counts().compute_ns - before;
+            // The first run of a size makes room for it.
+            if run > 0 {
+                shortest = shortest.min(took);
+            }
+            if run > 0 && (begin.elapsed() > EACH || Instant::now() > self.end) {
+                break;
+            }
+        }
+        Some(shortest as f64 / 1e3)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn curve(points: &[(usize, f64)]) -> Calibration {
+        let curve = points.iter().map(|&(rows, micros)| CurvePoint { rows, micros }).collect();
+        Calibration { refused: None, padding_refused: None, curve }
+    }
+
+    #[test]
+    fn no_larger_batch_than_pays() {
+        for (points, best) in [
+            (&[][..], 1),
+            (&[(1, 10.0)], 1),
+            (&[(1, 10.0), (2, 20.0), (4, 40.0)], 1),
+            (&[(1, 10.0), (2, 11.0), (4, 12.0), (8, 24.0), (16, 50.0)], 4),
+            (&[(1, 10.0), (2, 19.5), (4, 38.9), (8, 60.0)], 8),
+            (&[(1, 10.0), (2, 30.0), (4, 22.0)], 4),
+        ] {
+            assert_eq!(curve(points).best(), best, "{points:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_fixed_wins_over_the_curve_and_not_over_the_proof() {
+        let fixed = Batching::Fixed(FixedBatching { max_size: 8, max_delay_us: 500 });
+        let measured = curve(&[(1, 10.0), (2, 11.0)]);
+        assert_eq!(measured.policy(Batching::Auto), BatchPolicy { max_rows: 2, delay: Duration::ZERO });
+        assert_eq!(measured.policy(Batching::Off), BatchPolicy::OFF);
+        assert_eq!(measured.policy(fixed), BatchPolicy { max_rows: 8, delay: Duration::from_micros(500) });
+        assert_eq!(Calibration::refused("it mixes rows").policy(fixed), BatchPolicy::OFF);
+    }
+
+    #[test]
+    fn settings_are_words_or_a_table() {
+        let read = |json: &str| serde_json::from_str::<Batching>(json);
+        let fixed = Batching::Fixed(FixedBatching { max_size: 8, max_delay_us: 0 });
+        for (json, expected) in [("\"auto\"", Batching::Auto), ("\"off\"", Batching::Off), ("{\"max_size\":8}", fixed)]
+        {
+            assert_eq!(read(json).expect(json), expected);
+            let written = serde_json::to_string(&expected).expect("JSON");
+            assert_eq!(read(&written).expect(json), expected, "{written}");
+        }
+        for bad in ["\"on\"", "{}", "{\"max_size\":8,\"max\":1}", "7"] {
+            let error = read(bad).expect_err(bad).to_string();
+            assert!(error.contains("`auto`, `off`, or a table"), "{error}");
+        }
+    }
+}

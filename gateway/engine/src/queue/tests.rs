@@ -1,0 +1,280 @@
+//! The queue without workers: what comes out when, in which company.
+
+use proptest::prelude::*;
+
+use super::*;
+
+const BOUNDS: Bounds = Bounds { jobs: 8, wait: Some(Duration::from_secs(1)), workers: 1 };
+
+/// A queue that gathers up to `max_rows` at once, with delay if it is not zero.
+fn queue(bounds: Bounds, max_rows: usize, delay: Duration) -> Queue {
+    let queue = Queue::new(bounds);
+    queue.set_policy(BatchPolicy { max_rows, delay });
+    queue
+}
+
+/// A job of `rows` rows of `width`, and where its answer comes.
+fn job(tenant: &str, rows: usize, width: usize) -> (Waiting, oneshot::Receiver<Answer>) {
+    let (reply, answer) = oneshot::channel();
+    let inputs = vec![Tensor::from_vec([rows, width], vec![0f32; rows * width]).expect("rows")];
+    let job = Checked { inputs, outputs: vec![0], rows: Some(rows) };
+    let share = Share::default();
+    (Waiting { job, tenant: tenant.into(), share, deadline: None, reply, since: Instant::now() }, answer)
+}
+
+/// As [`job`], in the name of a model of some weight.
+fn weighted(name: &str, weight: u32) -> (Waiting, oneshot::Receiver<Answer>) {
+    let (mut waiting, answer) = job("t", 1, 1);
+    waiting.share = Share { name: name.into(), weight };
+    (waiting, answer)
+}
+
+fn take(queue: &Queue) -> Batch {
+    let mut batch = Batch::new();
+    assert!(queue.take(&mut batch, &mut None));
+    batch
+}
+
+fn widths(batch: &Batch) -> Vec<usize> {
+    batch.jobs.iter().map(|waiting| waiting.job.inputs[0].shape()[1]).collect()
+}
+
+#[test]
+fn jobs_of_one_key_come_out_together_and_others_keep_their_place() {
+    let queue = queue(BOUNDS, 4, Duration::ZERO);
+    let mut answers = Vec::new();
+    for width in [1, 2, 1, 1, 2, 1, 1] {
+        let (waiting, answer) = job("t", 1, width);
+        queue.push(waiting).expect("room");
+        answers.push(answer);
+    }
+    for (expected, reason) in [(vec![1; 4], Released::Full), (vec![2; 2], Released::Idle), (vec![1], Released::Idle)] {
+        let batch = take(&queue);
+        assert_eq!((widths(&batch), batch.released), (expected, Some(reason)));
+    }
+    assert_eq!(queue.len(), 0);
+    queue.close();
+    assert!(!queue.take(&mut Batch::new(), &mut None));
+}
+
+#[test]
+fn tenants_share_no_batch_and_models_of_one_tenant_may() {
+    let queue = queue(BOUNDS, 8, Duration::ZERO);
+    let mut answers = Vec::new();
+    for tenant in ["a", "b", "a", "b"] {
+        let (waiting, answer) = job(tenant, 1, 1);
+        queue.push(waiting).expect("room");
+        answers.push(answer);
+    }
+    for tenant in ["a", "b"] {
+        let batch = take(&queue);
+        assert_eq!(batch.jobs.len(), 2);
+        assert!(batch.jobs.iter().all(|waiting| &*waiting.tenant == tenant));
+    }
+    for name in ["x", "y", "x"] {
+        let (waiting, answer) = weighted(name, 1);
+        queue.push(waiting).expect("room");
+        answers.push(answer);
+    }
+    assert_eq!(take(&queue).jobs.len(), 3);
+}
+
+#[test]
+fn a_job_that_is_larger_than_a_batch_runs_alone() {
+    let queue = queue(BOUNDS, 4, Duration::ZERO);
+    let answers: Vec<_> = [(3, 1), (2, 1), (9, 1), (1, 1)]
+        .map(|(rows, width)| {
+            let (waiting, answer) = job("t", rows, width);
+            queue.push(waiting).expect("room");
+            answer
+        })
+        .into();
+    let rows = |batch: &Batch| batch.jobs.iter().filter_map(|waiting| waiting.job.rows).collect::<Vec<_>>();
+    for expected in [vec![3, 1], vec![2], vec![9]] {
+        assert_eq!(rows(&take(&queue)), expected);
+    }
+    drop(answers);
+}
+
+#[test]
+fn a_flood_waits_behind_itself() {
+    let queue = queue(Bounds { jobs: 100, ..BOUNDS }, 1, Duration::ZERO);
+    let mut answers = Vec::new();
+    let mut push = |name: &str, weight: u32| {
+        let (waiting, answer) = weighted(name, weight);
+        queue.push(waiting).expect("room");
+        answers.push(answer);
+    };
+    (0..60).for_each(|_| push("flood", 1));
+    (0..10).for_each(|_| push("calm", 1));
+    (0..30).for_each(|_| push("heavy", 3));
+    let order: Vec<Arc<str>> = (0..50).map(|_| take(&queue).jobs[0].share.name.clone()).collect();
+    let count = |name: &str| order.iter().filter(|own| &***own == name).count();
+    assert_eq!((count("flood"), count("calm"), count("heavy")), (10, 10, 30));
+    // What was idle has saved nothing up: it takes its turn with the others.
+    assert!((0..50).all(|_| &*take(&queue).jobs[0].share.name == "flood"));
+    push("calm", 1);
+    push("calm", 1);
+    push("flood", 1);
+    push("flood", 1);
+    let last: Vec<Arc<str>> = (0..4).map(|_| take(&queue).jobs[0].share.name.clone()).collect();
+    assert_eq!(last[..2].iter().filter(|name| &***name == "calm").count(), 1, "{last:?}");
+}
+
+#[test]
+fn a_full_queue_is_shared_as_the_engine_is() {
+    let queue = queue(BOUNDS, 1, Duration::ZERO);
+    let mut flood: Vec<_> = (0..8)
+        .map(|_| {
+            let (waiting, answer) = weighted("flood", 1);
+            queue.push(waiting).expect("room");
+            answer
+        })
+        .collect();
+    assert_eq!(queue.push(weighted("flood", 1).0), Err(EngineError::QueueFull));
+    let calm: Vec<_> = (0..4)
+        .map(|_| {
+            let (waiting, answer) = weighted("calm", 1);
+            queue.push(waiting).expect("the flood makes room");
+            answer
+        })
+        .collect();
+    assert_eq!(queue.push(weighted("calm", 1).0), Err(EngineError::QueueFull), "each has half");
+    assert_eq!(queue.len(), 8);
+    let evicted: Vec<bool> = flood.iter_mut().map(|answer| answer.try_recv().is_ok()).collect();
+    assert_eq!(evicted, [false, false, false, false, true, true, true, true], "the newest go");
+    drop(calm);
+}
+
+#[test]
+fn what_nobody_waits_for_does_not_come_out() {
+    let queue = queue(BOUNDS, 8, Duration::ZERO);
+    let mut answers = Vec::new();
+    for late in [false, true, false, false] {
+        let (mut waiting, answer) = job("t", 1, 1);
+        waiting.deadline = late.then(Instant::now);
+        queue.push(waiting).expect("room");
+        answers.push(answer);
+    }
+    drop(answers.remove(2));
+    let batch = take(&queue);
+    assert_eq!((batch.jobs.len(), batch.gone.len()), (2, 2));
+}
+
+#[test]
+fn a_delay_is_kept_and_no_longer_than_it_must() {
+    let minute = Duration::from_secs(60);
+    let queue = queue(BOUNDS, 4, minute);
+    let old = Instant::now().checked_sub(minute).expect("a machine that is up for a minute");
+    let mut answers = Vec::new();
+    let mut push = |edit: &dyn Fn(&mut Waiting)| {
+        let (mut waiting, answer) = job("t", 1, 1);
+        edit(&mut waiting);
+        queue.push(waiting).expect("room");
+        answers.push(answer);
+    };
+    push(&|waiting| waiting.since = old);
+    push(&|_| ());
+    let batch = take(&queue);
+    assert_eq!((batch.jobs.len(), batch.released), (2, Some(Released::Delay)));
+    (0..4).for_each(|_| push(&|_| ()));
+    assert_eq!(take(&queue).released, Some(Released::Full));
+    queue.observe(1, Duration::from_secs(40));
+    push(&|waiting| waiting.deadline = Some(Instant::now() + Duration::from_secs(60)));
+    assert_eq!(take(&queue).released, Some(Released::Deadline), "a run takes long: it has to start now");
+}
+
+#[test]
+fn a_worker_that_waits_for_more_is_woken_when_there_is_enough() {
+    let queue = Arc::new(queue(BOUNDS, 2, Duration::from_secs(3600)));
+    let worker = std::thread::spawn({
+        let queue = queue.clone();
+        move || take(&queue).jobs.len()
+    });
+    let answers = [0; 2].map(|_| {
+        let (waiting, answer) = job("t", 1, 1);
+        queue.push(waiting).expect("room");
+        answer
+    });
+    assert_eq!(worker.join().expect("the worker"), 2);
+    drop(answers);
+}
+
+#[test]
+fn what_would_wait_too_long_is_refused_at_once() {
+    let queue = queue(BOUNDS, 1, Duration::ZERO);
+    let mut answers = Vec::new();
+    let mut push = |deadline: Option<Duration>| {
+        let (mut waiting, answer) = job("t", 1, 1);
+        waiting.deadline = deadline.map(|after| waiting.since + after);
+        answers.push(answer);
+        queue.push(waiting).map(|_| ())
+    };
+    (0..KNOWN).for_each(|_| queue.observe(1, Duration::from_millis(400)));
+    let short = Some(Duration::from_millis(100));
+    assert_eq!(push(short), Ok(()), "nothing waits before it");
+    assert_eq!(push(short), Err(EngineError::QueueLong { millis: 400 }));
+    assert_eq!(push(Some(Duration::from_secs(9))), Ok(()));
+    assert_eq!(push(None), Ok(()));
+    assert_eq!(push(None), Err(EngineError::QueueLong { millis: 1200 }), "longer than any may wait here");
+}
+
+#[test]
+fn a_flood_makes_only_its_own_wait_long() {
+    let queue = queue(Bounds { jobs: 100, ..BOUNDS }, 1, Duration::ZERO);
+    (0..KNOWN).for_each(|_| queue.observe(1, Duration::from_millis(100)));
+    let mut answers = Vec::new();
+    let mut push = |name: &str| {
+        let (waiting, answer) = weighted(name, 1);
+        answers.push(answer);
+        queue.push(waiting).is_ok()
+    };
+    let flood = (0..30).filter(|_| push("flood")).count();
+    assert_eq!(flood, 11, "a second of work");
+    assert_eq!((0..30).filter(|_| push("calm")).count(), 5, "half of a second that two share");
+}
+
+proptest! {
+    /// Whatever comes and goes: each job comes out once or is withdrawn, in batches of one key that fit.
+    #[test]
+    fn each_job_comes_out_once(
+        steps in prop::collection::vec((0..6u8, 0..3usize, 1..5usize, 1..3usize), 1..200),
+        max_rows in 1..9usize,
+    ) {
+        let queue = queue(Bounds { jobs: 40, ..BOUNDS }, max_rows, Duration::ZERO);
+        let (mut pushed, mut taken, mut withdrawn, mut evicted) = (0usize, 0usize, 0usize, 0usize);
+        let mut tickets = Vec::new();
+        let mut answers = Vec::new();
+        for (step, tenant, rows, width) in steps {
+            match step {
+                0..3 => {
+                    let (waiting, answer) = job(["a", "b", "c"][tenant], rows, width);
+                    if let Ok(ticket) = queue.push(waiting) {
+                        pushed += 1;
+                        tickets.push(ticket);
+                        answers.push(answer);
+                    }
+                }
+                3 => withdrawn += usize::from(tickets.pop().is_some_and(|ticket| queue.withdraw(ticket))),
+                _ if queue.len() > 0 => {
+                    let batch = take(&queue);
+                    taken += batch.jobs.len();
+                    let all: usize = batch.jobs.iter().filter_map(|waiting| waiting.job.rows).sum();
+                    prop_assert!(all <= max_rows || batch.jobs.len() == 1);
+                    let first = &batch.jobs[0];
+                    for waiting in &batch.jobs {
+                        prop_assert_eq!(&waiting.tenant, &first.tenant);
+                        prop_assert_eq!(&waiting.job.inputs[0].shape()[1..], &first.job.inputs[0].shape()[1..]);
+                    }
+                }
+                _ => {}
+            }
+            evicted += answers.iter_mut().filter_map(|answer| answer.try_recv().ok()).count();
+            prop_assert_eq!(pushed, taken + withdrawn + evicted + queue.len());
+        }
+        while queue.len() > 0 {
+            taken += take(&queue).jobs.len();
+        }
+        prop_assert_eq!(pushed, taken + withdrawn + evicted);
+    }
+}

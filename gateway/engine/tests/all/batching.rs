@@ -1,0 +1,177 @@
+//! Batches in real engines: every row is different, and every caller checks its own.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::time::Duration;
+
+use windrose_engine::{BatchPolicy, EngineChoice, EngineError, Graph, GraphOptions, Job, Released, Share, Tensor};
+
+use crate::setup::{backends, engines, job, onnx};
+
+/// Numbers that look random; the seed is printed by the test.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, bound: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 >> 11) as usize % bound
+    }
+}
+
+fn seed() -> u64 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("a clock");
+    let seed = std::env::var("WINDROSE_SEED").ok().and_then(|text| text.parse().ok());
+    let seed = seed.unwrap_or(now.as_nanos() as u64) | 1;
+    eprintln!("WINDROSE_SEED={seed}");
+    seed
+}
+
+fn batched(engine: EngineChoice, name: &str, sessions: usize, policy: BatchPolicy) -> Graph {
+    let options = GraphOptions { engine, sessions: Some(sessions), queue: Some(65_536), ..Default::default() };
+    let graph = engines().load(onnx(name), &options).expect("a graph");
+    graph.set_batching(policy);
+    graph
+}
+
+/// Rows of the graph `rows`: numbers that no other row has, and which of 8 rows of a table is added to each.
+fn rows(first: usize, count: usize) -> (Job, Vec<f32>) {
+    let x: Vec<f32> = (0..count * 4).map(|at| ((first * 4 + at) % 10_000_000) as f32).collect();
+    let ids: Vec<i64> = (0..count).map(|at| ((first + at) % 8) as i64).collect();
+    let sums = x.iter().enumerate().map(|(at, x)| x + (ids[at / 4] * 40 + (at % 4) as i64 * 10) as f32).collect();
+    let inputs = vec![
+        ("x", Tensor::from_vec([count, 4], x).expect("rows")),
+        ("ids", Tensor::from_vec([count], ids).expect("ids")),
+    ];
+    (job(inputs), sums)
+}
+
+/// A job that the graph fails on, whoever runs with it.
+fn poison() -> Job {
+    let x = Tensor::from_vec([1, 4], vec![0f32; 4]).expect("a row");
+    job(vec![("x", x), ("ids", Tensor::from_vec([1], vec![8i64]).expect("an id"))])
+}
+
+/// What all callers did together.
+#[derive(Default)]
+struct Tally {
+    checked: AtomicUsize,
+    failed: AtomicUsize,
+    gave_up: AtomicUsize,
+}
+
+/// One caller: jobs of any size at any time, of which some fail and some are given up.
+async fn caller(graph: Graph, number: usize, mut random: Random, tally: Arc<Tally>, jobs: usize) {
+    let tenant: Arc<str> = ["a", "b", "c"][number % 3].into();
+    let share = Share { name: format!("model {}", number % 2).into(), weight: 1 + number as u32 % 2 };
+    let mut next = number * 1_000_003;
+    for _ in 0..jobs {
+        let count = if random.below(4) > 0 { 1 + random.below(12) } else { 1 + random.below(400) };
+        let (kind, patience) = (random.below(100), random.below(300) as u64);
+        let (mut job, expected) = if kind == 0 { (poison(), vec![]) } else { rows(next, count) };
+        next += count;
+        (job.tenant, job.share) = (tenant.clone(), share.clone());
+        let answer = graph.compute(job);
+        let answer = match kind {
+            1..8 => match tokio::time::timeout(Duration::from_micros(patience), answer).await {
+                Ok(answer) => answer,
+                Err(_) => {
+                    tally.gave_up.fetch_add(1, Relaxed);
+                    continue;
+                }
+            },
+            _ => answer.await,
+        };
+        match answer {
+            Ok(outputs) => {
+                assert_ne!(kind, 0, "a row that fails was answered");
+                assert_eq!(outputs[0].1.shape(), [count, 4]);
+                assert_eq!(outputs[0].1.values::<f32>().as_deref(), Some(&expected[..]), "another caller's rows");
+                tally.checked.fetch_add(count, Relaxed);
+            }
+            Err(EngineError::Failed(_) | EngineError::InvalidInput(_)) => {
+                assert_eq!(kind, 0, "a neighbour's failure");
+                tally.failed.fetch_add(1, Relaxed);
+            }
+            Err(error) => panic!("{error}"),
+        }
+    }
+}
+
+#[test]
+fn every_caller_gets_its_own_rows() {
+    let (mut random, mut checked) = (Random(seed()), 0);
+    for engine in backends() {
+        for (sessions, max_rows, delay) in [(2, 512, 0), (1, 64, 0), (2, 256, 200), (3, 8, 0)] {
+            let policy = BatchPolicy { max_rows, delay: Duration::from_micros(delay) };
+            let graph = batched(engine, "rows", sessions, policy);
+            let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+            let tally = Arc::new(Tally::default());
+            runtime.expect("a runtime").block_on(async {
+                let callers: Vec<_> = (0..48)
+                    .map(|number| {
+                        let random = Random(random.below(usize::MAX) as u64 | 1);
+                        tokio::spawn(caller(graph.clone(), number, random, tally.clone(), 140))
+                    })
+                    .collect();
+                for caller in callers {
+                    caller.await.expect("every row as it should be");
+                }
+            });
+            let (counts, tally) = (graph.counts(), &*tally);
+            eprintln!("{engine:?} {max_rows}: {} rows in {} runs", counts.rows, counts.executions);
+            assert!(counts.executions < counts.inferences, "nothing ran together: {counts:?}");
+            assert!(counts.failures >= tally.failed.load(Relaxed) as u64);
+            let by_size: u64 = counts.sizes.values().map(|size| size.executions).sum();
+            assert!(by_size <= counts.executions && counts.sizes.len() <= 128);
+            checked += tally.checked.load(Relaxed);
+        }
+    }
+    assert!(checked >= 1_000_000 * backends().len(), "only {checked} rows");
+}
+
+#[test]
+fn a_bad_input_fails_alone() {
+    for engine in backends() {
+        // A batch of four, one of them bad; the delay is never waited for.
+        let policy = BatchPolicy { max_rows: 4, delay: Duration::from_secs(3600) };
+        let graph = batched(engine, "rows", 1, policy);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        runtime.block_on(async {
+            let good = || rows(7, 1);
+            let (first, second, bad, third) = tokio::join!(
+                graph.compute(good().0),
+                graph.compute(good().0),
+                graph.compute(poison()),
+                graph.compute(good().0),
+            );
+            for answer in [first, second, third] {
+                let values = answer.expect("an answer")[0].1.values::<f32>().expect("numbers").into_owned();
+                assert_eq!(values, good().1);
+            }
+            assert!(bad.is_err());
+        });
+        let counts = graph.counts();
+        assert_eq!((counts.inferences, counts.failures, counts.separated), (3, 1, 1));
+        assert_eq!((counts.executions, counts.rows), (5, 3), "one together, and each alone");
+        assert_eq!(counts.released[Released::Full as usize], 1);
+    }
+}
+
+#[test]
+fn rows_run_together_and_outputs_share_their_memory() {
+    for engine in backends() {
+        let policy = BatchPolicy { max_rows: 3, delay: Duration::from_secs(3600) };
+        let graph = batched(engine, "rows", 1, policy);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        let (one, two) =
+            runtime.block_on(async { tokio::join!(graph.compute(rows(0, 1).0), graph.compute(rows(1, 2).0)) });
+        let (one, two) = (one.expect("an answer").remove(0).1, two.expect("an answer").remove(0).1);
+        assert_eq!((one.shape(), two.shape()), (&[1, 4][..], &[2, 4][..]));
+        assert_eq!(one.data().as_ptr().wrapping_add(one.data().len()), two.data().as_ptr(), "no copy");
+        let counts = graph.counts();
+        assert_eq!((counts.executions, counts.inferences, counts.rows), (1, 2, 3));
+        assert_eq!(counts.sizes.keys().collect::<Vec<_>>(), [&3]);
+    }
+}
