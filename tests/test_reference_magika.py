@@ -5,8 +5,10 @@ import pytest
 from magika import Magika
 from sending import close, infer, strings, texts
 
-# rten's numbers differ from ONNX Runtime's where the net is unsure: by 0.6% on one of these files. Its labels are equal.
-TOLERANCE = {"onnxruntime": 1e-4, "rten": 1e-2}
+TOLERANCE = 1e-4
+# The net normalises by a variance that it computes as a small difference of two sums over 512 positions. rten adds them up
+# one after the other in single precision, which is 4e-6 off; where the variance is small, that is 0.4% of the score.
+INEXACT = {("rten", "utf16.txt"): 1e-2}
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +25,8 @@ def test_every_file_gets_the_same_label_and_score(deployed, reference):
         if texts(answer["label"]) != [str(expected.output.label)]:
             differing.append((name, texts(answer["label"]), expected.output.label, expected.score))
             continue
-        close(answer["score"][0], answer["score"].dtype.type(expected.score), TOLERANCE[deployed.gateway.engine])
+        tolerance = INEXACT.get((deployed.gateway.engine, name), TOLERANCE)
+        close(answer["score"][0], answer["score"].dtype.type(expected.score), tolerance)
         assert texts(answer["mime_type"]) == [expected.output.mime_type]
         assert texts(answer["description"]) == [expected.output.description]
     assert not differing

@@ -87,3 +87,13 @@ def test_an_asynchronous_component(deployed, reference):  # noqa: F811
         answer = deployed.gateway.call("POST", f"/models/{name}/", body, {"content-type": "text/csv"})
         assert answer.status == 200, answer
         assert species[index] in answer.body.decode()
+
+
+def test_they_import_nothing_but_standard_interfaces(deployed):
+    """They would run under `wasmtime serve -S nn` and `wasmtime run -S nn` as they are."""
+    for example in ("http-iris", "http-async-iris", "cli-iris"):
+        name = deployed.example(example)
+        loaded = json.loads(deployed.gateway.cli("inspect", name, "--json").stdout)["loaded"]
+        imports = [entry["name"] for entry in loaded["imports"]]
+        assert "wasi:nn/graph@0.2.0-rc-2024-10-28" in imports
+        assert all(one.startswith("wasi:") for one in imports), imports
