@@ -10,7 +10,7 @@ use windrose_sandbox::Grants;
 
 use crate::config::explain;
 use crate::config::units::{Size, Span};
-use crate::control::manifest::{Command, GraphEntry, Manifest, SelfTest, Timeout, WantedLimits};
+use crate::control::manifest::{Command, GraphEntry, Jurisdictions, Manifest, SelfTest, Timeout, WantedLimits};
 use crate::control::store::hex;
 
 /// A manifest, and where the files are that it names by digest.
@@ -44,6 +44,8 @@ pub struct WrittenModel {
     command: Command,
     #[serde(default)]
     timeout: WrittenTimeout,
+    #[serde(default)]
+    jurisdictions: Jurisdictions,
     test: Option<WrittenTest>,
 }
 
@@ -153,6 +155,7 @@ impl Project {
             grants: Grants::default(),
             command: Command::default(),
             timeout: Timeout::default(),
+            jurisdictions: Jurisdictions::default(),
             test: None,
         };
         Project { manifest, files: BTreeMap::new() }
@@ -202,6 +205,7 @@ impl Project {
         }
         let manifest = &mut project.manifest;
         manifest.description = written.description;
+        manifest.jurisdictions = written.jurisdictions;
         manifest.limits = written.limits.wanted();
         manifest.grants = written.grants;
         manifest.command = written.command;

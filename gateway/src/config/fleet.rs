@@ -323,7 +323,8 @@ pub fn jurisdictions(names: &[String]) -> Result<Vec<Jurisdiction>, String> {
 /// Says how a name looks.
 pub fn check_site_name(name: &str) -> Result<(), String> {
     let known = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
-    let word = |w: &str| (1..=63).contains(&w.len()) && w.bytes().all(known) && !w.starts_with('-') && !w.ends_with('-');
+    let word =
+        |w: &str| (1..=63).contains(&w.len()) && w.bytes().all(known) && !w.starts_with('-') && !w.ends_with('-');
     if name.len() <= 200 && name.split('/').all(word) {
         return Ok(());
     }

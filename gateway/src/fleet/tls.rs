@@ -60,9 +60,8 @@ impl Identity {
         // A resumed session would not look at the certificates again.
         client.resumption = tokio_rustls::rustls::client::Resumption::disabled();
         client.alpn_protocols = vec![ALPN.to_vec()];
-        let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider())
-            .build()
-            .map_err(|error| wrong(&error))?;
+        let verifier =
+            WebPkiClientVerifier::builder_with_provider(roots, provider()).build().map_err(|error| wrong(&error))?;
         let mut server = ServerConfig::builder_with_provider(provider())
             .with_protocol_versions(&[&version::TLS13])
             .map_err(|error| wrong(&error))?

@@ -1,10 +1,11 @@
 //! What gateways tell each other about a request, in headers of their own: written and read only on connections that
 //! proved a peer's certificate. Whatever a client sends under these names is dropped.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::header::{
-    CONNECTION, HOST, HeaderMap, HeaderName, HeaderValue, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRAILER,
+    CONNECTION, EXPECT, HOST, HeaderMap, HeaderName, HeaderValue, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRAILER,
     TRANSFER_ENCODING, UPGRADE,
 };
 use windrose_route::{Digest, Jurisdiction, Load, Rules, Source};
@@ -61,7 +62,7 @@ pub struct Forwarded {
     /// What must answer.
     pub digest: Digest,
     /// What binds it.
-    pub rules: Rules,
+    pub rules: Arc<Rules>,
 }
 
 /// What a client wishes for, beside its deadline.
@@ -87,18 +88,31 @@ pub fn drop_internal(headers: &mut HeaderMap) {
 /// The headers of a message that goes on: none of one connection's own, and none that only gateways use.
 pub fn end_to_end(headers: &HeaderMap) -> HeaderMap {
     let mut headers = headers.clone();
-    let named: Vec<HeaderName> = headers
-        .get_all(CONNECTION)
-        .iter()
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(','))
-        .filter_map(|name| name.trim().parse().ok())
-        .collect();
-    for name in HOP_BY_HOP.iter().chain(&named).chain([&HOST]) {
+    strip(&mut headers);
+    headers
+}
+
+/// Takes off what belongs to one connection, and what only gateways use.
+pub fn strip(headers: &mut HeaderMap) {
+    if headers.contains_key(CONNECTION) {
+        let values = headers.get_all(CONNECTION).iter().filter_map(|value| value.to_str().ok());
+        let named: Vec<HeaderName> =
+            values.flat_map(|value| value.split(',')).filter_map(|name| name.trim().parse().ok()).collect();
+        for name in &named {
+            headers.remove(name);
+        }
+    }
+    for name in HOP_BY_HOP.iter().chain([&HOST, &EXPECT]) {
         headers.remove(name);
     }
-    drop_internal(&mut headers);
-    headers
+    drop_internal(headers);
+}
+
+/// Takes off what says something to a gateway and nothing to a foreign server.
+pub fn drop_ours(headers: &mut HeaderMap) {
+    for name in [ALLOW, DENY, VERIFIED, HEDGE] {
+        headers.remove(name);
+    }
 }
 
 /// What a client wishes for.
@@ -172,7 +186,7 @@ impl Forwarded {
             Some(_) => text(&RULES).and_then(read).ok_or_else(|| malformed(RULES))?,
         };
         drop_internal(headers);
-        Ok(Forwarded { remaining: Duration::from_millis(remaining), digest, rules })
+        Ok(Forwarded { remaining: Duration::from_millis(remaining), digest, rules: Arc::new(rules) })
     }
 }
 
@@ -218,7 +232,8 @@ fn read(text: &str) -> Option<Rules> {
 
 /// A load as one header: requests in flight, of these queued, how many run at once, engine time in microseconds.
 pub fn load_header(load: &Load) -> HeaderValue {
-    let text = format!("{} {} {} {}", load.in_flight, load.queued, load.parallel, load.engine_time / 1000);
+    let [in_flight, queued, parallel, micros] = load_numbers(load);
+    let text = format!("{in_flight} {queued} {parallel} {micros}");
     HeaderValue::from_str(&text).unwrap_or_else(|_| HeaderValue::from_static("0 0 0 0"))
 }
 
@@ -227,13 +242,23 @@ pub fn load_of(headers: &HeaderMap) -> Option<Load> {
     let mut numbers = headers.get(&LOAD)?.to_str().ok()?.split(' ').map(str::parse::<u64>);
     let mut next = || numbers.next()?.ok();
     let (in_flight, queued, parallel, micros) = (next()?, next()?, next()?, next()?);
+    Some(load_from([in_flight, queued, parallel, micros]))
+}
+
+/// A load from its four numbers.
+pub fn load_from([in_flight, queued, parallel, micros]: [u64; 4]) -> Load {
     let small = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
-    Some(Load {
+    Load {
         in_flight: small(in_flight),
         queued: small(queued),
         parallel: small(parallel),
         engine_time: micros.saturating_mul(1000),
-    })
+    }
+}
+
+/// The four numbers of a load.
+pub fn load_numbers(load: &Load) -> [u64; 4] {
+    [load.in_flight.into(), load.queued.into(), load.parallel.into(), load.engine_time / 1000]
 }
 
 #[cfg(test)]
@@ -246,10 +271,12 @@ mod tests {
 
     #[test]
     fn a_forwarded_request_is_told_whole() {
-        let rules = Rules::none()
-            .and(Source::Manifest, Some(vec![place("eu"), place("us-ca")]), vec![])
-            .and(Source::Request, Some(vec![]), vec![place("us")]);
-        let told = Forwarded { remaining: Duration::from_millis(1500), digest: [7; 32], rules };
+        let rules = Rules::none().and(Source::Manifest, Some(vec![place("eu"), place("us-ca")]), vec![]).and(
+            Source::Request,
+            Some(vec![]),
+            vec![place("us")],
+        );
+        let told = Forwarded { remaining: Duration::from_millis(1500), digest: [7; 32], rules: Arc::new(rules) };
         let mut headers = HeaderMap::new();
         told.stamp(&mut headers, 2, "default");
         let read = Forwarded::take(&mut headers).unwrap();
@@ -262,7 +289,11 @@ mod tests {
         let whole = || {
             let mut headers = HeaderMap::new();
             let rules = Rules::none().and(Source::Tenant, None, vec![place("us")]);
-            Forwarded { remaining: Duration::from_secs(1), digest: [1; 32], rules }.stamp(&mut headers, 0, "t");
+            Forwarded { remaining: Duration::from_secs(1), digest: [1; 32], rules: Arc::new(rules) }.stamp(
+                &mut headers,
+                0,
+                "t",
+            );
             headers
         };
         for name in [REMAINING, DIGEST, HOPS] {

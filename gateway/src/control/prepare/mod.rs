@@ -9,6 +9,7 @@ mod selftest;
 
 pub use job::{Event, GraphReport, Host, Job, Prepared, Status};
 pub use parent::run;
+pub use selftest::compare_golden;
 
 /// Why a preparation failed. The message is for the person who deploys.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
