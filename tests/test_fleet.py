@@ -1,6 +1,5 @@
 """Several gateways as one: real processes on loopback, peers over TLS with certificates on both sides."""
 
-import json
 import re
 import signal
 import socket
@@ -10,10 +9,8 @@ import time
 
 import pytest
 from fleet import ADD, Fleet, answers, explained, until_site
-from harness import ROOT, Gateway, free_ports, wait_until
+from harness import Gateway, wait_until
 
-X = [{"name": "x", "datatype": "FP32", "shape": [1, 2], "data": [1.5, 2.5]}]
-Y = [{"name": "y", "datatype": "FP32", "shape": [1, 2], "data": [1.0, 1.0]}]
 BODY = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 2], "data": [1.5, 2.5]}]}
 MODEL = "identity"
 
@@ -222,12 +219,10 @@ def test_a_large_body_is_streamed_and_a_large_answer_too(trio):
     assert answer.json()["outputs"][0]["data"] == [0.5] * count
 
 
-def test_a_deadline_travels_and_a_lost_client_withdraws_its_job(make_fleet):
+def test_a_deadline_travels(make_fleet):
     fleet = make_fleet("entry", "one")
     one = fleet.start("one")
-    one.cli("deploy", ADD / "loop.onnx", "--name", "loop", "--set", "graphs.model.sessions=1", check=False)
-    if one.get("/v2/models/loop").status != 200:
-        deploy(one, "loop", "loop")
+    deploy(one, "loop", "loop")
     entry = fleet.start("entry")
     ready_at(entry, "loop", {"one"})
     inputs = [
@@ -278,8 +273,6 @@ def test_the_law_holds_everywhere(make_fleet):
     assert "not allowed by the request" in none.json()["error"]
     assert metric(entry, "windrose_site_attempts") == before
     assert answers(entry, MODEL, BODY, windrose_allow="e u").status == 400
-    refused = {c["site"]: c.get("refused") for c in explained(entry, MODEL)["candidates"]}
-    assert refused == {"a": None, "b": None}
     text = entry.cli("explain", MODEL, "--deny", "us").stdout
     assert "denied by the request" in text
     # A manifest binds wherever the model is asked for; a client cannot loosen it.
