@@ -6,7 +6,7 @@ FUZZ_SECONDS ?= 60
 VENV = target/venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help demo build test test-quick guests models onnxruntime venv bench bench-failover fuzz test-gpu clean
+.PHONY: help demo build test test-quick guests models onnxruntime venv bench bench-failover bench-forward fuzz test-gpu clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,6 +39,10 @@ bench: venv onnxruntime models guests build ## Windrose beside its floors, as ra
 bench-failover: venv build ## What clients see through Envoy and HAProxy while the nearest of four sites is sick (root)
 	$(CARGO) build --release --locked -p windrose-lab
 	$(VENV) tests/bench_failover.py
+
+bench-forward: venv build ## What forwarding a request costs Envoy, HAProxy and nginx, in one run
+	$(CARGO) build --release --locked -p windrose-lab
+	$(VENV) tests/bench_forward.py
 
 fuzz: ## The fuzzers, FUZZ_SECONDS=3600 for an hour each
 	$(PYTHON) tests/fuzz/run.py all $(FUZZ_SECONDS)

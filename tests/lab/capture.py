@@ -23,7 +23,8 @@ class Capture:
         self.payload: Counter = Counter()
         self.packets: Counter = Counter()
         self.bytes = bytearray()
-        self._stopping = threading.Event()
+        # When to stop; what crossed before `finish` was called is still taken.
+        self._until = float("inf")
         self._socket = space.run(self._open)
         self._thread = threading.Thread(target=self._take, daemon=True)
         self._thread.start()
@@ -42,9 +43,11 @@ class Capture:
                 try:
                     packet = self._socket.recv(65_536)
                 except TimeoutError:
-                    if self._stopping.is_set():
+                    if self._until < time.monotonic():
                         return
                     continue
+                if self._until < time.monotonic():
+                    return
                 now = time.time_ns()
                 file.write(struct.pack("<IIII", now // 10**9, now % 10**9 // 1000, len(packet), len(packet)) + packet)
                 self._count(packet)
@@ -61,7 +64,7 @@ class Capture:
             self.bytes += payload
 
     def finish(self) -> "Capture":
-        self._stopping.set()
+        self._until = time.monotonic() + 0.3
         self._thread.join(10)
         self._socket.close()
         return self

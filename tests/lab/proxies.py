@@ -1,4 +1,4 @@
-"""Envoy and HAProxy in the place of our entry gateways, at usual settings and tuned by hand.
+"""Other proxies in the place of our entry gateways, at usual settings and tuned by hand.
 
 Usual is what their own guides begin with: the nearest site first and the others in reserve, health checks, retries. Tuned
 is the best that was found for the faults of this lab: short timeouts, quick health checks, ejection at the first failure.
@@ -191,22 +191,52 @@ def haproxy_config(listen: list[str], port: int, backends: list[Backend], settin
     return "\n".join(lines) + "\n"
 
 
-# === both
+# === nginx
+
+
+def nginx_config(listen: list[str], port: int, backends: list[Backend], folder: Path) -> str:
+    """nginx's configuration as a plain forwarder, for what forwarding costs."""
+    scratch = [f"{kind}_temp_path {folder}/{kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")]
+    servers = [f"server {backend.address}:{backend.port};" for backend in backends]
+    lines = [
+        "daemon off; master_process off; worker_processes 1; error_log stderr error;",
+        f"pid {folder}/nginx.pid;",
+        "events { worker_connections 4096; }",
+        "http {",
+        "access_log off; client_max_body_size 0; proxy_request_buffering off; keepalive_requests 1000000;",
+        *scratch,
+        "upstream sites { keepalive 64; keepalive_requests 1000000;",
+        *servers,
+        "}",
+        "server {",
+        *(f"listen {address}:{port};" for address in listen),
+        'location / { proxy_pass http://sites; proxy_http_version 1.1; proxy_set_header Connection ""; }',
+        "}}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+# === all
+
+
+def command(kind: str, tuned: bool, folder: Path, listen: list[str], port: int, backends: list[Backend]) -> list:
+    """Writes a proxy's configuration; returns the command that starts it, in one process in the foreground."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{kind}.conf"
+    if kind == "envoy":
+        settings = TUNED_ENVOY if tuned else USUAL_ENVOY
+        path = path.with_suffix(".json")
+        path.write_text(json.dumps(envoy_config(listen, port, backends, settings)))
+        return [envoy_binary(), "--disable-hot-restart", "--concurrency", "2", "-l", "error", "-c", path]
+    if kind == "haproxy":
+        path.write_text(haproxy_config(listen, port, backends, TUNED_HAPROXY if tuned else USUAL_HAPROXY))
+        return [debian_binary("haproxy"), "-db", "-f", path]
+    path.write_text(nginx_config(listen, port, backends, folder))
+    return [debian_binary("nginx"), "-c", path]
 
 
 def start(kind: str, tuned: bool, space: Namespace, folder: Path, port: int, backends: list[Backend]):
     """Starts a proxy on all addresses of a namespace; returns its process."""
-    folder.mkdir(parents=True, exist_ok=True)
-    if kind == "envoy":
-        path = folder / "envoy.json"
-        settings = TUNED_ENVOY if tuned else USUAL_ENVOY
-        path.write_text(json.dumps(envoy_config(space.addresses, port, backends, settings)))
-        command = [envoy_binary(), "--disable-hot-restart", "--concurrency", "2", "-l", "error", "-c", path]
-    else:
-        path = folder / "haproxy.cfg"
-        settings = TUNED_HAPROXY if tuned else USUAL_HAPROXY
-        path.write_text(haproxy_config(space.addresses, port, backends, settings))
-        command = [debian_binary("haproxy"), "-db", "-f", path]
-    log = open(folder / f"{kind}.log", "wb")  # the process keeps it
-    with log:
-        return space.popen(command, stdout=log, stderr=log)
+    parts = command(kind, tuned, folder, space.addresses, port, backends)
+    with open(folder / f"{kind}.log", "wb") as log:
+        return space.popen(parts, stdout=log, stderr=log)

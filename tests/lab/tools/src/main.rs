@@ -3,6 +3,7 @@
 mod front;
 mod link;
 mod load;
+mod storm;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
@@ -24,6 +25,8 @@ enum Part {
     Front(front::Arguments),
     /// Sends requests at a fixed rate and writes what became of each.
     Load(load::Arguments),
+    /// Sends the same request again and again, as fast as it is answered.
+    Storm(storm::Arguments),
 }
 
 fn main() -> Result<()> {
@@ -31,5 +34,6 @@ fn main() -> Result<()> {
         Part::Link(arguments) => link::run(&arguments),
         Part::Front(arguments) => front::run(arguments),
         Part::Load(arguments) => load::run(arguments),
+        Part::Storm(arguments) => storm::run(&arguments),
     }
 }
