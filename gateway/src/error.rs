@@ -46,6 +46,9 @@ pub enum Kind {
     GraphCrashed,
     GraphTimeLimit,
     Conflict,
+    Unlawful,
+    NotHere,
+    Unavailable,
     Internal,
 }
 
@@ -75,7 +78,7 @@ impl Error {
 
 impl Kind {
     /// Every kind, in the order of declaration.
-    pub const ALL: [Kind; 25] = [
+    pub const ALL: [Kind; 28] = [
         Kind::Malformed,
         Kind::InvalidInput,
         Kind::NotFound,
@@ -100,6 +103,9 @@ impl Kind {
         Kind::GraphCrashed,
         Kind::GraphTimeLimit,
         Kind::Conflict,
+        Kind::Unlawful,
+        Kind::NotHere,
+        Kind::Unavailable,
         Kind::Internal,
     ];
 
@@ -119,7 +125,8 @@ impl Kind {
             Kind::Unauthorized => StatusCode::UNAUTHORIZED,
             Kind::Conflict => StatusCode::CONFLICT,
             Kind::Overloaded => StatusCode::TOO_MANY_REQUESTS,
-            Kind::NotReady => StatusCode::SERVICE_UNAVAILABLE,
+            Kind::NotReady | Kind::Unlawful | Kind::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
+            Kind::NotHere => StatusCode::MISDIRECTED_REQUEST,
             Kind::Deadline | Kind::WallLimit | Kind::CpuLimit | Kind::GraphTimeLimit => StatusCode::GATEWAY_TIMEOUT,
             Kind::GuestFailed | Kind::GuestTrapped | Kind::GuestContract => StatusCode::BAD_GATEWAY,
             Kind::GraphFailed | Kind::GraphCrashed => StatusCode::BAD_GATEWAY,
@@ -141,7 +148,9 @@ impl Kind {
             | Kind::UnsupportedMedia
             | Kind::Unauthorized
             | Kind::Conflict
+            | Kind::Unlawful
             | Kind::Deadline => Origin::Caller,
+            Kind::NotHere | Kind::Unavailable => Origin::Peer,
             Kind::Internal | Kind::Overloaded | Kind::NotReady => Origin::Ours,
             _ => Origin::Guest,
         }
@@ -174,6 +183,9 @@ impl Kind {
             Kind::GraphCrashed => "graph_crashed",
             Kind::GraphTimeLimit => "graph_time_limit",
             Kind::Conflict => "conflict",
+            Kind::Unlawful => "unlawful",
+            Kind::NotHere => "not_here",
+            Kind::Unavailable => "unavailable",
             Kind::Internal => "internal",
         }
     }

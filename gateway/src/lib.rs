@@ -8,6 +8,7 @@ pub mod config;
 pub mod control;
 pub mod dispatch;
 pub mod error;
+pub mod fleet;
 pub mod http;
 pub mod request;
 pub mod serve;

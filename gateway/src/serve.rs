@@ -16,6 +16,7 @@ use crate::control::registry::{Bounds, Registry};
 use crate::control::store::Store;
 use crate::control::token::Token;
 use crate::control::{AssetFolders, make_private};
+use crate::fleet::Fleet;
 use crate::http::{self, DataPlane};
 use crate::snapshot::{Current, Snapshot};
 use crate::telemetry::Telemetry;
@@ -40,6 +41,9 @@ const CONTROL_DRAIN: Duration = Duration::from_secs(5);
 /// How long a thread for blocking work waits for more. They are woken in turn: were it long, then every thread that the
 /// busiest moment needed would always find some work in time, and stay with its memory for as long as the process.
 const BLOCKING_IDLE: Duration = Duration::from_millis(100);
+
+/// How long peers have to hear that this gateway leaves.
+const LEAVE: Duration = Duration::from_millis(100);
 
 /// Runs a gateway until SIGTERM or SIGINT, then drains it.
 ///
@@ -78,6 +82,11 @@ async fn serve(config: Config) -> Result<(), StartError> {
     let control = bind(config.control.listen, "control.listen").await?;
     let data_address = data.local_addr().map_err(doing("data.listen"))?;
     let control_address = control.local_addr().map_err(doing("control.listen"))?;
+    let peers = match config.fleet.as_ref().and_then(|fleet| fleet.listen) {
+        Some(listen) => Some(bind(listen, "fleet.listen").await?),
+        None => None,
+    };
+    let peer_address = peers.as_ref().and_then(|listener| listener.local_addr().ok());
     if !control_address.ip().is_loopback() {
         tracing::warn!(%control_address, "the control API speaks plain HTTP on an address that is not loopback");
     }
@@ -88,7 +97,7 @@ async fn serve(config: Config) -> Result<(), StartError> {
         isolation: config.isolation,
         ceiling: config.ceiling.clone(),
         budget: config.prepare,
-        closed: vec![data_address, control_address],
+        closed: [data_address, control_address].into_iter().chain(peer_address).collect(),
         assets: Arc::new(assets),
     });
     let loader = loader.map_err(doing("starting sandbox and engines"))?;
@@ -101,22 +110,40 @@ async fn serve(config: Config) -> Result<(), StartError> {
     };
     let registry = Registry::open(store, loader, current.clone(), bounds).await.map_err(doing("reading the store"))?;
     let telemetry = Telemetry::new();
-    let plane = DataPlane::new(current, telemetry.clone(), config.data.http.clone());
+    let plane = DataPlane::new(current.clone(), telemetry.clone(), config.data.http.clone());
     plane.set_ready(false);
+    let fleet = match config.fleet {
+        Some(settings) => {
+            let fleet =
+                Fleet::start(settings, current, registry.clone(), telemetry.clone()).map_err(doing("the fleet"))?;
+            plane.join(fleet.clone());
+            Some(fleet)
+        }
+        None => None,
+    };
     let api = Api {
         registry: registry.clone(),
         token,
         telemetry,
         max_blob: config.control.max_blob,
         data: data_address,
+        fleet: fleet.clone(),
         started,
     };
     let (stop_data, stop_control) = (CancellationToken::new(), CancellationToken::new());
     let control = tokio::spawn(api::serve(control, Arc::new(api), stop_control.clone()));
     let data = tokio::spawn(http::serve(data, plane.clone(), stop_data.clone()));
+    let peers = fleet
+        .clone()
+        .zip(peers)
+        .map(|(fleet, listener)| tokio::spawn(http::peer::serve(listener, plane.clone(), fleet, stop_data.clone())));
     tracing::info!(data = %data_address, control = %control_address, "listening");
+    let joined = fleet.clone();
     tokio::spawn(async move {
         registry.load_all().await;
+        if let Some(fleet) = joined {
+            fleet.settled().await;
+        }
         plane.set_ready(true);
         tracing::info!(ms = started.elapsed().as_millis() as u64, "ready");
     });
@@ -125,7 +152,17 @@ async fn serve(config: Config) -> Result<(), StartError> {
         _ = interrupt.recv() => {}
     }
     tracing::info!("stopping: no new connections, requests in flight finish");
+    if let Some(fleet) = fleet {
+        // Peers hear of it before connections end, and send nothing more.
+        fleet.leave();
+        tokio::time::sleep(LEAVE).await;
+    }
     stop_data.cancel();
+    if let Some(peers) = peers
+        && let Err(error) = peers.await
+    {
+        tracing::error!(%error, "the peer listener ended badly");
+    }
     if let Err(error) = data.await {
         tracing::error!(%error, "the data plane ended badly");
     }

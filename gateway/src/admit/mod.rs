@@ -6,11 +6,14 @@ mod signature;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use http::HeaderMap;
 use tokio::sync::OwnedSemaphorePermit;
 use windrose_engine::default_tenant;
+use windrose_route::{Rules, Source};
 use windrose_sandbox::ModuleKind;
 
 use crate::error::{Error, Kind};
+use crate::fleet::wire::wishes;
 use crate::request::Request;
 use crate::snapshot::{NotReady, Served, Snapshot};
 
@@ -73,6 +76,18 @@ fn missing(snapshot: &Snapshot, model: &str, version: Option<&str>) -> Error {
         false => format!("{what} could not be loaded after the gateway's start"),
     };
     Error::new(Kind::NotReady, message)
+}
+
+/// Refuses what is bound to a jurisdiction, at a gateway that is no site of a fleet: nobody knows whose law holds there.
+///
+/// # Errors
+/// [`Kind::Unlawful`]; [`Kind::Malformed`] for rules of the caller that cannot be read.
+pub fn check_law(served: &Served, headers: &HeaderMap) -> Result<(), Error> {
+    let wishes = wishes(headers)?;
+    let rules = served.manifest.jurisdictions.bind(Rules::none());
+    let rules = rules.and(Source::Request, wishes.allow, wishes.deny);
+    let message = |breach| format!("this gateway may not answer: {breach}");
+    rules.permit(None).map_err(|breach| Error::new(Kind::Unlawful, message(breach)))
 }
 
 /// Refuses a model of another kind than the caller's way of calling takes.

@@ -2,6 +2,8 @@
 
 mod client;
 mod deploy;
+mod explain;
+mod fleet;
 mod infer;
 mod new;
 mod npy;
@@ -45,6 +47,10 @@ enum Command {
     Validate(deploy::Validate),
     /// Make a folder with a new module in Rust, Python or JavaScript, its manifest and a test.
     New(new::New),
+    /// Show where a request for a model would go now and why, and where the last ones went.
+    Explain(explain::Explain),
+    /// Make the certificates with which the sites of a fleet know each other.
+    Fleet(fleet::Fleet),
     /// Print a completion script for a shell, for example `windrose completions bash`.
     Completions {
         /// The shell.
@@ -150,6 +156,7 @@ pub fn main() -> ExitCode {
         Command::Prepare => prepare::child::main(),
         Command::Engine => windrose_engine::backend::child::main(),
         Command::Serve(serve) => run_server(serve),
+        Command::Fleet(fleet) => fleet.run(),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "windrose", &mut std::io::stdout());
             Ok(())
@@ -195,10 +202,15 @@ fn run_client(command: Command) -> Result<(), Failure> {
             Command::Models(models) => models.run().await,
             Command::Inspect(inspect) => inspect.run().await,
             Command::Infer(infer) => infer.run().await,
+            Command::Explain(explain) => explain.run().await,
             Command::Delete(delete) => delete.run().await,
             Command::Validate(validate) => validate.run().await,
             Command::New(new) => new.run(),
-            Command::Serve(_) | Command::Completions { .. } | Command::Prepare | Command::Engine => Ok(()),
+            Command::Serve(_)
+            | Command::Fleet(_)
+            | Command::Completions { .. }
+            | Command::Prepare
+            | Command::Engine => Ok(()),
         }
     })
 }

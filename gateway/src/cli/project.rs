@@ -10,7 +10,7 @@ use windrose_sandbox::Grants;
 
 use crate::config::explain;
 use crate::config::units::{Size, Span};
-use crate::control::manifest::{Command, GraphEntry, Manifest, SelfTest, Timeout, WantedLimits};
+use crate::control::manifest::{Command, GraphEntry, Jurisdictions, Manifest, SelfTest, Timeout, WantedLimits};
 use crate::control::store::hex;
 
 /// A manifest, and where the files are that it names by digest.
@@ -45,6 +45,8 @@ pub struct WrittenModel {
     #[serde(default)]
     timeout: WrittenTimeout,
     weight: Option<u32>,
+    #[serde(default)]
+    jurisdictions: Jurisdictions,
     test: Option<WrittenTest>,
 }
 
@@ -159,6 +161,7 @@ impl Project {
             command: Command::default(),
             timeout: Timeout::default(),
             weight: 1,
+            jurisdictions: Jurisdictions::default(),
             test: None,
         };
         Project { manifest, files: BTreeMap::new() }
@@ -211,6 +214,7 @@ impl Project {
         }
         let manifest = &mut project.manifest;
         manifest.description = written.description;
+        manifest.jurisdictions = written.jurisdictions;
         manifest.limits = written.limits.wanted();
         manifest.grants = written.grants;
         manifest.command = written.command;

@@ -3,6 +3,7 @@
 
 mod client;
 pub mod explain;
+pub mod fleet;
 pub mod reference;
 pub mod units;
 pub mod written;
@@ -51,6 +52,8 @@ pub struct Config {
     pub ceiling: Ceiling,
     /// The budget of one preparation.
     pub prepare: Budget,
+    /// The other sites; `None` where this gateway is alone.
+    pub fleet: Option<fleet::FleetConfig>,
     /// What is written to standard error.
     pub log: LogConfig,
 }
@@ -247,6 +250,7 @@ fn validate(written: Written, environment: &[(String, String)]) -> Result<Config
         instances: positive(written.sandbox.instances, "sandbox.instances")?,
         ceiling: ceiling(written.ceiling)?,
         prepare,
+        fleet: fleet(written.fleet)?,
         log: log(written.log)?,
         dir,
     })
@@ -292,6 +296,37 @@ fn engines(library: Option<String>, search: Option<units::List>, dir: &Path) -> 
         folders.push(target.join("onnxruntime"));
     }
     Ok(EnginesConfig { onnxruntime, search: folders })
+}
+
+fn fleet(written: written::Fleet) -> Result<Option<fleet::FleetConfig>, ConfigError> {
+    let Some(file) = written.file.filter(|file| !file.as_os_str().is_empty()) else { return Ok(None) };
+    let file_of = |value: Option<PathBuf>, key: &str| {
+        let path = need(value, key)?;
+        if path.is_file() {
+            Ok(path)
+        } else {
+            Err(ConfigError(format!("{key}: there is no file `{}`", path.display())))
+        }
+    };
+    let places = |value: Option<units::List>, key: &str| {
+        fleet::jurisdictions(&need(value, key)?.0).map_err(|message| ConfigError(format!("{key}: {message}")))
+    };
+    let allow = places(written.allow, "fleet.allow")?;
+    let listen = need(written.listen, "fleet.listen")?;
+    let config = fleet::FleetConfig {
+        site: need(written.site, "fleet.site")?,
+        listen: if listen.is_empty() { None } else { Some(address(Some(listen), "fleet.listen")?) },
+        certificate: file_of(written.certificate, "fleet.certificate")?,
+        key: file_of(written.key, "fleet.key")?,
+        authority: file_of(written.authority, "fleet.authority")?,
+        hold: in_memory(written.hold, "fleet.hold")?,
+        allow: (!allow.is_empty()).then_some(allow),
+        deny: places(written.deny, "fleet.deny")?,
+        file,
+    };
+    // A file that is wrong stops the start, before a port is bound.
+    fleet::FleetFile::load(&config.file, &config.site)?;
+    Ok(Some(config))
 }
 
 fn log(written: written::Log) -> Result<LogConfig, ConfigError> {

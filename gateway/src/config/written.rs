@@ -161,6 +161,30 @@ table! {
 }
 
 table! {
+    /// Other sites. Without a file this gateway is alone.
+    Fleet, "fleet", {
+        /// The fleet file, which lists the sites. It is read again when it changes.
+        file: PathBuf = "",
+        /// Which of its sites this gateway is.
+        site: String = "\"\"",
+        /// Where peers connect, with certificates on both sides; nobody does where it is empty.
+        listen: String = "\"127.0.0.1:8002\"",
+        /// This site's certificate, PEM. Certificates, key and authority are read again when they change.
+        certificate: PathBuf = "",
+        /// The key of the certificate, PEM.
+        key: PathBuf = "",
+        /// The authority that signs the certificates of all sites, PEM.
+        authority: PathBuf = "",
+        /// The largest body of a request that is kept to be sent again, and of an answer that is held before its first byte.
+        hold: Size = "\"1MiB\"",
+        /// Jurisdictions to which everything that enters here may go; any where the list is empty.
+        allow: List = "[]",
+        /// Jurisdictions to which nothing may go that enters here.
+        deny: List = "[]",
+    }
+}
+
+table! {
     /// What is written to standard error.
     Log, "log", {
         /// `text` or `json`.
@@ -181,11 +205,12 @@ pub struct Written {
     pub sandbox: Sandbox,
     pub ceiling: Ceiling,
     pub prepare: Prepare,
+    pub fleet: Fleet,
     pub log: Log,
 }
 
 /// The tables in the order of the reference: what each is for, and its keys.
-pub const TABLES: [(&str, &[Key]); 8] = [
+pub const TABLES: [(&str, &[Key]); 9] = [
     (Data::ABOUT, Data::KEYS),
     (Control::ABOUT, Control::KEYS),
     (Storage::ABOUT, Storage::KEYS),
@@ -193,6 +218,7 @@ pub const TABLES: [(&str, &[Key]); 8] = [
     (Sandbox::ABOUT, Sandbox::KEYS),
     (Ceiling::ABOUT, Ceiling::KEYS),
     (Prepare::ABOUT, Prepare::KEYS),
+    (Fleet::ABOUT, Fleet::KEYS),
     (Log::ABOUT, Log::KEYS),
 ];
 
@@ -223,6 +249,7 @@ impl Written {
         self.sandbox.merge(over.sandbox);
         self.ceiling.merge(over.ceiling);
         self.prepare.merge(over.prepare);
+        self.fleet.merge(over.fleet);
         self.log.merge(over.log);
     }
 

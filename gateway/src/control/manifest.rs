@@ -5,7 +5,10 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use windrose_engine::{Batching, Device, EngineChoice, GraphOptions, Isolation, Padding};
+use windrose_route::{Rules, Source};
 use windrose_sandbox::{Grants, Limits};
+
+use crate::config::fleet::jurisdictions;
 
 /// One version of a model, complete. This is the body of the call that deploys it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
@@ -46,6 +49,9 @@ pub struct Manifest {
     /// Its share of the machine against other models, from 1 to 1,000.
     #[serde(default = "one", skip_serializing_if = "is_one")]
     pub weight: u32,
+    /// Where its data may go.
+    #[serde(default, skip_serializing_if = "Jurisdictions::is_empty")]
+    pub jurisdictions: Jurisdictions,
     /// The self-test that the model must pass before it goes live.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub test: Option<SelfTest>,
@@ -58,6 +64,47 @@ fn one() -> u32 {
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
 fn is_one(weight: &u32) -> bool {
     *weight == 1
+}
+
+/// The law of a model's data. A site is lawful when it is allowed and not denied; one whose jurisdiction nobody knows is
+/// not, as soon as there is any rule.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Jurisdictions {
+    /// Nothing but these, where there is a list; an empty one allows nothing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub allow: Option<Vec<String>>,
+    /// None of these.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub deny: Vec<String>,
+}
+
+impl Jurisdictions {
+    /// Whether it says nothing.
+    pub fn is_empty(&self) -> bool {
+        self.allow.is_none() && self.deny.is_empty()
+    }
+
+    /// These rules added to others. What cannot be read allows nothing: manifests are checked when they are deployed, so
+    /// that only a peer can say such a thing.
+    pub fn bind(&self, rules: Rules) -> Rules {
+        let allow = self.allow.as_deref().map(jurisdictions).transpose();
+        match (allow, jurisdictions(&self.deny)) {
+            (Ok(allow), Ok(deny)) => rules.and(Source::Manifest, allow, deny),
+            _ => rules.and(Source::Manifest, Some(Vec::new()), Vec::new()),
+        }
+    }
+
+    fn check(&self) -> Result<(), Invalid> {
+        for (field, list) in [("allow", self.allow.as_deref().unwrap_or_default()), ("deny", &self.deny)] {
+            if list.len() > MAX_JURISDICTIONS {
+                let message = format!("at most {MAX_JURISDICTIONS}");
+                return Err(Invalid::new(format!("jurisdictions.{field}"), message));
+            }
+            jurisdictions(list).map_err(|message| Invalid::new(format!("jurisdictions.{field}"), message))?;
+        }
+        Ok(())
+    }
 }
 
 /// One graph of a model. In JSON the options stand beside the digest.
@@ -223,6 +270,8 @@ impl Invalid {
 const MAX_GRAPHS: usize = 64;
 /// The most assets of one model.
 const MAX_ASSETS: usize = 4096;
+/// The most jurisdictions that a model allows or denies.
+const MAX_JURISDICTIONS: usize = 64;
 /// The most arguments, and the most environment variables, of one model.
 const MAX_WORDS: usize = 256;
 
@@ -351,6 +400,7 @@ impl Manifest {
         if let Some(host) = self.grants.network.iter().find(|host| !is_host(host)) {
             return Err(Invalid::new("grants.network", format!("`{host}` is not `host` or `host:port`")));
         }
+        self.jurisdictions.check()?;
         if let Some(test) = &self.test {
             check_digest("test.input", &test.input)?;
             if let Some(output) = &test.output {

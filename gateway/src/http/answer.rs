@@ -13,7 +13,9 @@ use windrose_sandbox::HttpBody;
 
 use super::body::{Coding, compress};
 use super::oip;
+use crate::dispatch::replicas::Stream;
 use crate::error::{Error, Kind};
+use crate::fleet::upstream;
 use crate::telemetry::Track;
 
 /// The kind of an error, beside its message in the body.
@@ -33,6 +35,18 @@ pub(super) enum Body {
     Pieces(Pieces),
     /// What a guest streams.
     Guest(Box<GuestBody>),
+    /// What another site streams.
+    Remote(Box<RemoteBody>),
+}
+
+/// What another site streams, behind what was held of it.
+pub(super) struct RemoteBody {
+    /// The first piece last.
+    first: Vec<Bytes>,
+    rest: upstream::Answer,
+    length: Option<u64>,
+    /// Told how the body ended.
+    stream: Option<Stream>,
 }
 
 /// Pieces in memory, last first.
@@ -47,6 +61,8 @@ pub(super) struct GuestBody {
     /// Bytes that the head promised and that have not come yet.
     promised: Option<u64>,
     track: Track,
+    /// Where a replica was chosen for it: its request is in flight for as long.
+    stream: Option<Stream>,
     _permit: OwnedSemaphorePermit,
 }
 
@@ -73,18 +89,38 @@ impl Body {
         let (head, body) = answer.into_parts();
         let declared = head.headers.get(CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse().ok());
         let promised = declared.or_else(|| http_body::Body::size_hint(&body).exact());
-        let mut guest = GuestBody { body, promised, track, _permit: permit };
+        let mut guest = GuestBody { body, promised, track, stream: None, _permit: permit };
         if promised == Some(0) {
             guest.track.finish(None);
         }
         Response::from_parts(head, Body::Guest(Box::new(guest)))
     }
 
+    /// A body of which the beginning is held and the rest still comes from another site.
+    pub fn remote(mut first: Vec<Bytes>, rest: upstream::Answer, length: Option<u64>) -> Body {
+        first.reverse();
+        Body::Remote(Box::new(RemoteBody { first, rest, length, stream: None }))
+    }
+
+    /// Ties the stream of the attempt that won to its body.
+    pub fn tie(&mut self, stream: Stream) {
+        match self {
+            Body::Guest(guest) => guest.stream = Some(stream),
+            Body::Remote(remote) => remote.stream = Some(stream),
+            Body::Pieces(_) => stream.end(true),
+        }
+    }
+
+    /// Whether all of it is in memory.
+    pub fn is_whole(&self) -> bool {
+        matches!(self, Body::Pieces(_))
+    }
+
     /// Bytes in memory.
     pub fn length(&self) -> usize {
         match self {
             Body::Pieces(pieces) => usize::try_from(pieces.length).unwrap_or(usize::MAX),
-            Body::Guest(_) => 0,
+            Body::Guest(_) | Body::Remote(_) => 0,
         }
     }
 }
@@ -100,6 +136,7 @@ impl http_body::Body for Body {
                 Ok(Frame::data(piece))
             })),
             Body::Guest(guest) => guest.poll_frame(cx),
+            Body::Remote(remote) => remote.poll_frame(cx),
         }
     }
 
@@ -107,6 +144,7 @@ impl http_body::Body for Body {
         match self {
             Body::Pieces(pieces) => pieces.rest.is_empty(),
             Body::Guest(guest) => guest.body.is_end_stream(),
+            Body::Remote(_) => false,
         }
     }
 
@@ -114,6 +152,7 @@ impl http_body::Body for Body {
         match self {
             Body::Pieces(pieces) => SizeHint::with_exact(pieces.length),
             Body::Guest(guest) => guest.body.size_hint(),
+            Body::Remote(remote) => remote.length.map_or_else(SizeHint::default, SizeHint::with_exact),
         }
     }
 }
@@ -135,6 +174,23 @@ impl GuestBody {
             }
         }
         Poll::Ready(frame)
+    }
+}
+
+impl RemoteBody {
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        if let Some(piece) = self.first.pop() {
+            return Poll::Ready(Some(Ok(Frame::data(piece))));
+        }
+        let piece = std::task::ready!(self.rest.poll_data(cx));
+        if !matches!(piece, Some(Ok(_)))
+            && let Some(stream) = self.stream.take()
+        {
+            stream.end(piece.is_none());
+        }
+        Poll::Ready(
+            piece.map(|piece| piece.map(Frame::data).map_err(|_| "the answer of another site broke off".into())),
+        )
     }
 }
 

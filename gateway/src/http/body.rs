@@ -47,7 +47,7 @@ impl Lease {
     }
 
     /// Holds `bytes` more.
-    fn grow(&mut self, bytes: usize) -> Result<(), Error> {
+    pub fn grow(&mut self, bytes: usize) -> Result<(), Error> {
         let total = self.telemetry.connections.body_bytes.fetch_add(bytes as u64, Ordering::Relaxed) + bytes as u64;
         self.held += bytes;
         if total > self.max_total as u64 {
@@ -93,7 +93,7 @@ pub(super) async fn read(
 
 /// Runs `future` until `deadline`; `None` when that comes first. A timer is set only when the future is not ready
 /// after it was polled twice: a body mostly arrives with its head.
-async fn before<F: Future>(deadline: Instant, future: F) -> Option<F::Output> {
+pub(super) async fn before<F: Future>(deadline: Instant, future: F) -> Option<F::Output> {
     let mut future = pin!(future);
     let mut polled = false;
     let early = poll_fn(|cx| match future.as_mut().poll(cx) {

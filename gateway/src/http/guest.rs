@@ -11,7 +11,7 @@ use windrose_sandbox::{HttpBody, ModuleKind};
 
 use super::answer::{self, Body};
 use super::body::{self, Lease};
-use super::infer::{Call, timeout_header};
+use super::infer::{Call, shorter, timeout_header};
 use super::received::Received;
 use crate::admit;
 use crate::dispatch;
@@ -57,7 +57,7 @@ async fn exchange(
     track: &mut Option<Track>,
 ) -> Result<Response<Body>, Error> {
     let Call { plane, served, identity, mut timing } = call;
-    timing.header = timeout_header(request.headers())?;
+    timing.header = shorter(timing.header, timeout_header(request.headers())?);
     let (mut head, body) = request.into_parts();
     head.uri = stripped(&head.uri, rest)?;
     strip_hop_by_hop(&mut head.headers);
@@ -92,7 +92,7 @@ async fn command(
     if request.method() != Method::POST {
         return Ok(answer::wrong_method("POST"));
     }
-    timing.header = timeout_header(request.headers())?;
+    timing.header = shorter(timing.header, timeout_header(request.headers())?);
     let (head, incoming) = request.into_parts();
     let mut lease = Lease::new(plane.telemetry.clone(), &plane.config);
     let arrives_until = admit::deadline(&served, timing);

@@ -49,7 +49,7 @@ pub(super) async fn answer(
     admit::check_kind(&served, true)?;
     admit::check_load(&served)?;
     let (head, incoming) = request.into_parts();
-    timing.header = timeout_header(&head.headers)?;
+    timing.header = shorter(timing.header, timeout_header(&head.headers)?);
     let json_length = json_length(&head.headers)?;
     let mut lease = Lease::new(plane.telemetry.clone(), &plane.config);
     let arrives_until = admit::deadline(&served, timing);
@@ -109,6 +109,14 @@ pub(super) fn timeout_header(headers: &HeaderMap) -> Result<Option<Duration>, Er
     match number(headers, &TIMEOUT)? {
         Some(0) => Err(Error::new(Kind::InvalidInput, format!("{TIMEOUT}: is not a positive number"))),
         millis => Ok(millis.map(Duration::from_millis)),
+    }
+}
+
+/// The shorter of two spans, where there are any.
+pub(super) fn shorter(one: Option<Duration>, other: Option<Duration>) -> Option<Duration> {
+    match (one, other) {
+        (Some(one), Some(other)) => Some(one.min(other)),
+        (one, other) => one.or(other),
     }
 }
 

@@ -67,7 +67,7 @@ pub async fn serve(listener: TcpListener, plane: Arc<DataPlane>, shutdown: Cance
 }
 
 /// The next connection, once there is room for it; `None` after the shutdown.
-async fn next(
+pub(super) async fn next(
     listener: &TcpListener,
     slots: &Arc<Semaphore>,
     shutdown: &CancellationToken,
@@ -142,7 +142,7 @@ async fn speaks_http2(stream: &TcpStream) -> std::io::Result<bool> {
 }
 
 /// Drives a connection to its end; after the shutdown it finishes what is in flight and takes nothing more.
-async fn drive<C: GracefulConnection>(connection: C, shutdown: CancellationToken) -> Result<(), C::Error> {
+pub(super) async fn drive<C: GracefulConnection>(connection: C, shutdown: CancellationToken) -> Result<(), C::Error> {
     let mut connection = pin!(connection);
     tokio::select! {
         ended = until_end(connection.as_mut()) => return ended,

@@ -8,27 +8,30 @@ mod infer;
 mod listener;
 mod metadata;
 pub mod oip;
+pub mod peer;
 mod received;
+mod remote;
 mod route;
 mod stats;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use http::{Request, Response, StatusCode};
 use hyper::body::Incoming;
 
 pub use self::listener::serve;
+pub use self::received::Received;
 
 use self::answer::{Answer, Body};
 use self::identity::Identity;
 use self::infer::Call;
-use self::received::Received;
 use self::route::{Route, Target};
 use crate::admit::{self, Timing};
 use crate::error::{Error, Kind, Origin};
-use crate::snapshot::Current;
+use crate::fleet::{Fleet, wire};
+use crate::snapshot::{Current, Served};
 use crate::telemetry::{Telemetry, Track};
 
 /// How the data plane speaks HTTP.
@@ -55,6 +58,8 @@ pub struct DataPlane {
     ready: AtomicBool,
     /// Set once, when the shutdown begins.
     draining: AtomicBool,
+    /// The other sites, where there are any.
+    fleet: OnceLock<Arc<Fleet>>,
 }
 
 impl Default for HttpConfig {
@@ -74,13 +79,18 @@ impl DataPlane {
     pub fn new(current: Current, telemetry: Arc<Telemetry>, config: HttpConfig) -> Arc<DataPlane> {
         telemetry.attach(current.clone());
         let (ready, draining) = (AtomicBool::new(true), AtomicBool::new(false));
-        Arc::new(DataPlane { current, telemetry, config, ready, draining })
+        Arc::new(DataPlane { current, telemetry, config, ready, draining, fleet: OnceLock::new() })
     }
 
     /// Whether `/v2/health/ready` says yes. It does from the start; the control plane may hold it back until what was
     /// deployed is restored.
     pub fn set_ready(&self, ready: bool) {
         self.ready.store(ready, Ordering::Relaxed);
+    }
+
+    /// Answers for the models of a fleet from now on. Only the first call counts.
+    pub fn join(&self, fleet: Arc<Fleet>) {
+        let _ = self.fleet.set(fleet);
     }
 
     /// Readiness says no from now on.
@@ -155,15 +165,40 @@ async fn called(
     plane: &DataPlane,
     target: Target<'_>,
     rest: Option<&str>,
-    (request, identity, started): (Request<Received>, &Identity, Instant),
+    (mut request, identity, started): (Request<Received>, &Identity, Instant),
 ) -> Response<Body> {
+    let refused = |error: &Error| failed(plane.telemetry.track(None, started), error, identity);
     let found = admit::find(&plane.current.load(), target.model, target.version);
-    let served = match found {
-        Ok(served) => served,
-        Err(error) => return failed(plane.telemetry.track(None, started), &error, identity),
+    let Some(fleet) = plane.fleet.get() else {
+        let lawful = found.and_then(|served| admit::check_law(&served, request.headers()).map(|()| served));
+        return match lawful {
+            Ok(served) => answered(plane, served, rest, (request, identity, started), None).await,
+            Err(error) => refused(&error),
+        };
     };
+    wire::drop_internal(request.headers_mut());
+    // What was deployed a moment ago is in the snapshot before it is in the fleet's table.
+    let table = fleet.table();
+    let table = if table.is_of(&plane.current.load()) { table } else { fleet.refreshed() };
+    let Some(replicated) = table.find(target.model, target.version) else {
+        return refused(&found.err().unwrap_or_else(|| Error::new(Kind::NotReady, "the model is being published")));
+    };
+    match remote::answer(plane, fleet, replicated, (target, rest), (request, identity, started)).await {
+        Ok(response) => response,
+        Err(error) => refused(&error),
+    }
+}
+
+/// Answers a call here, on this very version. `limit` is the longest that it may take, where that is known already.
+async fn answered(
+    plane: &DataPlane,
+    served: Arc<Served>,
+    rest: Option<&str>,
+    (request, identity, started): (Request<Received>, &Identity, Instant),
+    limit: Option<Duration>,
+) -> Response<Body> {
     let mut track = Some(plane.telemetry.track(Some(&served), started));
-    let timing = Timing { started, header: None, dialect: None };
+    let timing = Timing { started, header: limit, dialect: None };
     let call = Call { plane, served, identity, timing };
     let result = match (rest, &mut track) {
         (Some(rest), track) => guest::answer(call, request, rest, track).await,

@@ -18,7 +18,9 @@ const LINGER: Duration = Duration::from_secs(2);
 ///
 /// A client of HTTP/1.1 that is still sending gets a reset when the connection closes under it, and loses the answer that
 /// says why. What it sends is therefore taken and thrown away for a while.
-pub(super) struct Received {
+pub struct Received {
+    /// What has been read of it already, the first piece last.
+    first: Vec<Bytes>,
     /// `None` once it has ended.
     body: Option<Incoming>,
     /// The client sends until it has sent everything: HTTP/1.1, and it did not ask whether it should.
@@ -29,7 +31,19 @@ impl Received {
     /// The body of a request.
     pub fn of(request: Request<Incoming>) -> Request<Received> {
         let insists = request.version() < Version::HTTP_2 && !request.headers().contains_key(EXPECT);
-        request.map(|body| Received { body: Some(body), insists })
+        request.map(|body| Received { first: Vec::new(), body: Some(body), insists })
+    }
+
+    /// A body that is held whole.
+    pub fn whole(bytes: Bytes) -> Received {
+        let first = if bytes.is_empty() { Vec::new() } else { vec![bytes] };
+        Received { first, body: None, insists: false }
+    }
+
+    /// Puts back what was read of it, in the order in which it came.
+    pub fn unread(&mut self, mut pieces: Vec<Bytes>) {
+        pieces.reverse();
+        self.first.append(&mut pieces);
     }
 }
 
@@ -38,6 +52,9 @@ impl Body for Received {
     type Error = hyper::Error;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        if let Some(piece) = self.first.pop() {
+            return Poll::Ready(Some(Ok(Frame::data(piece))));
+        }
         let Some(body) = &mut self.body else { return Poll::Ready(None) };
         let frame = ready!(Pin::new(body).poll_frame(cx));
         if !matches!(frame, Some(Ok(_))) {
@@ -47,11 +64,18 @@ impl Body for Received {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.as_ref().is_none_or(Body::is_end_stream)
+        self.first.is_empty() && self.body.as_ref().is_none_or(Body::is_end_stream)
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.body.as_ref().map_or_else(|| SizeHint::with_exact(0), Body::size_hint)
+        let first: u64 = self.first.iter().map(|piece| piece.len() as u64).sum();
+        let rest = self.body.as_ref().map_or_else(|| SizeHint::with_exact(0), Body::size_hint);
+        let mut hint = SizeHint::new();
+        hint.set_lower(first + rest.lower());
+        if let Some(upper) = rest.upper() {
+            hint.set_upper(first + upper);
+        }
+        hint
     }
 }
 
@@ -60,5 +84,19 @@ impl Drop for Received {
         let Some(mut body) = self.body.take().filter(|body| self.insists && !body.is_end_stream()) else { return };
         let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
         runtime.spawn(tokio::time::timeout(LINGER, async move { while let Some(Ok(_)) = body.frame().await {} }));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_is_put_back_comes_first_and_in_order() {
+        let mut body = Received::whole(Bytes::from_static(b"c"));
+        body.unread(vec![Bytes::from_static(b"a"), Bytes::from_static(b"b")]);
+        assert_eq!((body.size_hint().exact(), body.is_end_stream()), (Some(3), false));
+        assert_eq!(body.collect().await.unwrap().to_bytes(), "abc");
+        assert!(Received::whole(Bytes::new()).is_end_stream());
     }
 }

@@ -1,5 +1,6 @@
 //! The control API: its routes, its OpenAPI page, and the token that every call needs.
 
+pub mod explain;
 mod handlers;
 pub mod types;
 mod view;
@@ -23,6 +24,7 @@ use utoipa_axum::routes;
 use super::registry::{ChangeError, Registry};
 use super::token::Token;
 use crate::error::{Error, Kind};
+use crate::fleet::Fleet;
 use crate::telemetry::Telemetry;
 use types::{ErrorBody, MissingBlob};
 
@@ -38,6 +40,8 @@ pub struct Api {
     pub max_blob: u64,
     /// Where the data listener is.
     pub data: SocketAddr,
+    /// The other sites, where there are any.
+    pub fleet: Option<Arc<Fleet>>,
     /// When the process started.
     pub started: Instant,
 }
@@ -70,6 +74,7 @@ fn router() -> (Router<Arc<Api>>, utoipa::openapi::OpenApi) {
         .routes(routes!(handlers::get_model, handlers::delete_model))
         .routes(routes!(handlers::get_version, handlers::put_version, handlers::delete_version))
         .routes(routes!(handlers::validate))
+        .routes(routes!(explain::explain))
         .routes(routes!(handlers::status))
         .routes(routes!(handlers::metrics))
         .routes(routes!(handlers::openapi))

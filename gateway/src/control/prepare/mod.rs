@@ -9,6 +9,7 @@ mod selftest;
 
 pub use job::{Event, GraphReport, Host, Job, Prepared, Status};
 pub use parent::run;
+pub use selftest::compare_golden;
 
 /// The stage that may fail without the deployment failing.
 const BATCHING: &str = "batching";

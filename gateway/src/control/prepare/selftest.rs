@@ -112,6 +112,15 @@ fn compare_bytes(actual: &[u8], expected: Option<&[u8]>) -> Result<(), PrepareEr
     }
 }
 
+/// Compares the JSON answer of a request of the Open Inference Protocol with the golden one.
+///
+/// # Errors
+/// Where they differ.
+pub fn compare_golden(answer: &Bytes, golden: &Bytes, tolerance: f64) -> Result<(), String> {
+    let (_, answer) = oip::decode_response(answer, None).map_err(|error| format!("the answer: {error}"))?;
+    compare(&answer.outputs, golden, tolerance).map_err(|error| error.to_string())
+}
+
 fn compare(actual: &[(String, Tensor)], expected: &Bytes, tolerance: f64) -> Result<(), PrepareError> {
     let (_, expected) = oip::decode_response(expected, None).map_err(|error| refuse(format!("output: {error}")))?;
     for (name, wanted) in &expected.outputs {

@@ -1,5 +1,7 @@
-//! Where an admitted request runs. There is one place so far, this gateway's own sandbox; a replica elsewhere is
-//! another place for the same request, and this is the only module that may try a second.
+//! Where an admitted request runs: here, in the sandbox, or at one replica after the other of those that [`replicas`]
+//! chooses. This is the only module that may try a second time.
+
+pub mod replicas;
 
 use std::time::{Duration, Instant};
 

@@ -1,0 +1,206 @@
+//! Why a request goes where it goes.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::{Path, Query, State};
+use axum::response::{IntoResponse, Response};
+use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
+use windrose_route::{Call, Considered, Decision, Jurisdiction, Nanos, Purpose, Router, SECOND, Source};
+
+use super::types::ErrorBody;
+use super::{Api, fail};
+use crate::control::store::hex;
+use crate::error::{Error, Kind};
+use crate::fleet::{Replicated, To};
+
+/// A request that might come.
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub struct Hypothetical {
+    /// The version; the highest when not given.
+    version: Option<String>,
+    /// Jurisdictions that the request allows, with commas; any when not given.
+    allow: Option<String>,
+    /// Jurisdictions that the request denies, with commas.
+    deny: Option<String>,
+    /// Whether the request asks for a verified digest.
+    #[serde(default)]
+    verified: bool,
+}
+
+/// What would happen to a request now, and what happened to the last ones.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+pub struct ExplainAnswer {
+    pub model: String,
+    /// Empty where only foreign servers have the model.
+    pub version: String,
+    /// Whether it may run twice: retried, hedged.
+    pub repeatable: bool,
+    /// The site that would be asked; absent when none may be.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub chosen: Option<String>,
+    /// True when every healthy replica is out, and one would be asked all the same.
+    pub last_resort: bool,
+    /// Retries and hedges that the budgets allow at this moment.
+    pub budgets: (f64, f64),
+    pub candidates: Vec<CandidateView>,
+    /// The decisions of late, the newest first.
+    pub decisions: Vec<DecisionView>,
+}
+
+/// One replica.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+pub struct CandidateView {
+    pub site: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub jurisdiction: Option<String>,
+    /// `here`, `peer` or `foreign`.
+    pub kind: String,
+    /// sha256 of what runs there, hex; `unverified` for a foreign server.
+    pub digest: String,
+    /// The latency to expect, milliseconds; absent when it was refused.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub score_ms: Option<f64>,
+    /// Why it may not be asked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub refused: Option<String>,
+    /// What one request is thought to cost there.
+    pub price: f64,
+    /// This gateway's requests that are there now, and how many may be.
+    pub in_flight: u32,
+    pub limit: u32,
+    /// The 99th percentile of its answers, milliseconds, where there are enough.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub p99_ms: Option<f64>,
+    /// How long a second try would wait for it, milliseconds.
+    pub hedge_after_ms: f64,
+}
+
+/// A decision that was taken.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+pub struct DecisionView {
+    /// How long ago, milliseconds.
+    pub ago_ms: f64,
+    /// `first`, `retry` or `hedge`.
+    pub purpose: String,
+    /// The site that was asked; absent when none could be.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub chosen: Option<String>,
+    pub last_resort: bool,
+    /// How many replicas there were; the first of them follow.
+    pub candidates: u32,
+    pub considered: Vec<ConsideredView>,
+}
+
+/// One replica in a decision.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+pub struct ConsideredView {
+    pub site: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub score_ms: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub refused: Option<String>,
+}
+
+fn millis(nanos: f64) -> f64 {
+    (nanos / 1e3).round() / 1e3
+}
+
+/// Where a request for a model would go and why, and where the last ones went.
+#[utoipa::path(get, path = "/v1/explain/{model}", params(("model" = String, Path), Hypothetical),
+    responses((status = 200, body = ExplainAnswer), (status = 400, body = ErrorBody), (status = 404, body = ErrorBody)))]
+pub async fn explain(
+    State(api): State<Arc<Api>>,
+    Path(model): Path<String>,
+    Query(asked): Query<Hypothetical>,
+) -> Response {
+    let not_found = |message: String| fail(Error::new(Kind::NotFound, message));
+    let Some(fleet) = &api.fleet else {
+        return not_found("this gateway has no fleet: every request runs here".into());
+    };
+    let table = fleet.table();
+    let Some(found) = table.find(&model, asked.version.as_deref()) else {
+        return not_found(format!("no site is known to serve model `{model}` in that version"));
+    };
+    match answer(found, &asked) {
+        Ok(answer) => Json(answer).into_response(),
+        Err(message) => fail(Error::new(Kind::InvalidInput, message)),
+    }
+}
+
+fn answer(found: &Replicated, asked: &Hypothetical) -> Result<ExplainAnswer, String> {
+    let list = |text: &str| {
+        let names = text.split(',').filter(|name| !name.trim().is_empty());
+        names.map(|name| Jurisdiction::new(name).map_err(|e| e.to_string())).collect::<Result<Vec<_>, _>>()
+    };
+    let allow = asked.allow.as_deref().map(list).transpose()?;
+    let deny = asked.deny.as_deref().map(list).transpose()?.unwrap_or_default();
+    let now = found.replicas.now();
+    let call = Call {
+        rules: Arc::new(found.rules.clone().and(Source::Request, allow, deny)),
+        repeatable: found.repeatable,
+        hedging: found.hedging,
+        verified: asked.verified,
+        ..Call::until(now.saturating_add(30 * SECOND))
+    };
+    let router = found.replicas.lock();
+    let explained = router.explain(&call, now);
+    let candidates: Vec<CandidateView> = explained.candidates.iter().map(|c| candidate(found, c)).collect();
+    Ok(ExplainAnswer {
+        model: found.model.clone(),
+        version: found.version.clone(),
+        repeatable: found.repeatable,
+        chosen: explained.chosen.map(|at| candidates[at].site.clone()),
+        last_resort: explained.last_resort,
+        budgets: router.budgets(),
+        candidates,
+        decisions: router.decisions().map(|made| decision(&router, made, now)).collect(),
+    })
+}
+
+fn candidate(found: &Replicated, candidate: &windrose_route::Candidate) -> CandidateView {
+    let place = found.places.get(&*candidate.site);
+    let kind = place.map_or("gone", |place| match (&place.to, place.digest) {
+        (To::Here(_), _) => "here",
+        (To::There(_), Some(_)) => "peer",
+        (To::There(_), None) => "foreign",
+    });
+    let digest = place.and_then(|place| place.digest).map(|digest| hex(&digest));
+    CandidateView {
+        site: candidate.site.to_string(),
+        jurisdiction: place.and_then(|p| p.site.jurisdiction.as_ref()).map(|at| at.as_str().to_owned()),
+        kind: kind.into(),
+        digest: digest.unwrap_or_else(|| "unverified".into()),
+        score_ms: candidate.verdict.ok().map(millis),
+        refused: candidate.verdict.err().map(|refusal| refusal.to_string()),
+        price: candidate.price,
+        in_flight: candidate.in_flight,
+        limit: candidate.limit,
+        p99_ms: candidate.p99.map(|p99| millis(p99 as f64)),
+        hedge_after_ms: millis(candidate.hedge_delay as f64),
+    }
+}
+
+fn decision(router: &Router, made: &Decision, now: Nanos) -> DecisionView {
+    let site = |id| router.replica(id).map_or_else(|| "gone".to_owned(), |replica| replica.site.name.to_string());
+    let considered = |considered: &Considered| ConsideredView {
+        site: site(considered.replica),
+        score_ms: considered.verdict.ok().map(millis),
+        refused: considered.verdict.err().map(|refusal| refusal.to_string()),
+    };
+    let purpose = match made.purpose {
+        Purpose::First => "first",
+        Purpose::Retry => "retry",
+        Purpose::Hedge => "hedge",
+    };
+    DecisionView {
+        ago_ms: millis(now.saturating_sub(made.at) as f64),
+        purpose: purpose.into(),
+        chosen: made.chosen.map(site),
+        last_resort: made.last_resort,
+        candidates: made.candidates,
+        considered: made.considered.iter().flatten().map(considered).collect(),
+    }
+}

@@ -1,0 +1,347 @@
+//! The one loop in which a request goes from replica to replica: it does what [`Attempts`] says, and tells it what came
+//! of that. It knows neither HTTP nor sandboxes: an attempt is a future, and dropping one cancels what it does.
+
+use std::future::{Future, poll_fn};
+use std::pin::{Pin, pin};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::Poll;
+use std::time::Duration;
+
+use tokio::time::{Instant, Sleep, sleep_until};
+use windrose_route::{
+    Action, AttemptId, Attempts, Call, Event, Failure, NEVER, Nanos, Purpose, ReplicaId, Router, Verdict,
+};
+
+/// The router of one model, as all its requests share it. It is locked for a microsecond at a time.
+pub struct Replicas {
+    router: Mutex<Router>,
+    origin: Instant,
+}
+
+/// One attempt that runs.
+pub type Running<'a, T> = Pin<Box<dyn Future<Output = Outcome<T>> + Send + 'a>>;
+
+/// How an attempt ended, as far as it can be told before the client gets anything.
+#[derive(Debug)]
+pub enum Outcome<T> {
+    /// Nothing was sent.
+    ConnectFailed,
+    /// It was sent, and the server says that it did not look at it.
+    Refused,
+    /// It broke off before the head of an answer.
+    Reset,
+    /// The answer broke off.
+    Cut,
+    /// An answer.
+    Answer {
+        /// What its head says.
+        verdict: Verdict,
+        /// Bytes of the body, where all of it is held; `None` where it goes on as it comes.
+        whole: Option<u64>,
+        /// The answer.
+        answer: T,
+    },
+}
+
+/// The answer that the client gets.
+pub struct Won<T> {
+    /// The answer.
+    pub answer: T,
+    /// Who gave it.
+    pub replica: ReplicaId,
+    /// How many attempts there were.
+    pub attempts: u8,
+    /// Where the body still comes: whoever passes it on tells the end.
+    pub stream: Option<Stream>,
+}
+
+/// Why there is no answer, and that of the last attempt that had one.
+pub struct Lost<T> {
+    /// Why.
+    pub failure: Failure,
+    /// An error that a replica answered with.
+    pub answer: Option<T>,
+}
+
+/// An answer whose body is still coming. Dropped without [`Stream::end`], the client has gone.
+pub struct Stream {
+    attempt: AttemptId,
+    machine: Machine,
+}
+
+// === impl Replicas ===
+
+impl Replicas {
+    /// Shares a router.
+    pub fn new(router: Router) -> Arc<Replicas> {
+        Arc::new(Replicas { router: Mutex::new(router), origin: Instant::now() })
+    }
+
+    /// The router. Nobody may wait while holding it.
+    pub fn lock(&self) -> MutexGuard<'_, Router> {
+        self.router.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The time as the router knows it.
+    pub fn now(&self) -> Nanos {
+        self.at(Instant::now())
+    }
+
+    /// A point in time as the router knows it.
+    pub fn at(&self, instant: Instant) -> Nanos {
+        u64::try_from(instant.saturating_duration_since(self.origin).as_nanos()).unwrap_or(NEVER)
+    }
+
+    fn instant(&self, at: Nanos) -> Instant {
+        self.origin + Duration::from_nanos(at)
+    }
+}
+
+// === the loop ===
+
+/// A request's attempts, abandoned when it is dropped before its end.
+struct Machine {
+    replicas: Arc<Replicas>,
+    attempts: Attempts,
+}
+
+impl Machine {
+    fn poll(&mut self) -> Action {
+        self.attempts.poll(&mut self.replicas.lock(), self.replicas.now())
+    }
+
+    fn tell(&mut self, attempt: AttemptId, event: Event) {
+        self.attempts.on(&mut self.replicas.lock(), attempt, event, self.replicas.now());
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        self.attempts.abandon(&mut self.replicas.lock(), self.replicas.now());
+    }
+}
+
+/// Runs a request to its answer. `start` begins an attempt at a replica; it is told the attempt's number and what it is
+/// for.
+///
+/// # Errors
+/// When no replica may be asked, or none that was asked answered in time.
+pub async fn run<'a, T: Send>(
+    replicas: &Arc<Replicas>,
+    call: Call,
+    mut start: impl FnMut(ReplicaId, u8, Purpose) -> Running<'a, T>,
+) -> Result<Won<T>, Lost<T>> {
+    let mut machine = Machine { replicas: replicas.clone(), attempts: Attempts::new(call) };
+    let mut running: Vec<(AttemptId, Running<'a, T>)> = Vec::with_capacity(1);
+    let mut answers: Vec<(AttemptId, Option<u64>, T)> = Vec::new();
+    let mut timer = pin!(sleep_until(replicas.origin));
+    loop {
+        match machine.poll() {
+            Action::Send { attempt, replica, purpose } => running.push((attempt, start(replica, attempt.0, purpose))),
+            Action::Cancel { attempt } => running.retain(|(id, _)| *id != attempt),
+            Action::Wait { until } => {
+                let Some((attempt, outcome)) = next(&mut running, timer.as_mut(), replicas, until).await else {
+                    continue;
+                };
+                judge(&mut machine, attempt, outcome, &mut answers);
+            }
+            Action::Finish { attempt } => {
+                let replica = machine.attempts.replica_of(attempt);
+                let Some(found) = answers.iter().position(|(id, ..)| *id == attempt) else { continue };
+                let (_, whole, answer) = answers.swap_remove(found);
+                let attempts = machine.attempts.count();
+                let Some(replica) = replica else { continue };
+                let stream = whole.is_none().then_some(Stream { attempt, machine });
+                return Ok(Won { answer, replica, attempts, stream });
+            }
+            Action::Fail(failure) => {
+                let at = failure.attempt.and_then(|id| answers.iter().position(|(other, ..)| *other == id));
+                return Err(Lost { failure, answer: at.map(|at| answers.swap_remove(at).2) });
+            }
+            Action::Done => {
+                let failure =
+                    Failure { reason: windrose_route::Reason::Failed, retry_at: None, attempt: None, attempts: 0 };
+                return Err(Lost { failure, answer: None });
+            }
+        }
+    }
+}
+
+/// Tells the machine what came of an attempt; keeps the answer, where there is one.
+fn judge<T>(
+    machine: &mut Machine,
+    attempt: AttemptId,
+    outcome: Outcome<T>,
+    answers: &mut Vec<(AttemptId, Option<u64>, T)>,
+) {
+    let event = match outcome {
+        Outcome::ConnectFailed => Event::ConnectFailed,
+        Outcome::Refused => Event::Refused,
+        Outcome::Reset => Event::Reset,
+        Outcome::Cut => Event::Cut,
+        Outcome::Answer { verdict, whole, answer } => {
+            answers.push((attempt, whole, answer));
+            machine.tell(attempt, Event::Head(verdict));
+            whole.map_or(Event::Overflow, |bytes| Event::Whole { bytes })
+        }
+    };
+    machine.tell(attempt, event);
+}
+
+/// The next attempt that ends; `None` when `until` comes first.
+async fn next<T>(
+    running: &mut Vec<(AttemptId, Running<'_, T>)>,
+    mut timer: Pin<&mut Sleep>,
+    replicas: &Replicas,
+    until: Nanos,
+) -> Option<(AttemptId, Outcome<T>)> {
+    if until != NEVER {
+        timer.as_mut().reset(replicas.instant(until));
+    }
+    poll_fn(|cx| {
+        for at in 0..running.len() {
+            if let Poll::Ready(outcome) = running[at].1.as_mut().poll(cx) {
+                let (attempt, _) = running.swap_remove(at);
+                return Poll::Ready(Some((attempt, outcome)));
+            }
+        }
+        if until == NEVER { Poll::Pending } else { timer.as_mut().poll(cx).map(|()| None) }
+    })
+    .await
+}
+
+// === impl Stream ===
+
+impl Stream {
+    /// The body came to its end, or broke off.
+    pub fn end(mut self, complete: bool) {
+        self.machine.tell(self.attempt, if complete { Event::Complete } else { Event::Cut });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use windrose_route::{Grants, MILLISECOND, Nature, Price, Random, Replica, SECOND, Serves, Settings, Site};
+
+    use super::*;
+
+    fn replicas(names: &[&str]) -> Arc<Replicas> {
+        let mut router = Router::new(Settings { digests: vec![[1; 32]], ..Settings::default() }, Random::seeded(7));
+        let replica = |(at, name): (usize, &&str)| Replica {
+            site: Arc::new(Site {
+                name: Arc::from(*name),
+                cloud: "c".into(),
+                region: "r".into(),
+                jurisdiction: None,
+                price: Price::default(),
+            }),
+            nature: Nature::Peer,
+            serves: Serves::Digest([1; 32]),
+            grants: Grants::NONE,
+            distance: (1 + 20 * at as u64) * MILLISECOND,
+            weight: 1,
+        };
+        router.update(names.iter().enumerate().map(replica).collect(), 0);
+        Replicas::new(router)
+    }
+
+    fn call(replicas: &Replicas) -> Call {
+        Call::until(replicas.now() + 10 * SECOND)
+    }
+
+    fn answer(text: &str) -> Outcome<String> {
+        Outcome::Answer { verdict: Verdict::Answer, whole: Some(1), answer: text.to_owned() }
+    }
+
+    fn in_flight(replicas: &Replicas) -> u32 {
+        let router = replicas.lock();
+        router.ids().filter_map(|id| router.standing(id)).map(|standing| standing.in_flight).sum()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_failure_goes_on_to_the_next() {
+        let replicas = replicas(&["near", "far"]);
+        for (at, broken) in ["connect", "refused", "reset", "cut"].into_iter().enumerate() {
+            let won = run(&replicas, call(&replicas), |_, attempt, _| {
+                Box::pin(std::future::ready(match (attempt, at) {
+                    (0, 0) => Outcome::ConnectFailed,
+                    (0, 1) => Outcome::Refused,
+                    (0, 2) => Outcome::Reset,
+                    (0, _) => Outcome::Cut,
+                    _ => answer("good"),
+                }))
+            });
+            let won = won.await.unwrap_or_else(|_| panic!("{broken}"));
+            assert_eq!((won.answer.as_str(), won.attempts), ("good", 2));
+            assert!(won.stream.is_none());
+        }
+        assert_eq!(in_flight(&replicas), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_late_answer_is_raced_and_the_loser_dropped() {
+        struct Gone<'a>(&'a AtomicUsize);
+        impl Drop for Gone<'_> {
+            fn drop(&mut self) {
+                self.0.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+        let replicas = replicas(&["near", "far"]);
+        let gone = AtomicUsize::new(0);
+        let won = run(&replicas, call(&replicas), |_, attempt, purpose| {
+            let gone = Gone(&gone);
+            Box::pin(async move {
+                let _gone = gone;
+                if attempt == 0 {
+                    std::future::pending::<()>().await;
+                }
+                assert_eq!(purpose, Purpose::Hedge);
+                answer("second")
+            })
+        });
+        assert_eq!(won.await.ok().map(|won| won.answer).as_deref(), Some("second"));
+        assert_eq!(gone.load(Ordering::Relaxed), 2);
+        assert_eq!(in_flight(&replicas), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_leaves_leaves_nothing_in_flight() {
+        let replicas = replicas(&["near"]);
+        let asked = run::<String>(&replicas, call(&replicas), |_, _, _| Box::pin(std::future::pending()));
+        assert!(tokio::time::timeout(Duration::from_millis(5), asked).await.is_err());
+        assert_eq!(in_flight(&replicas), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stream_is_in_flight_until_its_end() {
+        let replicas = replicas(&["near"]);
+        let streams = || {
+            run(&replicas, call(&replicas), |_, _, _| {
+                let outcome = Outcome::Answer { verdict: Verdict::Answer, whole: None, answer: "begins" };
+                Box::pin(std::future::ready(outcome))
+            })
+        };
+        for complete in [Some(true), Some(false), None] {
+            let stream = streams().await.ok().and_then(|won| won.stream);
+            assert_eq!(in_flight(&replicas), 1);
+            match (stream, complete) {
+                (Some(stream), Some(complete)) => stream.end(complete),
+                (stream, _) => drop(stream),
+            }
+            assert_eq!(in_flight(&replicas), 0);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn without_an_answer_the_last_error_is_handed_back() {
+        let replicas = replicas(&["near", "far"]);
+        let lost = run(&replicas, call(&replicas), |_, attempt, _| {
+            let answer = format!("error {attempt}");
+            Box::pin(std::future::ready(Outcome::Answer { verdict: Verdict::Failed, whole: Some(1), answer }))
+        });
+        let lost = lost.await.err().unwrap();
+        assert!(lost.answer.is_some_and(|answer| answer.starts_with("error ")) && lost.failure.attempts >= 2);
+    }
+}

@@ -1,0 +1,215 @@
+//! What a gateway serves, as it tells its peers: versions of models, and what exactly runs under each name.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use http::header::{HeaderMap, HeaderName, HeaderValue};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+use windrose_route::{Digest, Grants, Load};
+use windrose_sandbox::ModuleKind;
+
+use crate::control::manifest::{Jurisdictions, SelfTest};
+use crate::control::store::hex;
+use crate::snapshot::{Served, Snapshot};
+
+/// A grant of hosts to reach: what runs with it acts outside.
+const NETWORK: u64 = 1;
+/// A grant to load graphs that the module brings.
+const LOAD: u64 = 2;
+
+const MODEL: HeaderName = HeaderName::from_static("windrose-model");
+const VERSION: HeaderName = HeaderName::from_static("windrose-version");
+const MODULE: HeaderName = HeaderName::from_static("windrose-module");
+const GRAPHS: HeaderName = HeaderName::from_static("windrose-graphs");
+const ENGINE: HeaderName = HeaderName::from_static("windrose-engine");
+
+/// Everything that a gateway serves.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Catalog {
+    /// Another number means another content.
+    pub generation: u64,
+    /// What is ready.
+    pub ready: Vec<Offer>,
+}
+
+/// One version of a model that is ready.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Offer {
+    pub model: String,
+    pub version: String,
+    /// What runs; the digest is that of these.
+    pub parts: Parts,
+    /// Whether it takes inferences; else it is called under its own path.
+    infers: bool,
+    /// The engines of its graphs.
+    pub engine: String,
+    /// What its manifest asks to be granted.
+    wants: u64,
+    /// What of that it was granted there.
+    granted: u64,
+    /// The law of its manifest.
+    #[serde(default)]
+    pub jurisdictions: Jurisdictions,
+    /// Deadline of a request that names none, and the longest, milliseconds.
+    timeout_ms: (u64, u64),
+}
+
+/// What decides which answers a version gives.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Parts {
+    /// sha256 of the module.
+    module: String,
+    /// sha256 of each graph.
+    graphs: BTreeMap<String, String>,
+    /// sha256 of each asset.
+    assets: BTreeMap<String, String>,
+    /// sha256 of arguments and environment.
+    command: String,
+    /// The golden request and answer.
+    test: Option<SelfTest>,
+}
+
+/// What every answer says about who gave it.
+#[derive(Clone, Debug)]
+pub struct Facts {
+    headers: Vec<(HeaderName, HeaderValue)>,
+}
+
+impl Parts {
+    /// The one digest of all.
+    pub fn digest(&self) -> Digest {
+        let text = serde_json::to_vec(self).unwrap_or_default();
+        let mut hash = Sha256::new_with_prefix(b"windrose-model-1\n");
+        hash.update(&text);
+        hash.finalize().into()
+    }
+}
+
+impl Offer {
+    /// What is offered of a version that is served under this ceiling of grants.
+    pub fn of(served: &Served, ceiling: &windrose_sandbox::Grants) -> Offer {
+        let manifest = &served.manifest;
+        let command = serde_json::to_vec(&manifest.command).unwrap_or_default();
+        let wanted = &manifest.grants;
+        let granted = wanted.min(ceiling);
+        let bits = |grants: &windrose_sandbox::Grants| {
+            u64::from(!grants.network.is_empty() && grants.network.len() == wanted.network.len()) * NETWORK
+                + u64::from(grants.load) * LOAD
+        };
+        let millis = |span: Duration| u64::try_from(span.as_millis()).unwrap_or(u64::MAX);
+        let mut engines: Vec<_> = served.graphs.iter().map(|(_, graph)| graph.info().engine.as_str()).collect();
+        engines.sort_unstable();
+        engines.dedup();
+        Offer {
+            model: manifest.name.clone(),
+            version: manifest.version.clone(),
+            parts: Parts {
+                module: served.module_digest.clone(),
+                graphs: manifest.graphs.iter().map(|(name, graph)| (name.clone(), graph.digest.clone())).collect(),
+                assets: manifest.assets.clone(),
+                command: hex(&Sha256::digest(&command)),
+                test: manifest.test.clone(),
+            },
+            infers: served.kind == ModuleKind::Model,
+            engine: engines.join(","),
+            wants: bits(wanted),
+            granted: bits(&granted),
+            jurisdictions: manifest.jurisdictions.clone(),
+            timeout_ms: (millis(served.default_timeout), millis(served.max_timeout)),
+        }
+    }
+
+    /// Everything in a snapshot that is ready.
+    pub fn all(snapshot: &Snapshot, ceiling: &windrose_sandbox::Grants) -> Vec<Offer> {
+        let mut all: Vec<Offer> = snapshot
+            .models()
+            .flat_map(|(_, versions)| versions.iter())
+            .map(|served| Offer::of(served, ceiling))
+            .collect();
+        all.sort_by(|a, b| (&a.model, &a.version).cmp(&(&b.model, &b.version)));
+        all
+    }
+
+    /// The golden test that can be sent to any of its replicas.
+    pub fn golden(&self) -> Option<&SelfTest> {
+        self.parts.test.as_ref().filter(|test| self.infers && test.output.is_some())
+    }
+
+    /// What its module needs to be granted.
+    pub fn needs(&self) -> Grants {
+        Grants(self.wants)
+    }
+
+    /// What it was granted where it is offered.
+    pub fn grants(&self) -> Grants {
+        Grants(self.granted)
+    }
+
+    /// Whether a request may run twice: the module can do nothing that acts outside.
+    pub fn repeatable(&self) -> bool {
+        self.wants & NETWORK == 0
+    }
+
+    /// Deadline of a request that names none, and the longest.
+    pub fn timeouts(&self) -> (Duration, Duration) {
+        (Duration::from_millis(self.timeout_ms.0), Duration::from_millis(self.timeout_ms.1))
+    }
+
+    /// What answers say.
+    pub fn facts(&self) -> Facts {
+        let graphs: Vec<String> = self.parts.graphs.iter().map(|(name, digest)| format!("{name}={digest}")).collect();
+        let mut headers = Vec::new();
+        for (name, text) in [
+            (MODEL, self.model.as_str()),
+            (VERSION, &self.version),
+            (MODULE, &self.parts.module),
+            (GRAPHS, &graphs.join(",")),
+            (ENGINE, &self.engine),
+            (super::wire::DIGEST, &hex(&self.parts.digest())),
+        ] {
+            if let Ok(value) = HeaderValue::from_str(text) {
+                headers.push((name, value));
+            }
+        }
+        Facts { headers }
+    }
+}
+
+impl Facts {
+    /// What is said of a server that nobody can verify.
+    pub fn unverified(model: &str) -> Facts {
+        let mut headers = vec![(super::wire::DIGEST, HeaderValue::from_static("unverified"))];
+        headers.extend(HeaderValue::from_str(model).ok().map(|value| (MODEL, value)));
+        Facts { headers }
+    }
+
+    /// Puts them on an answer.
+    pub fn stamp(&self, headers: &mut HeaderMap) {
+        for name in [MODEL, VERSION, MODULE, GRAPHS, ENGINE] {
+            headers.remove(&name);
+        }
+        for (name, value) in &self.headers {
+            headers.insert(name.clone(), value.clone());
+        }
+    }
+}
+
+/// The load of a version that is served here.
+pub fn load(served: &Served) -> Load {
+    let small = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+    let free = served.permits.available_permits();
+    let (mut queued, mut parallel, mut engine_time) = (0, usize::MAX, 0);
+    for (_, graph) in &served.graphs {
+        let counts = graph.counts();
+        queued += graph.queued();
+        parallel = parallel.min(graph.info().sessions);
+        engine_time += counts.compute_ns / counts.inferences.max(1);
+    }
+    Load {
+        in_flight: small((served.limits.concurrency as usize).saturating_sub(free)),
+        queued: small(queued),
+        parallel: if served.graphs.is_empty() { 0 } else { small(parallel) },
+        engine_time,
+    }
+}

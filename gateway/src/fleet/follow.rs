@@ -1,0 +1,176 @@
+//! The tasks that follow what changes: files, what is served here, and what peers say.
+
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http::{Request, StatusCode};
+use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
+
+use super::catalog::Catalog;
+use super::tls::{Identity, modified};
+use super::upstream::{Answer, Outgoing, Peer, SendError, Upstream};
+use super::{Fleet, probe, wire};
+use crate::config::fleet::FleetFile;
+
+/// Where a peer says what it serves; `?after=N` waits until that is another content than N.
+pub const CATALOG: &str = "/windrose/catalog";
+/// Where a peer says how much it has to do.
+pub const LOAD: &str = "/windrose/load";
+
+/// How long a peer waits before it answers that nothing has changed.
+pub const POLL: Duration = Duration::from_secs(20);
+
+/// How often this gateway looks whether it serves something else.
+const LOOK: Duration = Duration::from_millis(50);
+/// How often it looks at its files.
+const FILES: Duration = Duration::from_secs(1);
+/// How often a peer's load is asked for.
+const PROBE: Duration = Duration::from_secs(1);
+/// For how long what a peer said last is believed while it cannot be reached.
+const BELIEVED: Duration = Duration::from_secs(10);
+/// The largest answer that is read.
+const MAX_ANSWER: usize = 16 << 20;
+
+/// Follows one peer until it is dropped.
+pub(super) struct Follower(tokio::task::JoinHandle<()>);
+
+impl Drop for Follower {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+impl Follower {
+    pub fn start(fleet: Weak<Fleet>, site: Arc<str>, upstream: Arc<Upstream>) -> Follower {
+        Follower(tokio::spawn(async move {
+            let Upstream::Peer(peer) = &*upstream else { return };
+            tokio::join!(follow_catalog(&fleet, &site, peer), follow_load(&fleet, &site, peer));
+        }))
+    }
+}
+
+/// Follows the files and what is served here.
+pub(super) fn start(fleet: &Arc<Fleet>) {
+    let weak = Arc::downgrade(fleet);
+    tokio::spawn(async move {
+        let mut tick = interval(LOOK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tick.tick().await;
+            let Some(fleet) = weak.upgrade() else { return };
+            fleet.take_snapshot();
+            fleet.take_changes();
+        }
+    });
+    tokio::spawn(probe::run(Arc::downgrade(fleet)));
+    let weak = Arc::downgrade(fleet);
+    let mut seen = modified(&fleet.config.file);
+    tokio::spawn(async move {
+        loop {
+            sleep(FILES).await;
+            let Some(fleet) = weak.upgrade() else { return };
+            let now = modified(&fleet.config.file);
+            if now != seen {
+                seen = now;
+                match FleetFile::load(&fleet.config.file, &fleet.config.site) {
+                    Ok(file) => {
+                        tracing::info!(sites = file.sites.len(), "the fleet file has changed");
+                        fleet.take_file(file);
+                    }
+                    Err(error) => tracing::error!(%error, "the fleet file is wrong: the one before stays in force"),
+                }
+            }
+            if fleet.identity().is_stale(&fleet.config) {
+                match Identity::load(&fleet.config) {
+                    Ok(identity) => {
+                        tracing::info!("the certificates have changed");
+                        fleet.identity.send_replace(Arc::new(identity));
+                    }
+                    Err(error) => tracing::error!(%error, "the certificates are wrong: those before stay in use"),
+                }
+            }
+        }
+    });
+}
+
+/// Always knows what a peer serves: asks, and asks again as soon as that was answered.
+async fn follow_catalog(fleet: &Weak<Fleet>, site: &str, peer: &Peer) {
+    let mut after = None;
+    let mut heard = Instant::now();
+    loop {
+        let path = match after {
+            None => CATALOG.to_owned(),
+            Some(generation) => format!("{CATALOG}?after={generation}"),
+        };
+        let asked = timeout(POLL + Duration::from_secs(5), get(peer, &path)).await;
+        let catalog = match asked {
+            Ok(Ok(bytes)) => serde_json::from_slice::<Catalog>(&bytes).ok(),
+            Ok(Err(_)) | Err(_) => None,
+        };
+        let Some(fleet) = fleet.upgrade() else { return };
+        match catalog {
+            Some(catalog) => {
+                heard = Instant::now();
+                after = Some(catalog.generation);
+                fleet.take_offers(site, Some(catalog.ready));
+            }
+            None => {
+                after = None;
+                if heard.elapsed() > BELIEVED {
+                    fleet.take_offers(site, None);
+                }
+                sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
+/// Asks a peer for its load, and measures how far it is.
+async fn follow_load(fleet: &Weak<Fleet>, site: &str, peer: &Peer) {
+    loop {
+        let started = Instant::now();
+        if let Ok(Ok(bytes)) = timeout(PROBE, get(peer, LOAD)).await {
+            let took = started.elapsed();
+            let Some(fleet) = fleet.upgrade() else { return };
+            fleet.take_round_trip(site, took);
+            if let Ok(loads) = serde_json::from_slice::<Vec<(String, String, [u64; 4])>>(&bytes) {
+                take_loads(&fleet, site, &loads);
+            }
+        }
+        sleep(PROBE).await;
+    }
+}
+
+fn take_loads(fleet: &Fleet, site: &str, loads: &[(String, String, [u64; 4])]) {
+    let table = fleet.table();
+    for (model, version, load) in loads {
+        let Some(found) = table.find(model, Some(version)) else { continue };
+        let now = found.replicas.now();
+        let mut router = found.replicas.lock();
+        if let Some(id) = router.find(site) {
+            router.report(id, wire::load_from(*load), now);
+        }
+    }
+}
+
+/// Gets something small from a peer.
+pub(super) async fn get(peer: &Peer, path: &str) -> Result<Bytes, SendError> {
+    let request = Request::get(format!("https://windrose{path}")).body(()).map_err(|_| SendError::Connect)?;
+    let (status, bytes) = fetch(peer, request, Outgoing::Whole(Bytes::new())).await?;
+    if status.is_success() { Ok(bytes) } else { Err(SendError::Refused) }
+}
+
+/// Sends a request to a peer and reads its answer whole.
+pub(super) async fn fetch(peer: &Peer, request: Request<()>, body: Outgoing) -> Result<(StatusCode, Bytes), SendError> {
+    let (head, body) = peer.send(request, body).await?;
+    let mut body = Answer::Peer(body);
+    let mut all = Vec::new();
+    while let Some(piece) = body.data().await {
+        all.extend_from_slice(&piece?);
+        if all.len() > MAX_ANSWER {
+            return Err(SendError::Reset);
+        }
+    }
+    Ok((head.status, all.into()))
+}

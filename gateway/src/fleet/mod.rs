@@ -1,0 +1,301 @@
+//! The fleet as this gateway sees it: its sites, what is ready at each of them, and for every model the replicas that a
+//! request may go to.
+//!
+//! Tasks follow the fleet file, the certificates and the peers. Whatever changes, they build one new [`Table`] and store
+//! it behind one pointer; a request loads that once.
+
+pub mod catalog;
+pub mod certificate;
+pub(crate) mod follow;
+pub(crate) mod probe;
+mod table;
+pub mod tls;
+pub mod upstream;
+pub mod wire;
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+use tokio::sync::watch;
+use windrose_route::{Ejection, Rules, Source};
+use windrose_sandbox::Grants;
+
+pub use self::table::{Place, Replicated, Table, To};
+
+use self::catalog::{Catalog, Offer};
+use self::follow::Follower;
+use self::tls::{Identity, TlsError};
+use self::upstream::{Foreign, Peer, Upstream};
+use crate::config::ConfigError;
+use crate::config::fleet::{FleetConfig, FleetFile, FleetSite};
+use crate::control::manifest::SelfTest;
+use crate::control::registry::Registry;
+use crate::snapshot::{Current, Snapshot};
+use crate::telemetry::Telemetry;
+
+/// How long the start waits for peers.
+const SETTLE: Duration = Duration::from_secs(2);
+
+/// Why there is no fleet.
+#[derive(Debug, thiserror::Error)]
+pub enum FleetError {
+    /// The settings or the fleet file.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The certificates.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+}
+
+/// One gateway's fleet.
+pub struct Fleet {
+    /// The settings.
+    pub config: FleetConfig,
+    /// What the certificates are now.
+    identity: watch::Sender<Arc<Identity>>,
+    /// What this gateway serves, for peers.
+    catalog: watch::Sender<Arc<Catalog>>,
+    /// The snapshot that peers were told of last.
+    told: Mutex<Option<Arc<Snapshot>>>,
+    /// What peers are told from the beginning of the shutdown on: nothing is ready.
+    leaving: AtomicBool,
+    table: ArcSwap<Table>,
+    /// Held while a new table is built; no request waits for it.
+    building: Mutex<Building>,
+    /// What is served here.
+    current: Current,
+    /// What modules may be granted here.
+    ceiling: Grants,
+    telemetry: Arc<Telemetry>,
+    /// Where the files of golden tests are.
+    registry: Arc<Registry>,
+}
+
+/// What tables are built from.
+struct Building {
+    file: FleetFile,
+    sites: HashMap<Arc<str>, SiteState>,
+}
+
+/// What is known of another site.
+struct SiteState {
+    entry: FleetSite,
+    upstream: Arc<Upstream>,
+    /// What it serves; `None` while nobody knows.
+    offers: Option<Arc<Vec<Offer>>>,
+    /// The shortest round trip to it that was seen.
+    round_trip: Option<Duration>,
+    follower: Option<Follower>,
+}
+
+impl Fleet {
+    /// Reads the fleet file and the certificates, and begins to follow both and the peers.
+    ///
+    /// # Errors
+    /// Names the setting.
+    pub fn start(
+        config: FleetConfig,
+        current: Current,
+        registry: Arc<Registry>,
+        telemetry: Arc<Telemetry>,
+    ) -> Result<Arc<Fleet>, FleetError> {
+        let file = FleetFile::load(&config.file, &config.site)?;
+        let identity = Identity::load(&config)?;
+        let fleet = Arc::new(Fleet {
+            identity: watch::Sender::new(Arc::new(identity)),
+            catalog: watch::Sender::new(Arc::new(Catalog { generation: rand::random::<u32>().into(), ready: vec![] })),
+            told: Mutex::default(),
+            leaving: AtomicBool::new(false),
+            table: ArcSwap::from_pointee(Table::default()),
+            building: Mutex::new(Building { file: file.clone(), sites: HashMap::new() }),
+            current,
+            ceiling: registry.loader.ceiling.grants.clone(),
+            registry,
+            telemetry,
+            config,
+        });
+        fleet.take_file(file);
+        follow::start(&fleet);
+        Ok(fleet)
+    }
+
+    /// What a request finds.
+    pub fn table(&self) -> Arc<Table> {
+        self.table.load_full()
+    }
+
+    /// The certificates as they are now.
+    pub fn identity(&self) -> Arc<Identity> {
+        self.identity.borrow().clone()
+    }
+
+    /// What this gateway serves, and when that changes.
+    pub fn catalog(&self) -> watch::Receiver<Arc<Catalog>> {
+        self.catalog.subscribe()
+    }
+
+    /// Tells the peers that nothing is ready here any more. The shutdown begins with it.
+    pub fn leave(&self) {
+        self.leaving.store(true, Ordering::Relaxed);
+        self.publish(Vec::new());
+    }
+
+    /// A file of a golden test of something that is served here. No other file is handed out.
+    pub async fn golden(&self, digest: &str) -> Option<Bytes> {
+        let named = |test: &SelfTest| test.input == digest || test.output.as_deref() == Some(digest);
+        let snapshot = self.current.load_full();
+        let mut served = snapshot.models().flat_map(|(_, versions)| versions.iter());
+        if !served.any(|served| served.manifest.test.as_ref().is_some_and(named)) {
+            return None;
+        }
+        self.registry.store.read_blob(digest).await.ok()
+    }
+
+    /// What the settings say about data that enters here.
+    pub fn bind(&self, rules: Rules) -> Rules {
+        rules.and(Source::Tenant, self.config.allow.clone(), self.config.deny.clone())
+    }
+
+    /// The names of all sites but this one.
+    pub fn peers(&self) -> Vec<Arc<str>> {
+        let building = self.building();
+        building.sites.values().filter(|site| site.entry.foreign.is_none()).map(|s| s.entry.site.name.clone()).collect()
+    }
+
+    fn building(&self) -> std::sync::MutexGuard<'_, Building> {
+        self.building.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes over another fleet file: connects to sites that are new or have moved, and leaves those that have gone.
+    fn take_file(self: &Arc<Fleet>, file: FleetFile) {
+        let mut building = self.building();
+        let mut before = std::mem::take(&mut building.sites);
+        for entry in &file.sites {
+            if *entry.site.name == *self.config.site {
+                continue;
+            }
+            let kept = before.remove(&entry.site.name);
+            let kept = kept.filter(|s| s.entry.addresses == entry.addresses && s.entry.foreign == entry.foreign);
+            let state = match kept {
+                Some(state) => SiteState { entry: entry.clone(), ..state },
+                None => match self.connect(entry) {
+                    Ok(state) => state,
+                    Err(error) => {
+                        tracing::error!(site = &*entry.site.name, %error, "a site of the fleet cannot be reached");
+                        continue;
+                    }
+                },
+            };
+            building.sites.insert(entry.site.name.clone(), state);
+        }
+        building.file = file;
+        self.rebuild(&building);
+    }
+
+    fn connect(self: &Arc<Fleet>, entry: &FleetSite) -> Result<SiteState, TlsError> {
+        let name = entry.site.name.clone();
+        let addresses = entry.addresses.clone();
+        let upstream = match &entry.foreign {
+            None => Upstream::Peer(Peer::new(name.clone(), addresses, self.identity.subscribe())),
+            Some(foreign) => {
+                let tls = foreign.authority.as_deref().map(tls::foreign).transpose()?;
+                Upstream::Foreign(Foreign::new(addresses, tls))
+            }
+        };
+        let upstream = Arc::new(upstream);
+        let follows = entry.foreign.is_none() && !entry.addresses.is_empty();
+        let follower = follows.then(|| Follower::start(Arc::downgrade(self), name, upstream.clone()));
+        Ok(SiteState { entry: entry.clone(), upstream, offers: None, round_trip: None, follower })
+    }
+
+    /// Takes over what a peer says it serves; `None` when nobody knows any more.
+    fn take_offers(&self, site: &str, offers: Option<Vec<Offer>>) {
+        let mut building = self.building();
+        let Some(state) = building.sites.get_mut(site) else { return };
+        if state.offers.as_deref() != offers.as_ref() {
+            tracing::info!(site, ready = offers.as_ref().map(Vec::len), "what a peer serves has changed");
+            state.offers = offers.map(Arc::new);
+            self.rebuild(&building);
+        }
+    }
+
+    /// A round trip to a peer was measured.
+    fn take_round_trip(&self, site: &str, took: Duration) {
+        let mut building = self.building();
+        let Some(state) = building.sites.get_mut(site) else { return };
+        let shorter = state.round_trip.is_none_or(|known| took < known * 3 / 4);
+        if shorter {
+            state.round_trip = Some(took);
+            self.rebuild(&building);
+        }
+    }
+
+    /// Looks whether something else is served here by now, and tells it.
+    fn take_snapshot(&self) {
+        let snapshot = self.current.load_full();
+        if !self.table.load().is_of(&snapshot) {
+            self.rebuild(&self.building());
+        }
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        if !self.leaving.load(Ordering::Relaxed) && !told.as_ref().is_some_and(|told| Arc::ptr_eq(told, &snapshot)) {
+            *told = Some(snapshot.clone());
+            self.publish(Offer::all(&snapshot, &self.ceiling));
+        }
+    }
+
+    /// The table of what is served here at this moment, for a request that came before the tasks had seen it.
+    pub fn refreshed(&self) -> Arc<Table> {
+        if let Ok(building) = self.building.try_lock() {
+            self.rebuild(&building);
+        }
+        self.table()
+    }
+
+    /// Waits until every peer has said what it serves, but not for one that does not answer.
+    pub async fn settled(&self) {
+        let end = tokio::time::Instant::now() + SETTLE;
+        let waits = || self.building().sites.values().any(|site| site.follower.is_some() && site.offers.is_none());
+        while waits() && tokio::time::Instant::now() < end {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    /// Logs and counts what became of replicas since the last time.
+    fn take_changes(&self) {
+        for found in self.table.load().all() {
+            let changes = found.replicas.lock().take_changes();
+            for change in changes {
+                let (site, model, version) = (&*change.site, &found.model, &found.version);
+                match change.ejected {
+                    Some(why) => {
+                        let wrong = why == Ejection::Wrong;
+                        self.telemetry.site(site).ejected(wrong);
+                        let why = if wrong { "its answer to a golden input was wrong" } else { "it failed too often" };
+                        tracing::warn!(site, model, version, why, "a replica is ejected");
+                    }
+                    None => tracing::info!(site, model, version, "a replica is back"),
+                }
+            }
+        }
+    }
+
+    fn publish(&self, ready: Vec<Offer>) {
+        self.catalog.send_if_modified(|now| {
+            let other = now.ready != ready;
+            if other {
+                *now = Arc::new(Catalog { generation: now.generation + 1, ready });
+            }
+            other
+        });
+    }
+
+    fn rebuild(&self, building: &Building) {
+        let before = self.table.load_full();
+        let table = table::Builder { fleet: self, building, before: &before }.build(self.current.load_full());
+        self.table.store(Arc::new(table));
+    }
+}

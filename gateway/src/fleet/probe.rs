@@ -1,0 +1,145 @@
+//! Golden probes: the manifest's test input is sent to every replica at another site now and then, and the answer compared.
+//! A replica that answers wrongly is ejected like one that is down; only a right answer brings it back.
+//!
+//! They have a budget: each gateway sends at most one probe to a replica in [`EVERY`], and [`PER_ROUND`] in all. They obey
+//! the law of the model's data, are never retried or hedged, and count as no client's request.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::CONTENT_TYPE;
+use http::{HeaderValue, Request, StatusCode, Version};
+use tokio::time::{MissedTickBehavior, interval, timeout};
+use windrose_route::Probe;
+
+use super::follow::{fetch, get};
+use super::upstream::{Outgoing, Peer, Upstream};
+use super::wire::Forwarded;
+use super::{Fleet, Place, Replicated, To};
+use crate::control::manifest::SelfTest;
+use crate::control::prepare::compare_golden;
+use crate::control::store::hex_digest;
+
+/// Where a peer has the files of golden tests.
+pub const GOLDEN: &str = "/windrose/golden/";
+
+/// How often each replica is probed.
+const EVERY: Duration = Duration::from_millis(750);
+/// The most probes of one round; the next round begins where this one ended.
+const PER_ROUND: usize = 64;
+/// How long an answer may take.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// Files that are kept.
+const KEPT: usize = 1024;
+
+/// Probes until the fleet has gone.
+pub(super) async fn run(fleet: Weak<Fleet>) {
+    let mut files: HashMap<String, Bytes> = HashMap::new();
+    let mut tick = interval(EVERY);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut at = 0;
+    loop {
+        tick.tick().await;
+        let Some(fleet) = fleet.upgrade() else { return };
+        let table = fleet.table();
+        let all: Vec<(&Arc<Replicated>, &Place)> = table.all().flat_map(|found| due(found)).collect();
+        let mut probes = Vec::new();
+        for step in 0..all.len().min(PER_ROUND) {
+            let (found, place) = all[(at + step) % all.len()];
+            let Some(test) = &found.golden else { continue };
+            if let Some(files) = of_test(&fleet, found, test, &mut files).await {
+                probes.push(probe(found, place, test, files));
+            }
+        }
+        at = at.wrapping_add(PER_ROUND) % all.len().max(1);
+        futures_util::future::join_all(probes).await;
+    }
+}
+
+/// The replicas elsewhere that a probe may go to.
+fn due(found: &Arc<Replicated>) -> Vec<(&Arc<Replicated>, &Place)> {
+    let lawful = |place: &Place| found.rules.permit(place.site.jurisdiction.as_ref()).is_ok();
+    let elsewhere = |place: &&Place| place.digest.is_some() && place.digest == found.golden_digest && lawful(place);
+    match found.repeatable && found.golden.is_some() {
+        true => found.places.values().filter(elsewhere).map(|place| (found, place)).collect(),
+        false => Vec::new(),
+    }
+}
+
+/// Input and output of a test: from here, or from any peer that has it, and then only with the digest that it must have.
+async fn of_test(
+    fleet: &Fleet,
+    found: &Replicated,
+    test: &SelfTest,
+    kept: &mut HashMap<String, Bytes>,
+) -> Option<(Bytes, Bytes)> {
+    let output = test.output.as_ref()?;
+    let mut pair = Vec::new();
+    for digest in [&test.input, output] {
+        if let Some(bytes) = kept.get(digest) {
+            pair.push(bytes.clone());
+            continue;
+        }
+        let bytes = match fleet.golden(digest).await {
+            Some(bytes) => bytes,
+            None => from_peers(found, digest).await?,
+        };
+        if kept.len() >= KEPT {
+            kept.clear();
+        }
+        kept.insert(digest.clone(), bytes.clone());
+        pair.push(bytes);
+    }
+    let output = pair.pop()?;
+    Some((pair.pop()?, output))
+}
+
+async fn from_peers(found: &Replicated, digest: &str) -> Option<Bytes> {
+    for place in found.places.values() {
+        let To::There(upstream) = &place.to else { continue };
+        let Upstream::Peer(peer) = &**upstream else { continue };
+        let asked = timeout(PATIENCE, get(peer, &format!("{GOLDEN}{digest}"))).await;
+        if let Ok(Ok(bytes)) = asked
+            && hex_digest(&bytes) == digest
+        {
+            return Some(bytes);
+        }
+    }
+    None
+}
+
+/// Sends one probe, and says what came of it.
+async fn probe(found: &Replicated, place: &Place, test: &SelfTest, (input, output): (Bytes, Bytes)) {
+    let To::There(upstream) = &place.to else { return };
+    let Upstream::Peer(peer) = &**upstream else { return };
+    place.metrics.probed();
+    let ended = timeout(PATIENCE, ask(peer, found, place, input)).await;
+    let probe = match ended {
+        Ok(Some((StatusCode::OK, answer))) => match compare_golden(&answer, &output, test.tolerance) {
+            Ok(()) => Probe::Right,
+            Err(why) => {
+                tracing::warn!(site = &*place.site.name, model = found.model, why, "a golden answer is wrong");
+                Probe::Wrong
+            }
+        },
+        // It has too much to do, or no longer serves this: that says nothing about its answers.
+        Ok(Some((StatusCode::TOO_MANY_REQUESTS | StatusCode::MISDIRECTED_REQUEST, _))) => return,
+        Ok(Some(_) | None) | Err(_) => Probe::Failed,
+    };
+    let now = found.replicas.now();
+    let mut router = found.replicas.lock();
+    if let Some(id) = router.find(&place.site.name) {
+        router.probed(id, probe, now);
+    }
+}
+
+async fn ask(peer: &Peer, found: &Replicated, place: &Place, input: Bytes) -> Option<(StatusCode, Bytes)> {
+    let uri = format!("https://windrose/v2/models/{}/versions/{}/infer", found.model, found.version);
+    let mut request = Request::post(uri).version(Version::HTTP_2).body(()).ok()?;
+    request.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    let told = Forwarded { remaining: PATIENCE, digest: place.digest?, rules: found.shared_rules.clone() };
+    told.stamp(request.headers_mut(), 0, "probe");
+    fetch(peer, request, Outgoing::Whole(input)).await.ok()
+}

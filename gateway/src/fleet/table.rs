@@ -1,0 +1,337 @@
+//! Which replicas each model has: built whenever anything changes, and read by every request.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::HeaderValue;
+use windrose_route::{Digest, Grants, Hedging, Nature, Random, Replica, Router, Rules, Serves, Settings, Site, Source};
+
+use super::catalog::{Facts, Offer};
+use super::upstream::Upstream;
+use super::{Building, Fleet, SiteState};
+use crate::config::fleet::FleetModel;
+use crate::control::manifest::SelfTest;
+use crate::dispatch::replicas::Replicas;
+use crate::snapshot::{Served, Snapshot, compare_versions};
+use crate::telemetry::{SiteMetrics, Telemetry};
+
+/// How long a request may take that names no deadline, where nobody who serves the model could say.
+const TIMEOUTS: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(120));
+
+/// Everything that a request can find.
+#[derive(Default)]
+pub struct Table {
+    snapshot: Option<Arc<Snapshot>>,
+    models: HashMap<String, Versions>,
+}
+
+#[derive(Default)]
+struct Versions {
+    highest: Option<Arc<Replicated>>,
+    all: Vec<(String, Arc<Replicated>)>,
+}
+
+/// One version of a model and its replicas.
+pub struct Replicated {
+    /// The model's name.
+    pub model: String,
+    /// The version; empty where only foreign servers have the model.
+    pub version: String,
+    /// What chooses.
+    pub replicas: Arc<Replicas>,
+    /// By the name of the site.
+    pub places: HashMap<Arc<str>, Place>,
+    /// What binds every request: manifest, fleet file and settings.
+    pub rules: Rules,
+    /// `rules`, shared by requests that add nothing.
+    pub shared_rules: Arc<Rules>,
+    /// Whether a request may run twice.
+    pub repeatable: bool,
+    /// Where a second try may go.
+    pub hedging: Hedging,
+    /// Deadline of a request that names none, and the longest.
+    pub timeouts: (Duration, Duration),
+    /// The golden test of what is allowed to answer, where it has one, and whose it is.
+    pub golden: Option<SelfTest>,
+    pub golden_digest: Option<Digest>,
+}
+
+/// A replica, and how it is reached.
+pub struct Place {
+    /// The site.
+    pub site: Arc<Site>,
+    /// Its name, for answers.
+    pub name: HeaderValue,
+    /// What answers from there say.
+    pub facts: Facts,
+    /// What it serves; `None` for a foreign server.
+    pub digest: Option<Digest>,
+    /// How it is reached.
+    pub to: To,
+    /// What is counted of it.
+    pub metrics: Arc<SiteMetrics>,
+}
+
+/// Where a replica is.
+pub enum To {
+    /// Here.
+    Here(Arc<Served>),
+    /// At another site.
+    There(Arc<Upstream>),
+}
+
+/// Builds a table.
+pub(super) struct Builder<'a> {
+    pub fleet: &'a Fleet,
+    pub building: &'a Building,
+    pub before: &'a Table,
+}
+
+/// One replica before it is placed.
+struct Found {
+    site: Arc<Site>,
+    distance: Duration,
+    weight: u32,
+    offer: Offer,
+    to: To,
+}
+
+// === impl Table ===
+
+impl Table {
+    /// A version of a model; the highest where the caller names none.
+    pub fn find(&self, model: &str, version: Option<&str>) -> Option<&Arc<Replicated>> {
+        let versions = self.models.get(model)?;
+        match version {
+            None => versions.highest.as_ref(),
+            Some(version) => versions.all.iter().find(|(name, _)| name == version).map(|(_, found)| found),
+        }
+    }
+
+    /// Whether it was built of this snapshot.
+    pub fn is_of(&self, snapshot: &Arc<Snapshot>) -> bool {
+        self.snapshot.as_ref().is_some_and(|mine| Arc::ptr_eq(mine, snapshot))
+    }
+
+    /// Every version of every model.
+    pub fn all(&self) -> impl Iterator<Item = &Arc<Replicated>> {
+        self.models.values().flat_map(|versions| versions.all.iter().map(|(_, found)| found))
+    }
+}
+
+impl Replicated {
+    /// Whether any other site could answer.
+    pub fn is_elsewhere(&self) -> bool {
+        self.places.values().any(|place| matches!(place.to, To::There(_)))
+    }
+}
+
+// === impl Builder ===
+
+impl Builder<'_> {
+    pub fn build(&self, snapshot: Arc<Snapshot>) -> Table {
+        let mut models: BTreeMap<String, BTreeMap<String, Vec<Found>>> = BTreeMap::new();
+        for found in self.here(&snapshot).into_iter().chain(self.there()) {
+            let versions = models.entry(found.offer.model.clone()).or_default();
+            versions.entry(found.offer.version.clone()).or_default().push(found);
+        }
+        let foreign = self.building.sites.values().filter_map(|site| Some((site, site.entry.foreign.as_ref()?)));
+        for name in foreign.flat_map(|(_, foreign)| &foreign.models) {
+            models.entry(name.clone()).or_default();
+        }
+        let mut table = Table { snapshot: Some(snapshot), models: HashMap::new() };
+        for (model, found) in models {
+            table.models.insert(model.clone(), self.versions(&model, found));
+        }
+        table
+    }
+
+    fn versions(&self, model: &str, mut found: BTreeMap<String, Vec<Found>>) -> Versions {
+        if found.is_empty() {
+            found.insert(String::new(), Vec::new());
+        }
+        let mut names: Vec<String> = found.keys().cloned().collect();
+        names.sort_by(|a, b| compare_versions(b, a));
+        let mut versions = Versions::default();
+        for (at, name) in names.into_iter().enumerate() {
+            let replicated = Arc::new(self.replicated(model, &name, found.remove(&name).unwrap_or_default(), at == 0));
+            if at == 0 {
+                versions.highest = Some(replicated.clone());
+            }
+            versions.all.push((name, replicated));
+        }
+        versions
+    }
+
+    /// What this gateway serves itself.
+    fn here(&self, snapshot: &Snapshot) -> Vec<Found> {
+        let Some(entry) = self.building.file.site(&self.fleet.config.site) else { return Vec::new() };
+        let served = snapshot.models().flat_map(|(_, versions)| versions.iter());
+        let found = |served: &Arc<Served>| Found {
+            site: entry.site.clone(),
+            distance: Duration::ZERO,
+            weight: entry.weight,
+            offer: Offer::of(served, &self.fleet.ceiling),
+            to: To::Here(served.clone()),
+        };
+        served.map(found).collect()
+    }
+
+    /// What peers say that they serve.
+    fn there(&self) -> Vec<Found> {
+        let mut all = Vec::new();
+        for state in self.building.sites.values() {
+            for offer in state.offers.iter().flat_map(|offers| offers.iter()) {
+                all.push(Found {
+                    site: state.entry.site.clone(),
+                    distance: state.distance(),
+                    weight: state.entry.weight,
+                    offer: offer.clone(),
+                    to: To::There(state.upstream.clone()),
+                });
+            }
+        }
+        all.sort_by(|a, b| a.site.name.cmp(&b.site.name));
+        all
+    }
+
+    fn replicated(&self, model: &str, version: &str, found: Vec<Found>, highest: bool) -> Replicated {
+        let told = self.building.file.models.get(model).cloned().unwrap_or_default();
+        let digests = allowed(model, version, &told, &found);
+        let needs = found.iter().fold(Grants::NONE, |all, f| Grants(all.0 | f.offer.needs().0));
+        let rules = self.rules(&told, &found);
+        let foreign = || self.building.sites.values().filter(|s| highest && s.serves_foreign(model));
+        let repeatable = match found.is_empty() {
+            true => foreign().all(|s| s.entry.foreign.as_ref().is_some_and(|f| f.repeatable)),
+            false => found.iter().all(|f| f.offer.repeatable()),
+        };
+        let golden = found.iter().find(|f| digests.contains(&f.offer.parts.digest()) && f.offer.golden().is_some());
+        let golden_digest = golden.map(|f| f.offer.parts.digest());
+        let golden = golden.and_then(|f| f.offer.golden().cloned());
+        let timeouts = found.first().map_or(TIMEOUTS, |f| f.offer.timeouts());
+        let mut replicas: Vec<Replica> = found.iter().map(Found::replica).collect();
+        replicas.extend(foreign().map(SiteState::foreign_replica));
+        let mut places: HashMap<Arc<str>, Place> = found.into_iter().map(|f| f.place(&self.fleet.telemetry)).collect();
+        places.extend(foreign().map(|s| s.foreign_place(model, &self.fleet.telemetry)));
+        let settings = Settings { policy: told.policy, digests, needs, ..Settings::default() };
+        let before = self.before.find(model, Some(version)).map(|before| before.replicas.clone());
+        let shared =
+            before.unwrap_or_else(|| Replicas::new(Router::new(settings.clone(), Random::seeded(rand::random()))));
+        let now = shared.now();
+        let mut router = shared.lock();
+        if *router.settings() != settings {
+            router.configure(settings);
+        }
+        router.update(replicas, now);
+        drop(router);
+        Replicated {
+            model: model.to_owned(),
+            version: version.to_owned(),
+            replicas: shared,
+            places,
+            shared_rules: Arc::new(rules.clone()),
+            rules,
+            repeatable,
+            hedging: told.hedging,
+            timeouts,
+            golden,
+            golden_digest,
+        }
+    }
+
+    /// Every rule of every manifest that goes by this name binds: a peer can make the law stricter, and nobody laxer.
+    fn rules(&self, told: &FleetModel, found: &[Found]) -> Rules {
+        let mut rules = self.fleet.bind(Rules::none()).and(Source::Tenant, told.allow.clone(), told.deny.clone());
+        let mut seen = Vec::new();
+        for found in found {
+            let law = &found.offer.jurisdictions;
+            if !seen.contains(&law) {
+                rules = law.bind(rules);
+                seen.push(law);
+            }
+        }
+        rules
+    }
+}
+
+/// The digests that may answer: what the fleet file names; else what is served here; else the one that all peers agree
+/// on, and none where they do not.
+fn allowed(model: &str, version: &str, told: &FleetModel, found: &[Found]) -> Vec<Digest> {
+    if let Some(digests) = &told.digests {
+        return digests.clone();
+    }
+    if let Some(here) = found.iter().find(|f| matches!(f.to, To::Here(_))) {
+        return vec![here.offer.parts.digest()];
+    }
+    let all: BTreeSet<Digest> = found.iter().map(|f| f.offer.parts.digest()).collect();
+    if all.len() > 1 {
+        tracing::warn!(
+            model,
+            version,
+            digests = all.len(),
+            "peers serve different digests: name one in the fleet file"
+        );
+        return Vec::new();
+    }
+    all.into_iter().collect()
+}
+
+impl Found {
+    fn replica(&self) -> Replica {
+        let here = matches!(self.to, To::Here(_));
+        Replica {
+            site: self.site.clone(),
+            nature: if here { Nature::Local } else { Nature::Peer },
+            serves: Serves::Digest(self.offer.parts.digest()),
+            grants: self.offer.grants(),
+            distance: nanos(self.distance),
+            weight: self.weight,
+        }
+    }
+
+    fn place(self, telemetry: &Telemetry) -> (Arc<str>, Place) {
+        let digest = Some(self.offer.parts.digest());
+        let (name, facts) = (header(&self.site.name), self.offer.facts());
+        let metrics = telemetry.site(&self.site.name);
+        let place = Place { name, facts, digest, to: self.to, site: self.site, metrics };
+        (place.site.name.clone(), place)
+    }
+}
+
+impl SiteState {
+    fn distance(&self) -> Duration {
+        self.round_trip.unwrap_or(self.entry.distance)
+    }
+
+    fn serves_foreign(&self, model: &str) -> bool {
+        self.entry.foreign.as_ref().is_some_and(|foreign| foreign.models.contains(model))
+    }
+
+    fn foreign_replica(&self) -> Replica {
+        Replica {
+            site: self.entry.site.clone(),
+            nature: Nature::Foreign,
+            serves: Serves::Unverified,
+            grants: Grants::NONE,
+            distance: nanos(self.distance()),
+            weight: self.entry.weight,
+        }
+    }
+
+    fn foreign_place(&self, model: &str, telemetry: &Telemetry) -> (Arc<str>, Place) {
+        let site = self.entry.site.clone();
+        let to = To::There(self.upstream.clone());
+        let (name, facts, metrics) = (header(&site.name), Facts::unverified(model), telemetry.site(&site.name));
+        let place = Place { name, facts, digest: None, to, site, metrics };
+        (place.site.name.clone(), place)
+    }
+}
+
+fn header(site: &str) -> HeaderValue {
+    HeaderValue::from_str(site).unwrap_or_else(|_| HeaderValue::from_static("-"))
+}
+
+fn nanos(span: Duration) -> u64 {
+    u64::try_from(span.as_nanos()).unwrap_or(u64::MAX)
+}

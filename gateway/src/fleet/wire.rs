@@ -1,0 +1,337 @@
+//! What gateways tell each other about a request, in headers of their own: written and read only on connections that
+//! proved a peer's certificate. Whatever a client sends under these names is dropped.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::header::{
+    CONNECTION, EXPECT, HOST, HeaderMap, HeaderName, HeaderValue, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRAILER,
+    TRANSFER_ENCODING, UPGRADE,
+};
+use windrose_route::{Digest, Jurisdiction, Load, Rules, Source};
+
+use crate::config::fleet::parse_digest;
+use crate::control::store::hex;
+use crate::error::{Error, Kind};
+
+/// Headers that belong to one connection and not to the message.
+const HOP_BY_HOP: [HeaderName; 9] = [
+    CONNECTION,
+    PROXY_AUTHENTICATE,
+    PROXY_AUTHORIZATION,
+    TE,
+    TRAILER,
+    TRANSFER_ENCODING,
+    UPGRADE,
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
+];
+
+/// Milliseconds that are left of the deadline. Clocks differ; spans do not.
+const REMAINING: HeaderName = HeaderName::from_static("windrose-remaining-ms");
+/// The digest that must answer.
+pub const DIGEST: HeaderName = HeaderName::from_static("windrose-digest");
+/// Every rule that binds the request.
+const RULES: HeaderName = HeaderName::from_static("windrose-rules");
+/// How many attempts there were before this one.
+const ATTEMPT: HeaderName = HeaderName::from_static("windrose-attempt");
+/// How many gateways the request has passed.
+const HOPS: HeaderName = HeaderName::from_static("windrose-hops");
+/// Whose request it is.
+const TENANT: HeaderName = HeaderName::from_static("windrose-tenant");
+/// Load of the model that answered.
+pub const LOAD: HeaderName = HeaderName::from_static("windrose-load");
+
+/// The names that only gateways use.
+const INTERNAL: [HeaderName; 7] = [REMAINING, DIGEST, RULES, ATTEMPT, HOPS, TENANT, LOAD];
+
+/// A client's wishes; each can only make the rules stricter.
+const ALLOW: HeaderName = HeaderName::from_static("windrose-allow");
+const DENY: HeaderName = HeaderName::from_static("windrose-deny");
+const VERIFIED: HeaderName = HeaderName::from_static("windrose-verified");
+const HEDGE: HeaderName = HeaderName::from_static("windrose-hedge");
+
+/// The longest list of rules that is read, bytes.
+const MAX_RULES: usize = 4096;
+
+/// What a peer says about a request that it forwards.
+#[derive(Clone, Debug)]
+pub struct Forwarded {
+    /// What is left of the client's patience.
+    pub remaining: Duration,
+    /// What must answer.
+    pub digest: Digest,
+    /// What binds it.
+    pub rules: Arc<Rules>,
+}
+
+/// What a client wishes for, beside its deadline.
+#[derive(Clone, Debug, Default)]
+pub struct Wishes {
+    /// Nothing but these, where there is a list.
+    pub allow: Option<Vec<Jurisdiction>>,
+    /// None of these.
+    pub deny: Vec<Jurisdiction>,
+    /// Only a verified digest will do.
+    pub verified: bool,
+    /// No second try beside a late one.
+    pub unhedged: bool,
+}
+
+/// Takes off what only gateways may say.
+pub fn drop_internal(headers: &mut HeaderMap) {
+    for name in INTERNAL {
+        headers.remove(name);
+    }
+}
+
+/// The headers of a message that goes on: none of one connection's own, and none that only gateways use.
+pub fn end_to_end(headers: &HeaderMap) -> HeaderMap {
+    let mut headers = headers.clone();
+    strip(&mut headers);
+    headers
+}
+
+/// Takes off what belongs to one connection, and what only gateways use.
+pub fn strip(headers: &mut HeaderMap) {
+    if headers.contains_key(CONNECTION) {
+        let values = headers.get_all(CONNECTION).iter().filter_map(|value| value.to_str().ok());
+        let named: Vec<HeaderName> =
+            values.flat_map(|value| value.split(',')).filter_map(|name| name.trim().parse().ok()).collect();
+        for name in &named {
+            headers.remove(name);
+        }
+    }
+    for name in HOP_BY_HOP.iter().chain([&HOST, &EXPECT]) {
+        headers.remove(name);
+    }
+    drop_internal(headers);
+}
+
+/// Takes off what says something to a gateway and nothing to a foreign server.
+pub fn drop_ours(headers: &mut HeaderMap) {
+    for name in [ALLOW, DENY, VERIFIED, HEDGE] {
+        headers.remove(name);
+    }
+}
+
+/// What a client wishes for.
+///
+/// # Errors
+/// [`Kind::Malformed`]: a rule with a slip in it must not be ignored.
+pub fn wishes(headers: &HeaderMap) -> Result<Wishes, Error> {
+    let mut wishes = Wishes::default();
+    if headers.contains_key(&ALLOW) {
+        wishes.allow = Some(list(headers, &ALLOW)?);
+    }
+    wishes.deny = list(headers, &DENY)?;
+    wishes.verified = word(headers, &VERIFIED, "true")?;
+    wishes.unhedged = word(headers, &HEDGE, "never")?;
+    Ok(wishes)
+}
+
+fn list(headers: &HeaderMap, name: &HeaderName) -> Result<Vec<Jurisdiction>, Error> {
+    let malformed = || Error::new(Kind::Malformed, format!("{name}: is no list of jurisdictions"));
+    let mut all = Vec::new();
+    for value in headers.get_all(name) {
+        let text = value.to_str().map_err(|_| malformed())?;
+        for name in text.split(',').filter(|name| !name.trim().is_empty()) {
+            all.push(Jurisdiction::new(name).map_err(|_| malformed())?);
+        }
+    }
+    Ok(all)
+}
+
+fn word(headers: &HeaderMap, name: &HeaderName, known: &str) -> Result<bool, Error> {
+    match headers.get(name) {
+        None => Ok(false),
+        Some(value) if value.as_bytes().eq_ignore_ascii_case(known.as_bytes()) => Ok(true),
+        Some(_) => Err(Error::new(Kind::Malformed, format!("{name}: takes nothing but {known:?}"))),
+    }
+}
+
+impl Forwarded {
+    /// Puts it on the headers of a request to a peer. `attempt` counts from 0.
+    pub fn stamp(&self, headers: &mut HeaderMap, attempt: u8, tenant: &str) {
+        let millis = u64::try_from(self.remaining.as_millis()).unwrap_or(u64::MAX).max(1);
+        headers.insert(REMAINING, HeaderValue::from(millis));
+        headers.insert(ATTEMPT, HeaderValue::from(u16::from(attempt)));
+        headers.insert(HOPS, HeaderValue::from_static("1"));
+        let mut insert = |name: HeaderName, text: &str| {
+            if let Ok(value) = HeaderValue::from_str(text) {
+                headers.insert(name, value);
+            }
+        };
+        insert(DIGEST, &hex(&self.digest));
+        insert(TENANT, tenant);
+        if !self.rules.is_empty() {
+            insert(RULES, &written(&self.rules));
+        }
+    }
+
+    /// Reads it from a peer's request, and takes it off.
+    ///
+    /// # Errors
+    /// [`Kind::Malformed`] where anything is missing or not as [`Forwarded::stamp`] writes it.
+    pub fn take(headers: &mut HeaderMap) -> Result<Forwarded, Error> {
+        let malformed = |name: HeaderName| Error::new(Kind::Malformed, format!("{name}: is missing or wrong"));
+        let text = |name: &HeaderName| headers.get(name).and_then(|value| value.to_str().ok());
+        let remaining = text(&REMAINING).and_then(|t| t.parse().ok()).ok_or_else(|| malformed(REMAINING))?;
+        let digest = text(&DIGEST).and_then(parse_digest).ok_or_else(|| malformed(DIGEST))?;
+        if text(&HOPS) != Some("1") {
+            return Err(malformed(HOPS));
+        }
+        let rules = match headers.get(&RULES) {
+            None => Rules::none(),
+            Some(_) => text(&RULES).and_then(read).ok_or_else(|| malformed(RULES))?,
+        };
+        drop_internal(headers);
+        Ok(Forwarded { remaining: Duration::from_millis(remaining), digest, rules: Arc::new(rules) })
+    }
+}
+
+/// Rules as one line: `manifest allow=eu,ch deny=; request deny=us`.
+fn written(rules: &Rules) -> String {
+    let names = |list: &[Jurisdiction]| list.iter().map(Jurisdiction::as_str).collect::<Vec<_>>().join(",");
+    let layers = rules.layers().map(|(source, allow, deny)| {
+        let allow = allow.map(|list| format!(" allow={}", names(list))).unwrap_or_default();
+        format!("{}{allow} deny={}", source.as_str(), names(deny))
+    });
+    layers.collect::<Vec<_>>().join("; ")
+}
+
+/// Reads what [`written`] writes.
+fn read(text: &str) -> Option<Rules> {
+    if text.len() > MAX_RULES {
+        return None;
+    }
+    let mut rules = Rules::none();
+    for layer in text.split("; ") {
+        let mut words = layer.split(' ');
+        let source = match words.next()? {
+            "manifest" => Source::Manifest,
+            "tenant" => Source::Tenant,
+            "request" => Source::Request,
+            _ => return None,
+        };
+        let (mut allow, mut deny) = (None, Vec::new());
+        for word in words {
+            let (key, names) = word.split_once('=')?;
+            let names = names.split(',').filter(|name| !name.is_empty());
+            let names = names.map(|name| Jurisdiction::new(name).ok()).collect::<Option<Vec<_>>>()?;
+            match key {
+                "allow" => allow = Some(names),
+                "deny" => deny = names,
+                _ => return None,
+            }
+        }
+        rules = rules.and(source, allow, deny);
+    }
+    Some(rules)
+}
+
+/// A load as one header: requests in flight, of these queued, how many run at once, engine time in microseconds.
+pub fn load_header(load: &Load) -> HeaderValue {
+    let [in_flight, queued, parallel, micros] = load_numbers(load);
+    let text = format!("{in_flight} {queued} {parallel} {micros}");
+    HeaderValue::from_str(&text).unwrap_or_else(|_| HeaderValue::from_static("0 0 0 0"))
+}
+
+/// Reads what [`load_header`] writes.
+pub fn load_of(headers: &HeaderMap) -> Option<Load> {
+    let mut numbers = headers.get(&LOAD)?.to_str().ok()?.split(' ').map(str::parse::<u64>);
+    let mut next = || numbers.next()?.ok();
+    let (in_flight, queued, parallel, micros) = (next()?, next()?, next()?, next()?);
+    Some(load_from([in_flight, queued, parallel, micros]))
+}
+
+/// A load from its four numbers.
+pub fn load_from([in_flight, queued, parallel, micros]: [u64; 4]) -> Load {
+    let small = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
+    Load {
+        in_flight: small(in_flight),
+        queued: small(queued),
+        parallel: small(parallel),
+        engine_time: micros.saturating_mul(1000),
+    }
+}
+
+/// The four numbers of a load.
+pub fn load_numbers(load: &Load) -> [u64; 4] {
+    [load.in_flight.into(), load.queued.into(), load.parallel.into(), load.engine_time / 1000]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn place(name: &str) -> Jurisdiction {
+        Jurisdiction::new(name).unwrap()
+    }
+
+    #[test]
+    fn a_forwarded_request_is_told_whole() {
+        let rules = Rules::none().and(Source::Manifest, Some(vec![place("eu"), place("us-ca")]), vec![]).and(
+            Source::Request,
+            Some(vec![]),
+            vec![place("us")],
+        );
+        let told = Forwarded { remaining: Duration::from_millis(1500), digest: [7; 32], rules: Arc::new(rules) };
+        let mut headers = HeaderMap::new();
+        told.stamp(&mut headers, 2, "default");
+        let read = Forwarded::take(&mut headers).unwrap();
+        assert_eq!((read.remaining, read.digest, &read.rules), (told.remaining, told.digest, &told.rules));
+        assert!(headers.is_empty(), "{headers:?}");
+    }
+
+    #[test]
+    fn what_is_missing_or_wrong_is_refused() {
+        let whole = || {
+            let mut headers = HeaderMap::new();
+            let rules = Rules::none().and(Source::Tenant, None, vec![place("us")]);
+            Forwarded { remaining: Duration::from_secs(1), digest: [1; 32], rules: Arc::new(rules) }.stamp(
+                &mut headers,
+                0,
+                "t",
+            );
+            headers
+        };
+        for name in [REMAINING, DIGEST, HOPS] {
+            let mut headers = whole();
+            headers.remove(&name);
+            assert_eq!(Forwarded::take(&mut headers).unwrap_err().kind, Kind::Malformed);
+        }
+        for rules in ["tenant deny=u s", "somebody deny=us", "tenant permit=us", "tenant", ""] {
+            let mut headers = whole();
+            headers.insert(RULES, HeaderValue::from_str(rules).unwrap());
+            let read = Forwarded::take(&mut headers);
+            assert!(read.is_err() || rules == "tenant", "{rules}");
+        }
+    }
+
+    #[test]
+    fn a_client_can_wish_and_not_command() {
+        let mut headers = HeaderMap::new();
+        headers.insert(ALLOW, HeaderValue::from_static("EU, ch"));
+        headers.append(ALLOW, HeaderValue::from_static("is"));
+        headers.insert(HOPS, HeaderValue::from_static("1"));
+        headers.insert("x-own", HeaderValue::from_static("1"));
+        headers.insert(CONNECTION, HeaderValue::from_static("x-own"));
+        let wishes = wishes(&headers).unwrap();
+        assert_eq!(wishes.allow, Some(vec![place("eu"), place("ch"), place("is")]));
+        let on = end_to_end(&headers);
+        assert!(!on.contains_key(HOPS) && !on.contains_key("x-own") && on.contains_key(ALLOW));
+        headers.insert(DENY, HeaderValue::from_static("u s"));
+        assert!(super::wishes(&headers).is_err());
+    }
+
+    #[test]
+    fn loads_round_trip() {
+        let load = Load { in_flight: 3, queued: 1, parallel: 2, engine_time: 5_000 };
+        let mut headers = HeaderMap::new();
+        headers.insert(LOAD, load_header(&load));
+        assert_eq!(load_of(&headers), Some(load));
+        headers.insert(LOAD, HeaderValue::from_static("1 2 x 4"));
+        assert_eq!(load_of(&headers), None);
+    }
+}

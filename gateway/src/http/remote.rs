@@ -1,0 +1,377 @@
+//! A call that may be answered at any site: its bytes are held, `dispatch` picks replicas, and each attempt either runs
+//! here or sends the same bytes on. Decoding happens only where the request runs.
+
+use std::future::Future;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
+use http::uri::PathAndQuery;
+use http::{Request, Response, StatusCode, Uri, Version, request};
+use http_body::Body as _;
+use http_body_util::BodyExt;
+use windrose_route::{AttemptId, Call, Hedging, Reason, ReplicaId, Rules, Source, Verdict};
+
+use super::answer::{self, Body};
+use super::body::{Lease, before};
+use super::identity::Identity;
+use super::infer::timeout_header;
+use super::received::Received;
+use super::route::Target;
+use super::{DataPlane, answered};
+use crate::dispatch::replicas::{self, Lost, Outcome, Running, Won};
+use crate::error::{Error, Kind};
+use crate::fleet::upstream::{Answer, Outgoing, SendError, Upstream};
+use crate::fleet::wire::{self, Forwarded};
+use crate::fleet::{Fleet, Place, Replicated, To};
+use crate::snapshot::Served;
+use crate::telemetry::Attempt;
+
+/// Where an answer comes from.
+const SITE: HeaderName = HeaderName::from_static("windrose-site");
+/// How many attempts there were.
+const ATTEMPTS: HeaderName = HeaderName::from_static("windrose-attempts");
+
+/// A call, as its attempts share it.
+struct Shared<'a> {
+    plane: &'a DataPlane,
+    fleet: &'a Fleet,
+    found: &'a Replicated,
+    identity: &'a Identity,
+    target: Target<'a>,
+    /// The guest's part of the path.
+    rest: Option<&'a str>,
+    head: request::Parts,
+    body: Kept,
+    rules: Arc<Rules>,
+    started: Instant,
+    deadline: Instant,
+}
+
+/// The body of a request.
+enum Kept {
+    /// All of it, for as many attempts as it takes.
+    Whole(Bytes),
+    /// Too large to be held: for one attempt, whichever takes it.
+    Once(Arc<Mutex<Option<Received>>>),
+}
+
+/// Answers a call of `found`, here or elsewhere.
+///
+/// # Errors
+/// What the request itself has wrong, or why no replica answered.
+pub(super) async fn answer(
+    plane: &DataPlane,
+    fleet: &Fleet,
+    found: &Replicated,
+    (target, rest): (Target<'_>, Option<&str>),
+    (request, identity, started): (Request<Received>, &Identity, Instant),
+) -> Result<Response<Body>, Error> {
+    let wishes = wire::wishes(request.headers())?;
+    let asked = timeout_header(request.headers())?;
+    let deadline = started + asked.unwrap_or(found.timeouts.0).min(found.timeouts.1);
+    let rules = match wishes.allow.is_none() && wishes.deny.is_empty() {
+        true => found.shared_rules.clone(),
+        false => Arc::new(found.rules.clone().and(Source::Request, wishes.allow, wishes.deny)),
+    };
+    let (head, body) = request.into_parts();
+    let mut lease = Lease::new(plane.telemetry.clone(), &plane.config);
+    let body = hold(body, &head.headers, fleet.config.hold, &mut lease, deadline).await?;
+    let call = Call {
+        rules: rules.clone(),
+        deadline: found.replicas.at(deadline.into()),
+        repeatable: found.repeatable,
+        replayable: matches!(body, Kept::Whole(_)),
+        hedging: if wishes.unhedged { Hedging::Never } else { found.hedging },
+        verified: wishes.verified,
+        forwarded: false,
+    };
+    let shared = Shared { plane, fleet, found, identity, target, rest, head, body, rules, started, deadline };
+    let shared = &shared;
+    let ended = replicas::run(&found.replicas, call, |replica, attempt, _| shared.start(replica, attempt)).await;
+    drop(lease);
+    match ended {
+        Ok(Won { answer: (mut response, place), attempts, stream, .. }) => {
+            if let Some(stream) = stream {
+                response.body_mut().tie(stream);
+            }
+            stamp(response.headers_mut(), place, attempts);
+            Ok(response)
+        }
+        Err(lost) => failed(lost, &found.model),
+    }
+}
+
+fn stamp(headers: &mut HeaderMap, place: &Place, attempts: u8) {
+    place.facts.stamp(headers);
+    headers.insert(SITE, place.name.clone());
+    headers.insert(ATTEMPTS, HeaderValue::from(u16::from(attempts)));
+}
+
+/// What the client is told when no replica answered.
+fn failed(lost: Lost<(Response<Body>, &Place)>, model: &str) -> Result<Response<Body>, Error> {
+    let Lost { failure, answer } = lost;
+    let attempts = failure.attempts;
+    let unavailable = |message: String| Error::new(Kind::Unavailable, message);
+    Err(match failure.reason {
+        Reason::Law(breach) => Error::new(Kind::Unlawful, format!("no site may answer for model {model:?}: {breach}")),
+        Reason::NoReplica => unavailable(format!("no replica of model {model:?} may answer now")),
+        Reason::Overloaded => Error::new(Kind::Overloaded, format!("every replica of model {model:?} is busy")),
+        Reason::Deadline => Error::new(Kind::Deadline, "the deadline passed"),
+        Reason::Failed | Reason::Budget => match answer {
+            Some((mut response, place)) => {
+                stamp(response.headers_mut(), place, attempts);
+                return Ok(response);
+            }
+            None => unavailable(format!("no replica of model {model:?} answered; {attempts} were asked")),
+        },
+    })
+}
+
+/// Holds a body that is small enough, and puts back what was read of one that is not.
+async fn hold(
+    mut body: Received,
+    headers: &HeaderMap,
+    bound: usize,
+    lease: &mut Lease,
+    deadline: Instant,
+) -> Result<Kept, Error> {
+    if body.is_end_stream() {
+        return Ok(Kept::Whole(Bytes::new()));
+    }
+    let declared: Option<u64> = headers.get(CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse().ok());
+    let mut pieces: Vec<Bytes> = Vec::new();
+    let mut length = 0;
+    while declared.unwrap_or(0) <= bound as u64 {
+        let frame = before(deadline, body.frame()).await;
+        let frame =
+            frame.ok_or_else(|| Error::new(Kind::Deadline, "the deadline passed before the body had arrived"))?;
+        let Some(frame) = frame else { return Ok(Kept::Whole(joined(pieces, length))) };
+        let frame = frame.map_err(|e| Error::new(Kind::Malformed, "body: broke off").with_detail(e.to_string()))?;
+        let Ok(data) = frame.into_data() else { continue };
+        length += data.len();
+        lease.grow(data.len())?;
+        pieces.push(data);
+        if length > bound {
+            break;
+        }
+    }
+    body.unread(pieces);
+    Ok(Kept::Once(Arc::new(Mutex::new(Some(body)))))
+}
+
+/// Pieces as one; one piece is not copied.
+fn joined(mut pieces: Vec<Bytes>, length: usize) -> Bytes {
+    if pieces.len() == 1 {
+        return pieces.swap_remove(0);
+    }
+    let mut all = Vec::with_capacity(length);
+    pieces.iter().for_each(|piece| all.extend_from_slice(piece));
+    all.into()
+}
+
+type Ended<'a> = (Response<Body>, &'a Place);
+
+/// Counts how an attempt ends.
+async fn counted<T>(place: &Place, attempt: impl Future<Output = Outcome<T>>) -> Outcome<T> {
+    let track = place.metrics.attempt();
+    let outcome = attempt.await;
+    track.end(match &outcome {
+        Outcome::ConnectFailed => Attempt::ConnectFailed,
+        Outcome::Refused => Attempt::Refused,
+        Outcome::Reset => Attempt::Reset,
+        Outcome::Cut => Attempt::Cut,
+        Outcome::Answer { verdict: Verdict::Answer, .. } => Attempt::Answered,
+        Outcome::Answer { verdict: Verdict::Failed, .. } => Attempt::Failed,
+        Outcome::Answer { verdict: Verdict::Overloaded { .. }, .. } => Attempt::Overloaded,
+        Outcome::Answer { verdict: Verdict::NotHere, .. } => Attempt::NotHere,
+    });
+    outcome
+}
+
+impl<'a> Shared<'a> {
+    /// Begins one attempt.
+    fn start(&'a self, replica: ReplicaId, attempt: u8) -> Running<'a, Ended<'a>> {
+        let site = self.found.replicas.lock().replica(replica).map(|replica| replica.site.name.clone());
+        let place = site.and_then(|site| self.found.places.get(&*site));
+        let Some(place) = place else {
+            // The fleet has changed under the request, and this one has gone.
+            return Box::pin(std::future::ready(Outcome::ConnectFailed));
+        };
+        match &place.to {
+            To::Here(served) => Box::pin(counted(place, self.here(served.clone(), place))),
+            To::There(upstream) => Box::pin(counted(place, self.there(upstream, place, (replica, AttemptId(attempt))))),
+        }
+    }
+
+    async fn here(&'a self, served: Arc<Served>, place: &'a Place) -> Outcome<Ended<'a>> {
+        let body = match &self.body {
+            Kept::Whole(bytes) => Some(Received::whole(bytes.clone())),
+            Kept::Once(body) => body.lock().unwrap_or_else(PoisonError::into_inner).take(),
+        };
+        let Some(body) = body else { return Outcome::Reset };
+        let mut request = Request::new(body);
+        *request.method_mut() = self.head.method.clone();
+        *request.uri_mut() = self.head.uri.clone();
+        *request.version_mut() = self.head.version;
+        *request.headers_mut() = self.head.headers.clone();
+        let left = self.deadline.saturating_duration_since(self.started);
+        let response =
+            answered(self.plane, served, self.rest, (request, self.identity, self.started), Some(left)).await;
+        let whole = response.body().is_whole().then(|| response.body().length() as u64);
+        let verdict = peers_verdict(response.status(), response.headers());
+        Outcome::Answer { verdict, whole, answer: (response, place) }
+    }
+
+    async fn there(
+        &'a self,
+        upstream: &'a Upstream,
+        place: &'a Place,
+        (replica, attempt): (ReplicaId, AttemptId),
+    ) -> Outcome<Ended<'a>> {
+        let sent = match upstream {
+            Upstream::Peer(peer) => {
+                let Some(request) = self.to_peer(place, attempt) else { return Outcome::ConnectFailed };
+                let body = match &self.body {
+                    Kept::Whole(bytes) => Outgoing::Whole(bytes.clone()),
+                    Kept::Once(body) => Outgoing::Once(body.clone()),
+                };
+                peer.send(request, body).await.map(|(head, body)| (head, Answer::Peer(body)))
+            }
+            Upstream::Foreign(server) => {
+                let Some(head) = self.to_foreign() else { return Outcome::ConnectFailed };
+                let body = || match &self.body {
+                    Kept::Whole(bytes) => Some(Received::whole(bytes.clone())),
+                    Kept::Once(body) => body.lock().unwrap_or_else(PoisonError::into_inner).take(),
+                };
+                server.send(head, body).await.map(|(head, body)| (head, Answer::Foreign(body)))
+            }
+        };
+        let (head, body) = match sent {
+            Ok(answer) => answer,
+            Err(SendError::Connect) => return Outcome::ConnectFailed,
+            Err(SendError::Refused) => return Outcome::Refused,
+            Err(SendError::Reset) => return Outcome::Reset,
+        };
+        let verdict = match upstream {
+            Upstream::Peer(_) => {
+                if let Some(load) = wire::load_of(&head.headers) {
+                    let now = self.found.replicas.now();
+                    self.found.replicas.lock().report(replica, load, now);
+                }
+                peers_verdict(head.status, &head.headers)
+            }
+            Upstream::Foreign(_) => foreign_verdict(head.status, &head.headers, self.found.replicas.now()),
+        };
+        self.received(Response::from_parts(head, body), verdict, place).await
+    }
+
+    /// Holds the answer as far as it fits.
+    async fn received(&self, answer: Response<Answer>, verdict: Verdict, place: &'a Place) -> Outcome<Ended<'a>> {
+        let (head, mut body) = answer.into_parts();
+        let declared: Option<u64> = head.headers.get(CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse().ok());
+        let bound = self.fleet.config.hold;
+        let events =
+            head.headers.get(CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"text/event-stream"));
+        let mut pieces = Vec::new();
+        let mut length = 0;
+        let held = loop {
+            if events || declared.unwrap_or(0) > bound as u64 || length > bound {
+                break false;
+            }
+            match body.data().await {
+                None if declared.is_some_and(|d| d != length as u64) && self.head.method != http::Method::HEAD => {
+                    return Outcome::Cut;
+                }
+                None => break true,
+                Some(Err(_)) => return Outcome::Cut,
+                Some(Ok(piece)) => {
+                    length += piece.len();
+                    pieces.push(piece);
+                }
+            }
+        };
+        let whole = held.then_some(length as u64);
+        let body = if held { Body::pieces(pieces) } else { Body::remote(pieces, body, declared) };
+        let mut response = Response::new(body);
+        *response.status_mut() = head.status;
+        *response.headers_mut() = head.headers;
+        wire::strip(response.headers_mut());
+        Outcome::Answer { verdict, whole, answer: (response, place) }
+    }
+
+    /// The head of the request as a peer gets it.
+    fn to_peer(&self, place: &Place, attempt: AttemptId) -> Option<Request<()>> {
+        let path = self.head.uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
+        let mut parts = http::uri::Parts::default();
+        parts.scheme = Some(http::uri::Scheme::HTTPS);
+        parts.authority = Some(http::uri::Authority::from_static("windrose"));
+        parts.path_and_query = Some(path);
+        let mut request = Request::new(());
+        *request.method_mut() = self.head.method.clone();
+        *request.uri_mut() = Uri::from_parts(parts).ok()?;
+        *request.version_mut() = Version::HTTP_2;
+        *request.headers_mut() = self.to_site();
+        let remaining = self.deadline.saturating_duration_since(Instant::now());
+        let told = Forwarded { remaining, digest: place.digest?, rules: self.rules.clone() };
+        told.stamp(request.headers_mut(), attempt.0, "default");
+        Some(request)
+    }
+
+    /// The head of the request as a foreign server gets it: it knows one version of the model.
+    fn to_foreign(&self) -> Option<Request<()>> {
+        let path = format!("/v2/models/{}/infer", self.target.model);
+        if self.rest.is_some() {
+            return None;
+        }
+        let mut request = Request::new(());
+        *request.method_mut() = self.head.method.clone();
+        *request.uri_mut() = path.parse().ok()?;
+        *request.headers_mut() = self.to_site();
+        wire::drop_ours(request.headers_mut());
+        Some(request)
+    }
+
+    fn to_site(&self) -> HeaderMap {
+        let mut headers = wire::end_to_end(&self.head.headers);
+        self.identity.stamp(&mut headers);
+        headers
+    }
+}
+
+/// What the answer of a gateway says, whichever it is.
+fn peers_verdict(status: StatusCode, headers: &HeaderMap) -> Verdict {
+    let is = |kind: Kind| headers.get(answer::ERROR).is_some_and(|value| value == kind.as_str());
+    match status.as_u16() {
+        421 | 503 if is(Kind::NotHere) || is(Kind::NotReady) => Verdict::NotHere,
+        // It reports its load, so that nobody has to stay away longer than that says.
+        429 => Verdict::Overloaded { until: None },
+        status => Verdict::of(status, None),
+    }
+}
+
+/// What the answer of a foreign server says.
+fn foreign_verdict(status: StatusCode, headers: &HeaderMap, now: u64) -> Verdict {
+    let seconds: Option<u64> = headers.get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
+    let until = seconds.map(|s| now.saturating_add(s.saturating_mul(windrose_route::SECOND)));
+    match status.as_u16() {
+        404 => Verdict::NotHere,
+        status => Verdict::of(status, until),
+    }
+}
+
+/// Refuses what no rule lets happen here.
+///
+/// # Errors
+/// [`Kind::Unlawful`], naming the rule.
+pub(super) fn check_law(rules: &Rules, fleet: Option<&Fleet>, found: Option<&Replicated>) -> Result<(), Error> {
+    let here = fleet.zip(found).and_then(|(fleet, found)| found.places.get(fleet.config.site.as_str()));
+    let at = here.and_then(|place| place.site.jurisdiction.as_ref());
+    rules.permit(at).map_err(|breach| Error::new(Kind::Unlawful, format!("this site may not answer: {breach}")))
+}
+
+/// The time that a forwarded request has.
+pub(super) fn remaining(told: &Forwarded, headers: &HeaderMap) -> Result<Duration, Error> {
+    Ok(timeout_header(headers)?.map_or(told.remaining, |own| own.min(told.remaining)))
+}

@@ -1,0 +1,332 @@
+"""Several gateways as one: real processes on loopback, peers over TLS with certificates on both sides."""
+
+import re
+import signal
+import socket
+import ssl
+import threading
+import time
+
+import pytest
+from fleet import ADD, Fleet, answers, explained, until_site
+from harness import Gateway, wait_until
+
+BODY = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 2], "data": [1.5, 2.5]}]}
+MODEL = "identity"
+
+
+def deploy(gateway, name=MODEL, graph="identity_fp32", version="1"):
+    gateway.cli("deploy", ADD / f"{graph}.onnx", "--name", name, "--model-version", version)
+
+
+@pytest.fixture
+def make_fleet(tmp_path):
+    made = []
+
+    def make(*names, **more) -> Fleet:
+        fleet = Fleet(tmp_path / f"fleet{len(made)}", list(names), **more)
+        made.append(fleet)
+        return fleet
+
+    yield make
+    for fleet in made:
+        fleet.stop()
+
+
+def ready_at(entry, model, sites):
+    def look():
+        try:
+            found = explained(entry, model)
+        except AssertionError:
+            return False
+        return sites <= {c["site"] for c in found["candidates"]}
+
+    wait_until(look, 10, f"{model} at {sites}", pause=0.1)
+
+
+@pytest.fixture
+def trio(make_fleet):
+    """An entry that serves nothing, and two sites that serve the same model."""
+    fleet = make_fleet("entry", "aws/one", "gcp/two")
+    for name in ("aws/one", "gcp/two"):
+        deploy(fleet.start(name))
+    entry = fleet.start("entry")
+    ready_at(entry, MODEL, {"aws/one", "gcp/two"})
+    return fleet, entry
+
+
+def test_an_entry_answers_from_any_site_and_says_which(trio):
+    fleet, entry = trio
+    until_site(entry, MODEL, BODY, {"aws/one", "gcp/two"})
+    answer = answers(entry, MODEL, BODY)
+    assert answer.status == 200 and answer.json()["outputs"][0]["data"] == [1.5, 2.5]
+    headers = answer.headers
+    assert headers["windrose-model"] == MODEL and headers["windrose-version"] == "1"
+    assert re.fullmatch(r"[0-9a-f]{64}", headers["windrose-digest"])
+    assert re.fullmatch(r"[0-9a-f]{64}", headers["windrose-module"])
+    assert re.fullmatch(r"model=[0-9a-f]{64}", headers["windrose-graphs"])
+    assert headers["windrose-engine"] == "rten" and headers["windrose-attempts"] == "1"
+    assert "windrose-load" not in headers
+    assert answers(entry, "nothing", BODY).status == 404
+
+
+def test_one_that_serves_the_model_itself_answers_the_same(trio):
+    fleet, _ = trio
+    one = fleet.gateways["aws/one"]
+    answer = answers(one, MODEL, BODY)
+    assert answer.status == 200 and answer.headers["windrose-site"] in {"aws/one", "gcp/two"}
+
+
+def test_a_peer_that_is_killed_or_hangs_is_not_noticed(trio):
+    fleet, entry = trio
+    for how in (signal.SIGKILL, signal.SIGSTOP):
+        until_site(entry, MODEL, BODY, {"aws/one", "gcp/two"})
+        victim = fleet.gateways["aws/one"]
+        victim.process.send_signal(how)
+        statuses = [answers(entry, MODEL, BODY).status for _ in range(50)]
+        assert statuses == [200] * 50
+        if how == signal.SIGSTOP:
+            victim.process.send_signal(signal.SIGCONT)
+        else:
+            victim.stop(signal.SIGKILL)
+            victim.start()
+            ready_at(entry, MODEL, {"aws/one", "gcp/two"})
+    until_site(entry, MODEL, BODY, {"aws/one", "gcp/two"}, seconds=30)
+
+
+def test_a_rolling_restart_is_not_noticed_and_takes_no_time(trio):
+    fleet, entry = trio
+    stop, failed = threading.Event(), []
+
+    def load():
+        while not stop.is_set():
+            answer = answers(entry, MODEL, BODY)
+            if answer.status != 200:
+                failed.append((answer.status, answer.body))
+
+    thread = threading.Thread(target=load)
+    thread.start()
+    try:
+        for name in ("aws/one", "gcp/two"):
+            began = time.monotonic()
+            assert fleet.gateways[name].stop() == 0
+            # Idle connections of peers do not hold it up.
+            assert time.monotonic() - began < 8
+            fleet.start(name)
+            ready_at(entry, MODEL, {"aws/one", "gcp/two"})
+    finally:
+        stop.set()
+        thread.join()
+    assert not failed, failed[:3]
+
+
+def test_what_is_deployed_is_known_at_once_and_only_one_digest_answers(trio):
+    fleet, entry = trio
+    one, two = fleet.gateways["aws/one"], fleet.gateways["gcp/two"]
+    deploy(one, "fresh")
+    began = time.monotonic()
+    wait_until(lambda: answers(entry, "fresh", BODY).status == 200, 10, "the new model at the entry")
+    assert time.monotonic() - began < 5
+    # Another graph under the same name and version: nobody can say which is meant.
+    deploy(two, "fresh", graph="add_fp32")
+    wait_until(lambda: answers(entry, "fresh", BODY).status == 503, 10, "the entry to refuse two digests")
+    # The file decides.
+    digest = next(c["digest"] for c in explained(entry, "fresh")["candidates"] if c["site"] == "aws/one")
+    fleet.write(f'[model.fresh]\ndigests = ["{digest}"]\n')
+    wait_until(lambda: answers(entry, "fresh", BODY).status == 200, 10, "the digest that the file allows")
+    assert answers(entry, "fresh", BODY).headers["windrose-digest"] == digest
+    # A site answers only what it serves itself allows.
+    assert answers(one, "fresh", BODY).headers["windrose-site"] == "aws/one"
+
+
+def test_what_a_client_says_in_a_peers_words_is_dropped(trio):
+    fleet, entry = trio
+    spoofed = answers(
+        entry,
+        MODEL,
+        BODY,
+        windrose_remaining_ms="1",
+        windrose_hops="1",
+        windrose_digest="0" * 64,
+        windrose_rules="tenant allow= deny=",
+        windrose_tenant="somebody",
+    )
+    assert spoofed.status == 200, spoofed.body
+    assert answers(entry, MODEL, BODY, windrose_timeout_ms="0").status == 400
+
+
+def test_nobody_without_a_sites_certificate_reaches_a_peer_listener(trio, make_fleet):
+    fleet, entry = trio
+    port = fleet.ports["aws/one"]
+    context = ssl.create_default_context(cafile=fleet.certificates / "authority.pem")
+    context.check_hostname = False
+    context.set_alpn_protocols(["h2"])
+
+    def refused(context) -> bool:
+        with socket.create_connection(("127.0.0.1", port), timeout=5) as plain:
+            try:
+                with context.wrap_socket(plain) as tls:
+                    tls.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00")
+                    return not tls.recv(1)
+            except (ssl.SSLError, ConnectionError):
+                return True
+
+    assert refused(context)
+    # Signed by the right authority, for a site that is not of this fleet.
+    fleet.certify("nobody")
+    strange = ssl.create_default_context(cafile=fleet.certificates / "authority.pem")
+    strange.check_hostname = False
+    strange.set_alpn_protocols(["h2"])
+    strange.load_cert_chain(fleet.certificates / "nobody.pem", fleet.certificates / "nobody-key.pem")
+    assert refused(strange)
+    # Of another authority.
+    other = make_fleet("entry")
+    strange = ssl.create_default_context(cafile=fleet.certificates / "authority.pem")
+    strange.check_hostname = False
+    strange.load_cert_chain(other.certificates / "entry.pem", other.certificates / "entry-key.pem")
+    assert refused(strange)
+    # And the entry's own certificate is let in.
+    known = ssl.create_default_context(cafile=fleet.certificates / "authority.pem")
+    known.check_hostname = False
+    known.set_alpn_protocols(["h2"])
+    known.load_cert_chain(fleet.certificates / "entry.pem", fleet.certificates / "entry-key.pem")
+    assert not refused(known)
+    with socket.create_connection(("127.0.0.1", port), timeout=5) as plain:
+        plain.sendall(b"GET /windrose/catalog HTTP/1.1\r\nhost: a\r\n\r\n")
+        assert b"200" not in plain.recv(100)
+
+
+def test_a_certificate_that_expires_shuts_a_site_out_and_a_new_one_lets_it_in(trio):
+    fleet, entry = trio
+    fleet.certify("aws/one", days=-1)
+    two = fleet.gateways["gcp/two"]
+
+    def only_two():
+        return {answers(entry, MODEL, BODY).headers.get("windrose-site") for _ in range(20)} == {"gcp/two"}
+
+    wait_until(only_two, 20, "the expired site to be left out")
+    assert answers(two, MODEL, BODY).status == 200
+    fleet.certify("aws/one")
+    until_site(entry, MODEL, BODY, {"aws/one", "gcp/two"}, seconds=30)
+
+
+def test_a_large_body_is_streamed_and_a_large_answer_too(trio):
+    fleet, entry = trio
+    count = 600_000
+    body = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, count], "data": [0.5] * count}]}
+    answer = answers(entry, MODEL, body)
+    assert answer.status == 200, answer.body[:300]
+    assert answer.json()["outputs"][0]["data"] == [0.5] * count
+
+
+def test_a_deadline_travels(make_fleet):
+    fleet = make_fleet("entry", "one")
+    one = fleet.start("one")
+    deploy(one, "loop", "loop")
+    entry = fleet.start("entry")
+    ready_at(entry, "loop", {"one"})
+    inputs = [
+        {"name": "times", "datatype": "INT64", "shape": [], "data": [2_000_000_000]},
+        {"name": "x", "datatype": "FP32", "shape": [1], "data": [0.0]},
+    ]
+    began = time.monotonic()
+    late = answers(entry, "loop", {"inputs": inputs}, windrose_timeout_ms="300")
+    assert late.status == 504 and time.monotonic() - began < 10
+
+
+def metric(gateway, name: str, **labels) -> float:
+    token = (gateway.folder / "data" / "token").read_text().strip()
+    text = gateway.call("GET", gateway.control_url + "/metrics", headers={"authorization": f"Bearer {token}"}).body
+    total = 0.0
+    for line in text.decode().splitlines():
+        if line.startswith((name + "{", name + "_total{")) and all(f'{k}="{v}"' in line for k, v in labels.items()):
+            total += float(line.rsplit(" ", 1)[1])
+    return total
+
+
+def test_attempts_are_counted_and_decisions_explained(trio):
+    fleet, entry = trio
+    for _ in range(10):
+        assert answers(entry, MODEL, BODY).status == 200
+    wait_until(lambda: metric(entry, "windrose_site_attempts", ended="answered") >= 10, 5, "counts")
+    found = explained(entry, MODEL)
+    assert found["repeatable"] and found["chosen"] in {"aws/one", "gcp/two"}
+    assert {c["kind"] for c in found["candidates"]} == {"peer"}
+    assert found["decisions"] and found["decisions"][0]["purpose"] == "first"
+    text = entry.cli("explain", MODEL).stdout
+    assert "goes to" in text and "aws/one" in text
+    assert entry.cli("explain", "nothing", check=False).returncode == 1
+
+
+def test_the_law_holds_everywhere(make_fleet):
+    fleet = make_fleet("entry", "a", "b", jurisdictions={"entry": "eu", "a": "eu", "b": "us"})
+    for name in ("a", "b"):
+        deploy(fleet.start(name))
+    entry = fleet.start("entry")
+    ready_at(entry, MODEL, {"a", "b"})
+    eu = {answers(entry, MODEL, BODY, windrose_allow="EU").headers["windrose-site"] for _ in range(20)}
+    us = {answers(entry, MODEL, BODY, windrose_deny="eu").headers["windrose-site"] for _ in range(20)}
+    assert (eu, us) == ({"a"}, {"b"})
+    before = metric(entry, "windrose_site_attempts")
+    none = answers(entry, MODEL, BODY, windrose_allow="ch")
+    assert none.status == 503 and none.headers["windrose-error"] == "unlawful"
+    assert "not allowed by the request" in none.json()["error"]
+    assert metric(entry, "windrose_site_attempts") == before
+    assert answers(entry, MODEL, BODY, windrose_allow="e u").status == 400
+    text = entry.cli("explain", MODEL, "--deny", "us").stdout
+    assert "denied by the request" in text
+    # A manifest binds wherever the model is asked for; a client cannot loosen it.
+    folder = fleet.folder / "bound"
+    folder.mkdir()
+    (folder / "windrose.toml").write_text(
+        'name = "bound"\n[graphs.model]\nfile = "m.onnx"\n[jurisdictions]\nallow = ["eu"]\n'
+    )
+    (folder / "m.onnx").write_bytes((ADD / "identity_fp32.onnx").read_bytes())
+    for name in ("a", "b"):
+        fleet.gateways[name].deploy(folder)
+    ready_at(entry, "bound", {"a", "b"})
+    assert {answers(entry, "bound", BODY).headers["windrose-site"] for _ in range(20)} == {"a"}
+    assert answers(entry, "bound", BODY, windrose_allow="us").status == 503
+    assert {answers(fleet.gateways["b"], "bound", BODY).headers["windrose-site"] for _ in range(5)} == {"a"}
+    fleet.gateways["a"].stop()
+    gone = answers(entry, "bound", BODY)
+    assert gone.status == 503
+
+
+def test_a_gateway_alone_keeps_the_law_too(make_gateway):
+    gateway = make_gateway()
+    deploy(gateway)
+    assert answers(gateway, MODEL, BODY).status == 200
+    bound = answers(gateway, MODEL, BODY, windrose_allow="eu")
+    assert bound.status == 503 and bound.headers["windrose-error"] == "unlawful"
+
+
+def test_a_foreign_server_answers_only_what_the_file_names(make_fleet, tmp_path):
+    foreign = Gateway(tmp_path / "foreign").start()
+    try:
+        deploy(foreign)
+        deploy(foreign, "other")
+        fleet = make_fleet("entry")
+        fleet.write(
+            f'[[site]]\nname = "lab/triton"\nkind = "oip"\nplain = true\naddresses = ["127.0.0.1:{foreign.port}"]\n'
+            f'models = ["{MODEL}"]\n'
+        )
+        entry = fleet.start("entry")
+        answer = answers(entry, MODEL, BODY)
+        assert answer.status == 200, answer.body
+        assert answer.headers["windrose-site"] == "lab/triton" and answer.headers["windrose-digest"] == "unverified"
+        assert answers(entry, MODEL, BODY, windrose_verified="true").status == 503
+        assert answers(entry, "other", BODY).status == 404
+        assert not explained(entry, MODEL)["repeatable"]
+    finally:
+        foreign.stop()
+
+
+def test_a_fleet_file_that_is_wrong_stops_the_start_and_later_changes_nothing(make_fleet):
+    fleet = make_fleet("entry", "one")
+    entry = fleet.start("entry")
+    fleet.file.write_text("[[site]]\nname = 1\n")
+    wait_until(lambda: "the one before stays in force" in entry.tail(), 10, "the log to say so")
+    entry.stop()
+    done = entry.cli("serve", check=False)
+    assert done.returncode == 2 and "fleet.toml" in done.stderr
