@@ -153,7 +153,7 @@ pub struct TestFiles {
 /// Progress of a deployment.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Event {
-    /// `wait`, `compile`, `graph NAME`, `describe`, `test`, `load`, `publish`.
+    /// `wait`, `initialise`, `compile`, `graph NAME`, `describe`, `test`, `load`, `publish`.
     pub stage: String,
     /// Whether it started or ended.
     pub status: Status,
