@@ -58,7 +58,8 @@ impl Sandbox {
         let name = name.ok_or_else(|| ModuleError::Initialiser("the component exports none".into()))?;
         let mut wizer = Wizer::new();
         wizer.keep_init_func(true);
-        let unsuitable = |e: wasmtime::Error| ModuleError::Initialiser(format!("this component cannot have one: {e:#}"));
+        let unsuitable =
+            |e: wasmtime::Error| ModuleError::Initialiser(format!("this component cannot have one: {e:#}"));
         let (parts, instrumented) = wizer.instrument_component(wasm).map_err(unsuitable)?;
         let digest = hex(&Sha256::digest(wasm));
         let program = self.alone(digest.clone(), &instrumented, limits)?;
@@ -189,10 +190,9 @@ impl Run<'_> {
 
     async fn initialise(&self, store: &mut Store<State>, instance: &Instance) -> Result<(), Outcome> {
         let interface = instance.get_export_index(&mut *store, None, self.name);
-        let function =
-            interface.and_then(|at| instance.get_export_index(&mut *store, Some(&at), "initialize")).ok_or_else(|| {
-                CallError::Failed(format!("the component exports {} without `initialize`", self.name))
-            })?;
+        let function = interface
+            .and_then(|at| instance.get_export_index(&mut *store, Some(&at), "initialize"))
+            .ok_or_else(|| CallError::Failed(format!("the component exports {} without `initialize`", self.name)))?;
         let function = instance.get_typed_func::<(), (Result<(), String>,)>(&mut *store, function)?;
         let (outcome,) = function.call_async(&mut *store, ()).await?;
         outcome.map_err(|message| CallError::Failed(message).into())
@@ -236,12 +236,7 @@ impl Reader<'_> {
 }
 
 impl ComponentInstanceState for Reader<'_> {
-    async fn call_func_ret_list_u8(
-        &mut self,
-        instance: &str,
-        function: &str,
-        contents: impl FnOnce(&[u8]) + Send,
-    ) {
+    async fn call_func_ret_list_u8(&mut self, instance: &str, function: &str, contents: impl FnOnce(&[u8]) + Send) {
         if !self.memories.contains_key(function) {
             let copy = |store: &Store<State>, bytes: WasmList<u8>| bytes.as_le_slice(store).to_vec();
             let memory = self.read((instance, function), copy).await;

@@ -1,7 +1,8 @@
 //! From bytes to a compiled module, through a cache that only this host's key can fill.
 
+use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -76,8 +77,18 @@ pub(crate) struct Parts {
     pub(crate) ticker: Ticker,
     pub(crate) linker: Linker<State>,
     cache: Option<Cache>,
+    /// Modules that were loaded from the cache, by digest, for as long as a program has them: models that name the same
+    /// module share its code.
+    loaded: Mutex<HashMap<String, Weak<Compiled>>>,
     /// The most linear memory of a model, bytes.
     pub(crate) memory: u64,
+}
+
+impl Parts {
+    /// Held for a look-up only; nothing panics under it, so a poisoned one is as good.
+    fn loaded(&self) -> MutexGuard<'_, HashMap<String, Weak<Compiled>>> {
+        self.loaded.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// What the pool holds now.
@@ -117,7 +128,8 @@ impl Sandbox {
         memory: u64,
     ) -> Result<Sandbox, ModuleError> {
         let ticker = Ticker::new(&engine).map_err(|e| ModuleError::Host(format!("the ticker: {e}")))?;
-        Ok(Sandbox { inner: Arc::new(Parts { engine, ticker, linker, cache, memory }) })
+        let loaded = Mutex::default();
+        Ok(Sandbox { inner: Arc::new(Parts { engine, ticker, linker, cache, loaded, memory }) })
     }
 
     /// The compiled module of a component: from the cache where it is there and authentic, else compiled and cached.
@@ -158,9 +170,14 @@ impl Sandbox {
         Ok(module)
     }
 
-    /// Whether a component with this sha256 (hex) is in the cache and authentic.
+    /// Whether [`Sandbox::module_from_cache`] would find a component with this sha256 (hex).
     pub fn is_cached(&self, digest: &str) -> bool {
-        self.artifact(digest).is_some()
+        self.shared(digest).is_some() || self.artifact(digest).is_some()
+    }
+
+    /// A module that was loaded before and that somebody still has.
+    fn shared(&self, digest: &str) -> Option<Module> {
+        self.inner.loaded().get(digest).and_then(Weak::upgrade).map(|inner| Module { inner })
     }
 
     /// The form of a module that calls start from: the initialised one where there is one.
@@ -171,13 +188,21 @@ impl Sandbox {
         form(Form::Initialised).or_else(|| form(Form::Plain))
     }
 
-    /// The compiled module of the component with this sha256 (hex), if the cache has an authentic one. Never compiles:
-    /// what another process has compiled under its own limits is taken from here.
+    /// The compiled module of the component with this sha256 (hex), if it is loaded already or the cache has an authentic
+    /// one. Never compiles: what another process has compiled under its own limits is taken from here.
     pub fn module_from_cache(&self, digest: &str) -> Option<Module> {
+        if let Some(module) = self.shared(digest) {
+            return Some(module);
+        }
         let artifact = self.artifact(digest)?;
         let loaded = deserialize(&self.inner.engine, &artifact).map_err(|e| format!("{e:#}"));
         match loaded.and_then(|component| self.bind(digest.to_owned(), component).map_err(|e| e.to_string())) {
-            Ok(module) => Some(module),
+            Ok(module) => {
+                let mut loaded = self.inner.loaded();
+                loaded.retain(|_, module| module.strong_count() > 0);
+                loaded.insert(digest.to_owned(), Arc::downgrade(&module.inner));
+                Some(module)
+            }
             Err(error) => {
                 tracing::warn!(digest, error, "a compiled module does not load and is compiled again");
                 None
