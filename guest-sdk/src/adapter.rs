@@ -11,6 +11,35 @@ use crate::{DataType, Error, Model, Parameter, Request, Signature, Strings, Tens
 /// A [`Model`] as the export of a module.
 pub struct Adapter<M>(PhantomData<M>);
 
+/// An initialiser as the export of a module.
+pub trait Initialise {
+    /// What the module's author wrote.
+    fn initialise() -> crate::Result<()>;
+}
+
+/// An [`Initialise`] as the contract has it.
+pub struct Initialiser<I>(PhantomData<I>);
+
+impl<I: Initialise> crate::initialize_bindings::exports::windrose::model::initialize::Guest for Initialiser<I> {
+    fn initialize() -> Result<(), String> {
+        let outcome = I::initialise().map_err(|error| error.message().to_owned());
+        forget_streams();
+        outcome
+    }
+}
+
+/// Makes the preview 1 adapter, through which the standard library prints, forget the host's handles: instances that
+/// start from this memory have others.
+#[allow(unsafe_code, reason = "a function of the adapter that every component of this target has")]
+fn forget_streams() {
+    #[link(wasm_import_module = "wasi_snapshot_preview1")]
+    unsafe extern "C" {
+        fn reset_adapter_state();
+    }
+    // SAFETY: it takes and returns nothing, and the adapter makes its state anew when it is called next.
+    unsafe { reset_adapter_state() }
+}
+
 impl<M: Model> Guest for Adapter<M> {
     fn describe() -> wit::Description {
         M::describe().into()

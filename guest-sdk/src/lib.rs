@@ -63,6 +63,19 @@ pub mod bindings {
         generate_all,
     });
 }
+#[cfg(target_family = "wasm")]
+#[doc(hidden)]
+#[allow(unsafe_code, reason = "generated from the contract")]
+pub mod initialize_bindings {
+    wit_bindgen::generate!({
+        path: "wit",
+        world: "windrose:model/initialized",
+        pub_export_macro: true,
+        export_macro_name: "export_initializer",
+        default_bindings_module: "windrose_guest::initialize_bindings",
+        generate_all,
+    });
+}
 mod error;
 mod graph;
 mod host;
@@ -89,7 +102,7 @@ pub use tensor::{Data, Element, Tensor, TensorType};
 
 #[cfg(target_family = "wasm")]
 #[doc(hidden)]
-pub use adapter::Adapter;
+pub use adapter::{Adapter, Initialise, Initialiser};
 
 /// All that most models use.
 pub mod prelude {
@@ -116,8 +129,67 @@ pub trait Model {
 
 /// Makes a [`Model`] the export of this module: `export!(MyModel)`, or `export!(fn infer)` for a function that answers as
 /// the graph named `model` does, or `export!(fn infer, describe)` with its signature.
+///
+/// Each form takes an initialiser at its end, a function without arguments that returns [`Result`]`<()>`. It runs once,
+/// when the module is deployed, and every instance starts from the memory that it leaves behind:
+///
+/// ```
+/// use std::{collections::HashMap, sync::OnceLock};
+/// use windrose_guest::prelude::*;
+///
+/// static WORDS: OnceLock<HashMap<&str, i64>> = OnceLock::new();
+///
+/// fn words() -> &'static HashMap<&'static str, i64> {
+///     WORDS.get_or_init(|| include_str!("lib.rs").split(' ').zip(0..).collect())
+/// }
+///
+/// fn prepare() -> Result<()> {
+///     words();
+///     Ok(())
+/// }
+///
+/// fn infer(mut request: Request) -> Result<Response> {
+///     let texts = request.strings("text")?;
+///     let ids: Vec<i64> = texts.texts()?.iter().map(|word| words().get(word).copied().unwrap_or(0)).collect();
+///     Ok(Response::new().with("id", Tensor::new(&[ids.len()], &ids)?))
+/// }
+///
+/// fn describe() -> Signature {
+///     Signature::new().input("text", DataType::Bytes, &[ANY]).output("id", DataType::Int64, &[ANY])
+/// }
+///
+/// windrose_guest::export!(fn infer, describe, init = prepare);
+/// # prepare()?;
+/// # Ok::<(), Error>(())
+/// ```
+///
+/// Nothing can be reached from it: no graph, file, variable or network, and no secure random numbers; clocks stand at
+/// zero and the seeds of hash tables are fixed. What it opens it closes. Write the module so that it works without the
+/// initialiser having run, as above: tests do not run it.
 #[macro_export]
 macro_rules! export {
+    (fn $infer:path, init = $init:path) => {
+        $crate::export!(fn $infer);
+        $crate::export!(@init $init);
+    };
+    (fn $infer:path, $describe:path, init = $init:path) => {
+        $crate::export!(fn $infer, $describe);
+        $crate::export!(@init $init);
+    };
+    (@init $init:path) => {
+        const _: fn() -> $crate::Result<()> = $init;
+        #[cfg(target_family = "wasm")]
+        const _: () = {
+            pub struct Prepared;
+            impl $crate::Initialise for Prepared {
+                fn initialise() -> $crate::Result<()> {
+                    $init()
+                }
+            }
+            type Exported = $crate::Initialiser<Prepared>;
+            $crate::initialize_bindings::export_initializer!(Exported with_types_in $crate::initialize_bindings);
+        };
+    };
     (fn $infer:path) => {
         const _: () = {
             struct Exported;
@@ -142,6 +214,10 @@ macro_rules! export {
             }
             $crate::export!(Exported);
         };
+    };
+    ($model:ty, init = $init:path) => {
+        $crate::export!($model);
+        $crate::export!(@init $init);
     };
     ($model:ty) => {
         const _: () = {

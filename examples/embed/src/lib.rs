@@ -59,4 +59,10 @@ fn mean(tokens: &[f32]) -> [f32; WIDTH] {
     sum
 }
 
-windrose_guest::export!(Embed);
+/// What every sandbox starts with.
+fn prepare() -> Result<()> {
+    vocabulary::vocabulary();
+    Ok(())
+}
+
+windrose_guest::export!(Embed, init = prepare);

@@ -3,7 +3,7 @@
 use unicode_categories::UnicodeCategories;
 use unicode_normalization::UnicodeNormalization;
 
-use crate::vocabulary::{CLS, SEP, SPECIAL, UNKNOWN, split};
+use crate::vocabulary::{CLS, SEP, SPECIAL, UNKNOWN, vocabulary};
 
 /// The most tokens of one text, its start and end included: what the model was trained with.
 pub const MOST_TOKENS: usize = 256;
@@ -51,7 +51,7 @@ fn flush(word: &mut String, ids: &mut Vec<i64>) {
     if word.chars().count() > LONGEST_WORD {
         ids.push(UNKNOWN);
     } else {
-        split(word, ids);
+        vocabulary().split(word, ids);
     }
     word.clear();
 }

@@ -15,13 +15,22 @@ use hmac::{Hmac, KeyInit, Mac};
 use sha2::{Digest, Sha256};
 use wasmtime::Engine;
 
-use crate::ModuleError;
+use crate::{ModuleError, initialise};
 
 const MAGIC: &[u8; 8] = b"wrcache1";
 const MAC: usize = 32;
 const KEY: usize = 32;
 /// No artifact is larger; a file that is was not written here.
 const LARGEST: u64 = 2 << 30;
+
+/// What was compiled of a module.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Form {
+    /// The module as it was deployed.
+    Plain,
+    /// What its initialiser made of it.
+    Initialised,
+}
 
 /// The folder of compiled modules.
 pub(crate) struct Cache {
@@ -51,8 +60,8 @@ impl Cache {
     }
 
     /// The artifact of a module for `engine`, if there is an authentic one.
-    pub(crate) fn get(&self, engine: &Engine, digest: &str) -> Option<Vec<u8>> {
-        let name = name(engine, digest);
+    pub(crate) fn get(&self, engine: &Engine, digest: &str, form: Form) -> Option<Vec<u8>> {
+        let name = name(engine, digest, form);
         let mut entry = match read(&self.folder.join(&name)) {
             Ok(entry) => entry,
             Err(error) => {
@@ -78,15 +87,10 @@ impl Cache {
         Some(entry)
     }
 
-    /// Whether `get` would find it.
-    pub(crate) fn contains(&self, engine: &Engine, digest: &str) -> bool {
-        self.get(engine, digest).is_some()
-    }
-
     /// Keeps an artifact: written aside, synced, and renamed over what was there.
-    pub(crate) fn put(&self, engine: &Engine, digest: &str, artifact: &[u8]) -> io::Result<()> {
+    pub(crate) fn put(&self, engine: &Engine, digest: &str, form: Form, artifact: &[u8]) -> io::Result<()> {
         static COUNT: AtomicU64 = AtomicU64::new(0);
-        let name = name(engine, digest);
+        let name = name(engine, digest, form);
         let aside = format!(".{name}.{}.{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let aside = self.folder.join(aside);
         let written = (|| {
@@ -113,9 +117,13 @@ impl Cache {
 }
 
 /// The name of a module's entry. Names are all of one length, so that name and artifact cannot run into each other.
-fn name(engine: &Engine, digest: &str) -> String {
+fn name(engine: &Engine, digest: &str, form: Form) -> String {
     let mut hash = Stable(Sha256::new());
     digest.hash(&mut hash);
+    match form {
+        Form::Plain => {}
+        Form::Initialised => initialise::METHOD.hash(&mut hash),
+    }
     env!("CARGO_PKG_VERSION").hash(&mut hash);
     engine.precompile_compatibility_hash().hash(&mut hash);
     hex(&hash.0.finalize())

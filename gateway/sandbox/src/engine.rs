@@ -36,9 +36,20 @@ pub(crate) fn engine(instances: u32, memory: u64) -> Result<Engine, ModuleError>
         .async_stack_keep_resident(64 << 10)
         .pagemap_scan(Enabled::Auto);
 
+    let pooling = InstanceAllocationStrategy::Pooling(pool);
+    Engine::new(&config(pooling)).map_err(|e| ModuleError::Host(format!("the pool of instances: {e:#}")))
+}
+
+/// An engine that understands the same components, for one instance at a time: what runs an initialiser adds to the
+/// component, and has no place in a pool that is sized for guests.
+pub(crate) fn unpooled() -> Result<Engine, ModuleError> {
+    Engine::new(&config(InstanceAllocationStrategy::OnDemand)).map_err(|e| ModuleError::Host(format!("{e:#}")))
+}
+
+fn config(allocation: InstanceAllocationStrategy) -> Config {
     let mut config = Config::new();
     config
-        .allocation_strategy(InstanceAllocationStrategy::Pooling(pool))
+        .allocation_strategy(allocation)
         .memory_reservation(MEMORY_RESERVATION)
         .memory_guard_size(MEMORY_GUARD)
         .memory_init_cow(true)
@@ -52,5 +63,5 @@ pub(crate) fn engine(instances: u32, memory: u64) -> Result<Engine, ModuleError>
         .wasm_relaxed_simd(true)
         // The same module gives the same answer on every machine of a fleet.
         .relaxed_simd_deterministic(true);
-    Engine::new(&config).map_err(|e| ModuleError::Host(format!("the pool of instances: {e:#}")))
+    config
 }

@@ -68,6 +68,9 @@ pub enum ModuleError {
     /// It exports none of the worlds that can be served.
     #[error("{0}")]
     NoWorld(String),
+    /// Its initialiser failed, or left behind what no other instance can start from.
+    #[error("initialiser: {0}")]
+    Initialiser(String),
     /// Ours: the cache folder, the compiler.
     #[error("sandbox error: {0}")]
     Host(String),

@@ -7,6 +7,8 @@ use crate::{Grants, Import, ImportStatus, ModuleError, ModuleKind};
 /// The `wasi:nn` that is served, and what to say to a module of the older ABI.
 const NN: &str = "wasi:nn@0.2.0-rc-2024-10-28";
 const OLD_NN: &str = "wasi_ephemeral_nn";
+/// What a component exports to be initialised once.
+const INITIALISER: &str = "windrose:model/initialize";
 
 /// How an interface is met.
 #[derive(Clone, Copy, PartialEq)]
@@ -135,6 +137,28 @@ pub(crate) fn check(wasm: &[u8]) -> Result<(), ModuleError> {
         None if unknown.is_empty() => Ok(()),
         None => Err(ModuleError::UnknownImport(unknown.join(", "))),
     }
+}
+
+/// The name under which a component exports an initialiser, if it does. `wasm` has passed [`check`].
+pub(crate) fn initialiser(wasm: &[u8]) -> Option<String> {
+    let mut depth = 0;
+    for payload in Parser::new(0).parse_all(wasm) {
+        match payload.ok()? {
+            Payload::ModuleSection { .. } | Payload::ComponentSection { .. } => depth += 1,
+            Payload::End(_) => depth -= 1,
+            Payload::ComponentExportSection(exports) if depth == 0 => {
+                let mut names = exports.into_iter().flatten().map(|export| export.name.name);
+                let ours = |name: &&str| {
+                    name.split_once('@').is_some_and(|(path, line)| path == INITIALISER && is_in(line, "0.1"))
+                };
+                if let Some(name) = names.find(ours) {
+                    return Some(name.to_owned());
+                }
+            }
+            _ => {}
+        }
+    }
+    None
 }
 
 /// The error for a core module, which names the ABI that it speaks.

@@ -11,6 +11,7 @@ mod error;
 mod exchange;
 mod imports;
 mod infer;
+mod initialise;
 mod limits;
 mod module;
 mod net;
@@ -23,6 +24,7 @@ mod ticker;
 mod value;
 
 pub use error::{CallError, Limit, ModuleError};
+pub use initialise::Initialised;
 pub use limits::{Grants, Limits};
 pub use module::{Import, ImportStatus, Module, ModuleKind, PoolMetrics, Sandbox, SandboxConfig};
 pub use program::{CallContext, CommandOutput, HttpBody, Program, ProgramConfig};

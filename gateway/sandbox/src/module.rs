@@ -1,7 +1,8 @@
 //! From bytes to a compiled module, through a cache that only this host's key can fill.
 
+use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -12,7 +13,8 @@ use wasmtime_wasi::p3::bindings::CommandPre as CommandPre3;
 use wasmtime_wasi_http::p2::bindings::ProxyPre;
 use wasmtime_wasi_http::p3::bindings::ServicePre;
 
-use crate::cache::{Cache, hex};
+use crate::cache::{Cache, Form, hex};
+use crate::initialise::Initialised;
 use crate::nn::{self, ModelPre};
 use crate::state::State;
 use crate::ticker::Ticker;
@@ -73,10 +75,20 @@ pub struct Sandbox {
 pub(crate) struct Parts {
     pub(crate) engine: Engine,
     pub(crate) ticker: Ticker,
-    linker: Linker<State>,
+    pub(crate) linker: Linker<State>,
     cache: Option<Cache>,
+    /// Modules that were loaded from the cache, by digest, for as long as a program has them: models that name the same
+    /// module share its code.
+    loaded: Mutex<HashMap<String, Weak<Compiled>>>,
     /// The most linear memory of a model, bytes.
     pub(crate) memory: u64,
+}
+
+impl Parts {
+    /// Held for a look-up only; nothing panics under it, so a poisoned one is as good.
+    fn loaded(&self) -> MutexGuard<'_, HashMap<String, Weak<Compiled>>> {
+        self.loaded.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// What the pool holds now.
@@ -104,13 +116,25 @@ impl Sandbox {
             (None, _) => None,
         };
         let engine = engine::engine(config.instances.max(1), config.memory)?;
-        let ticker = Ticker::new(&engine).map_err(|e| ModuleError::Host(format!("the ticker: {e}")))?;
         let linker = link(&engine).map_err(|e| ModuleError::Host(format!("{e:#}")))?;
-        Ok(Sandbox { inner: Arc::new(Parts { engine, ticker, linker, cache, memory: config.memory }) })
+        Sandbox::with_engine(engine, linker, cache, config.memory)
+    }
+
+    /// A sandbox around an engine.
+    pub(crate) fn with_engine(
+        engine: Engine,
+        linker: Linker<State>,
+        cache: Option<Cache>,
+        memory: u64,
+    ) -> Result<Sandbox, ModuleError> {
+        let ticker = Ticker::new(&engine).map_err(|e| ModuleError::Host(format!("the ticker: {e}")))?;
+        let loaded = Mutex::default();
+        Ok(Sandbox { inner: Arc::new(Parts { engine, ticker, linker, cache, loaded, memory }) })
     }
 
     /// The compiled module of a component: from the cache where it is there and authentic, else compiled and cached.
-    /// Blocks, for seconds where the module is large.
+    /// Blocks, for seconds where the module is large. An initialiser that it exports is not run: see
+    /// [`Sandbox::initialise`].
     ///
     /// # Errors
     /// As [`ModuleError`] says.
@@ -120,32 +144,65 @@ impl Sandbox {
             return Ok(module);
         }
         imports::check(wasm)?;
+        self.compile(digest, wasm, Form::Plain)
+    }
+
+    /// The compiled module of a component that has been initialised. Its digest is that of the component as it was
+    /// deployed. Blocks.
+    ///
+    /// # Errors
+    /// As [`ModuleError`] says.
+    pub fn initialised(&self, initialised: Initialised) -> Result<Module, ModuleError> {
+        self.compile(initialised.digest, &initialised.wasm, Form::Initialised)
+    }
+
+    fn compile(&self, digest: String, wasm: &[u8], form: Form) -> Result<Module, ModuleError> {
         let parts = &self.inner;
         let component =
             Component::from_binary(&parts.engine, wasm).map_err(|e| ModuleError::Invalid(format!("{e:#}")))?;
         let module = self.bind(digest, component)?;
         if let Some(cache) = &parts.cache {
             let artifact = module.inner.component.serialize().map_err(|e| ModuleError::Host(format!("{e:#}")))?;
-            if let Err(error) = cache.put(&parts.engine, module.digest(), &artifact) {
+            if let Err(error) = cache.put(&parts.engine, module.digest(), form, &artifact) {
                 tracing::warn!(digest = module.digest(), %error, "a compiled module was not cached");
             }
         }
         Ok(module)
     }
 
-    /// Whether a component with this sha256 (hex) is in the cache and authentic.
+    /// Whether [`Sandbox::module_from_cache`] would find a component with this sha256 (hex).
     pub fn is_cached(&self, digest: &str) -> bool {
-        self.inner.cache.as_ref().is_some_and(|cache| cache.contains(&self.inner.engine, digest))
+        self.shared(digest).is_some() || self.artifact(digest).is_some()
     }
 
-    /// The compiled module of the component with this sha256 (hex), if the cache has an authentic one. Never compiles:
-    /// what another process has compiled under its own limits is taken from here.
+    /// A module that was loaded before and that somebody still has.
+    fn shared(&self, digest: &str) -> Option<Module> {
+        self.inner.loaded().get(digest).and_then(Weak::upgrade).map(|inner| Module { inner })
+    }
+
+    /// The form of a module that calls start from: the initialised one where there is one.
+    fn artifact(&self, digest: &str) -> Option<Vec<u8>> {
+        let Parts { cache, engine, .. } = &*self.inner;
+        let cache = cache.as_ref()?;
+        let form = |form| cache.get(engine, digest, form);
+        form(Form::Initialised).or_else(|| form(Form::Plain))
+    }
+
+    /// The compiled module of the component with this sha256 (hex), if it is loaded already or the cache has an authentic
+    /// one. Never compiles: what another process has compiled under its own limits is taken from here.
     pub fn module_from_cache(&self, digest: &str) -> Option<Module> {
-        let parts = &self.inner;
-        let artifact = parts.cache.as_ref()?.get(&parts.engine, digest)?;
-        let loaded = deserialize(&parts.engine, &artifact).map_err(|e| format!("{e:#}"));
+        if let Some(module) = self.shared(digest) {
+            return Some(module);
+        }
+        let artifact = self.artifact(digest)?;
+        let loaded = deserialize(&self.inner.engine, &artifact).map_err(|e| format!("{e:#}"));
         match loaded.and_then(|component| self.bind(digest.to_owned(), component).map_err(|e| e.to_string())) {
-            Ok(module) => Some(module),
+            Ok(module) => {
+                let mut loaded = self.inner.loaded();
+                loaded.retain(|_, module| module.strong_count() > 0);
+                loaded.insert(digest.to_owned(), Arc::downgrade(&module.inner));
+                Some(module)
+            }
             Err(error) => {
                 tracing::warn!(digest, error, "a compiled module does not load and is compiled again");
                 None
@@ -165,7 +222,7 @@ impl Sandbox {
     }
 
     /// Finds out what a component is, and prepares its instances.
-    fn bind(&self, digest: String, component: Component) -> Result<Module, ModuleError> {
+    pub(crate) fn bind(&self, digest: String, component: Component) -> Result<Module, ModuleError> {
         let parts = &self.inner;
         let about = component.component_type();
         let exports: Vec<&str> = about.exports(&parts.engine).map(|(name, _)| name).collect();
@@ -180,7 +237,7 @@ impl Sandbox {
 }
 
 /// Everything that any module may import; what a call is not granted denies when it is called.
-fn link(engine: &Engine) -> wasmtime::Result<Linker<State>> {
+pub(crate) fn link(engine: &Engine) -> wasmtime::Result<Linker<State>> {
     let mut linker = Linker::new(engine);
     wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
     wasmtime_wasi::p3::add_to_linker(&mut linker)?;
@@ -210,7 +267,7 @@ pub(crate) struct Compiled {
     kind: ModuleKind,
     imports: Vec<Import>,
     pub(crate) entry: Entry,
-    component: Component,
+    pub(crate) component: Component,
 }
 
 /// What each call of a module starts from.

@@ -90,6 +90,8 @@ pub(crate) struct Inner {
     /// What was granted of the network; `None` for nothing.
     pub(crate) network: Option<Arc<Network>>,
     pub(crate) is_command: bool,
+    /// Whether this runs an initialiser, whose time stands still.
+    pub(crate) initialising: bool,
 }
 
 impl Program {
@@ -98,6 +100,15 @@ impl Program {
     /// # Errors
     /// When a limit is beyond the sandbox's own, or the assets are no folder.
     pub fn new(sandbox: &Sandbox, config: ProgramConfig) -> Result<Program, ModuleError> {
+        Program::made(sandbox, config, false)
+    }
+
+    /// The program that runs a module's initialiser.
+    pub(crate) fn initialising(sandbox: &Sandbox, config: ProgramConfig) -> Result<Program, ModuleError> {
+        Program::made(sandbox, config, true)
+    }
+
+    fn made(sandbox: &Sandbox, config: ProgramConfig, initialising: bool) -> Result<Program, ModuleError> {
         let parts = sandbox.inner.clone();
         let (asked, most) = (config.limits.memory, parts.memory);
         if asked > most {
@@ -123,6 +134,7 @@ impl Program {
             grants: config.grants,
             engines: config.engines,
             network: network.map(Arc::new),
+            initialising,
         };
         Ok(Program { inner: Arc::new(inner) })
     }

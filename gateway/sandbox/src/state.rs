@@ -19,7 +19,7 @@ use crate::output::Sink;
 use crate::program::Inner;
 use crate::sockets::{self, Lookups};
 use crate::ticker::{End, Registration, Watch};
-use crate::{CallContext, CallError};
+use crate::{CallContext, CallError, initialise};
 
 /// Handles of every kind that one call may hold at a time.
 const HANDLES: usize = 10_000;
@@ -156,6 +156,9 @@ impl State {
                     self.host_error = Some(format!("the model's assets: {}", error.root_cause()));
                 }
             }
+        }
+        if program.initialising {
+            initialise::freeze(&mut builder, program.module.digest());
         }
         if let Some(network) = &program.network {
             sockets::grant(&mut builder, network.clone(), self.lookups.clone());

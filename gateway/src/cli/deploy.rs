@@ -226,6 +226,7 @@ impl Show {
 fn words(stage: &str) -> String {
     match stage {
         "wait" => "waiting for its turn".into(),
+        "initialise" => "initialising the module".into(),
         "compile" => "compiling the module".into(),
         "describe" => "asking the module for its signature".into(),
         "test" => "self-test".into(),

@@ -3,10 +3,9 @@
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use tokio::sync::{OnceCell, Semaphore};
 use windrose_engine::{
     Calibration, EngineChoice, EngineError, Engines, Graph, GraphOptions, Isolation, default_tenant,
@@ -30,6 +29,9 @@ pub enum LoadError {
     /// The module, a graph or the program made of them.
     #[error("{0}")]
     Model(String),
+    /// This machine.
+    #[error("{0}")]
+    Host(String),
 }
 
 /// Weights that several versions may share: loaded once, for as long as one of them is there.
@@ -124,7 +126,7 @@ impl Loader {
 
     /// Whether loading this module would have to compile it.
     pub async fn needs_compile(&self, manifest: &Manifest) -> bool {
-        let digest = manifest.module.clone().unwrap_or_else(|| hex_digest(PASSTHROUGH));
+        let digest = module_digest(manifest).to_string();
         let sandbox = self.sandbox.clone();
         !blocking(move || sandbox.is_cached(&digest)).await.unwrap_or(false)
     }
@@ -193,13 +195,10 @@ impl Loader {
         batching: &BTreeMap<String, Calibration>,
         store: &Store,
     ) -> Result<Loaded, LoadError> {
-        let wasm = match &manifest.module {
-            Some(digest) => store.read_blob(digest).await?,
-            None => Bytes::from_static(PASSTHROUGH),
-        };
-        let sandbox = self.sandbox.clone();
-        let module = blocking(move || sandbox.module(&wasm)).await?;
-        let module = module.map_err(|error| LoadError::Model(format!("module: {error}")))?;
+        // Never compiled here: that, and what a module's initialiser does, is the preparation's work.
+        let (sandbox, digest) = (self.sandbox.clone(), module_digest(manifest).to_string());
+        let module = blocking(move || sandbox.module_from_cache(&digest)).await?;
+        let module = module.ok_or_else(|| LoadError::Host("the compiled module could not be cached".into()))?;
         let mut graphs = BTreeMap::new();
         let mut weights = Vec::new();
         for (name, entry) in &manifest.graphs {
@@ -269,6 +268,12 @@ impl Loader {
             }
         }
     }
+}
+
+/// The digest of a manifest's module; that of the pass-through module where it names none.
+fn module_digest(manifest: &Manifest) -> &str {
+    static BUILT_IN: LazyLock<String> = LazyLock::new(|| hex_digest(PASSTHROUGH));
+    manifest.module.as_deref().unwrap_or(&BUILT_IN)
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, LoadError> {

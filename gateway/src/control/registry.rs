@@ -50,6 +50,7 @@ impl From<LoadError> for ChangeError {
         match error {
             LoadError::Store(error) => error.into(),
             LoadError::Model(message) => ChangeError::Refused(message),
+            LoadError::Host(message) => ChangeError::Host(message),
         }
     }
 }

@@ -269,3 +269,38 @@ fn an_edited_cache_is_not_loaded_and_an_edited_blob_is_reported() {
     assert!(!server.ok(&["models"]).contains("failed"));
     assert_eq!(server.get("/v2/models/spoilt/ready").unwrap().0, 200);
 }
+
+#[test]
+fn an_initialiser_runs_at_deployment_and_again_only_where_the_cache_is_gone() {
+    let mut server = Server::start(&[]);
+    let folder = server.data_dir().join("model");
+    std::fs::create_dir(&folder).unwrap();
+    std::fs::copy(checkout("target/guests/embed.wasm"), folder.join("m.wasm")).unwrap();
+    std::fs::copy(checkout("models/test/identity_fp32.onnx"), folder.join("g.onnx")).unwrap();
+    let text = "name = \"m\"\nmodule = \"m.wasm\"\n[graphs.model]\nfile = \"g.onnx\"\n";
+    std::fs::write(folder.join("windrose.toml"), text).unwrap();
+    server.ok(&["deploy", folder.to_str().unwrap()]);
+    let cached = |server: &Server| -> Vec<_> {
+        let entries = std::fs::read_dir(server.data_dir().join("cache")).unwrap().map(Result::unwrap);
+        entries.map(|entry| (entry.path(), entry.metadata().unwrap().modified().unwrap())).collect()
+    };
+    let answer = |server: &Server| {
+        let request = json!({"inputs": [{"name": "text", "datatype": "BYTES", "shape": [0], "data": []}]}).to_string();
+        let (status, body) = server.post("/v2/models/m/infer", request.as_bytes());
+        assert_eq!((status, &body["outputs"][0]["shape"]), (200, &json!([0, 384])), "{}", server.log());
+    };
+    answer(&server);
+    let view: serde_json::Value = serde_json::from_str(&server.ok(&["inspect", "m", "--json"])).unwrap();
+    assert!(view["preparation"]["timings_ms"]["initialise"].is_u64(), "{view}");
+    let before = cached(&server);
+    assert_eq!(before.len(), 1, "what is compiled is the snapshot, and nothing else");
+    server.kill();
+    server.run();
+    answer(&server);
+    assert_eq!(cached(&server), before, "it was not made again");
+    server.kill();
+    std::fs::remove_file(&before[0].0).unwrap();
+    server.run();
+    answer(&server);
+    assert_eq!(cached(&server)[0].0, before[0].0, "it was made again, under the same name");
+}

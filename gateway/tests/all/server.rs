@@ -127,7 +127,12 @@ impl Server {
     /// One inference with the input `x`; status and body.
     pub fn infer(&self, model: &str) -> (u16, Value) {
         let body = br#"{"inputs":[{"name":"x","datatype":"FP32","shape":[1,2],"data":[1.5,2.5]}]}"#;
-        match exchange(self.data, "POST", &format!("/v2/models/{model}/infer"), "", body) {
+        self.post(&format!("/v2/models/{model}/infer"), body)
+    }
+
+    /// One request to the data listener; status and body.
+    pub fn post(&self, path: &str, body: &[u8]) -> (u16, Value) {
+        match exchange(self.data, "POST", path, "", body) {
             Ok((status, body)) => (status, serde_json::from_slice(&body).unwrap_or_default()),
             Err(error) => (0, Value::String(error.to_string())),
         }

@@ -73,6 +73,19 @@ fn entries_cannot_take_each_others_place() {
 }
 
 #[test]
+fn models_that_name_the_same_module_share_its_code() {
+    let folder = tempfile::tempdir().unwrap();
+    let digest = open(folder.path()).unwrap().module(PASSTHROUGH).unwrap().digest().to_owned();
+    let sandbox = open(folder.path()).unwrap();
+    let first = sandbox.module_from_cache(&digest).unwrap();
+    fs::remove_file(entries(folder.path()).pop().unwrap()).unwrap();
+    let second = sandbox.module_from_cache(&digest).expect("it is loaded already");
+    assert_eq!(first.digest(), second.digest());
+    drop((first, second));
+    assert!(sandbox.module_from_cache(&digest).is_none(), "nobody had it any more");
+}
+
+#[test]
 fn another_key_authenticates_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let digest = open(folder.path()).unwrap().module(PASSTHROUGH).unwrap().digest().to_owned();

@@ -5,6 +5,7 @@ mod command;
 mod hostile;
 mod http;
 mod imports;
+mod initialise;
 mod isolation;
 mod load;
 mod model;

@@ -10,7 +10,26 @@ pub fn component(core: &str) -> Vec<u8> {
 /// A guest whose `infer` is `body`. It has `$inputs`, the functions of `wasi:nn`, and `$answer`, which makes the answer
 /// with one tensor named `y`. Memory from 256 to 4095 is free.
 pub fn guest(fields: &str, body: &str) -> Vec<u8> {
-    component(&format!(
+    component(&core(fields, body))
+}
+
+/// As [`guest`], with an initialiser: `init` leaves the address of its result.
+pub fn initialised(fields: &str, init: &str, body: &str) -> Vec<u8> {
+    let world = include_str!("../../passthrough/world.wat");
+    let last = r#"(export "windrose:model/handler@0.1.0" (instance $handler))"#;
+    let lift = r#"
+  (alias core export $main "initialize" (core func $core-initialize))
+  (func $initialize (result (result (error string))) (canon lift (core func $core-initialize) (memory $memory)))
+  (instance $initializer (export "initialize" (func $initialize)))
+  (export "windrose:model/initialize@0.1.0" (instance $initializer))"#;
+    assert!(world.contains(last));
+    let init = format!(r#"{fields} (func (export "initialize") (result i32) {init})"#);
+    let world = world.replace(last, &format!("{last}{lift}")).replace(";; CORE", &core(&init, body));
+    wat::parse_str(world).expect("the text is a component")
+}
+
+fn core(fields: &str, body: &str) -> String {
+    format!(
         r#"
   (import "wasi:nn/tensor@0.2.0-rc-2024-10-28" "[constructor]tensor"
     (func $tensor (param i32 i32 i32 i32 i32) (result i32)))
@@ -36,5 +55,5 @@ pub fn guest(fields: &str, body: &str) -> Vec<u8> {
   {fields}
   (func (export "infer") (param $inputs i32) (param i32 i32 i32 i32 i32) (result i32)
     {body})"#
-    ))
+    )
 }

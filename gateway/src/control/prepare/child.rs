@@ -7,12 +7,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use tokio::runtime::Runtime;
 use windrose_engine::{Batching, Calibration, EngineError, Engines, Graph, default_tenant, process};
-use windrose_sandbox::{CallContext, Module, ModuleError, ModuleKind, PASSTHROUGH};
+use windrose_sandbox::{CallContext, Module, ModuleError, ModuleKind, PASSTHROUGH, Sandbox};
 
 use super::job::{Event, GraphReport, Job, Line, Prepared, Status};
 use super::{BATCHING, PrepareError, selftest};
 use crate::config::Budget;
+use crate::control::store::hex_digest;
 
 /// How long one graph is tried with several rows.
 const TRIAL: Duration = Duration::from_secs(2);
@@ -94,11 +96,7 @@ fn prepare(job: &Job) -> Result<Prepared, PrepareError> {
     let mut stages = Stages { timings: BTreeMap::new() };
     let sandbox = job.host.sandbox().map_err(refuse_module)?;
     let engines = Arc::new(job.host.engines().map_err(refuse_graph)?);
-    let module = stages.run("compile", "compile".into(), || {
-        let read = |path| std::fs::read(path).map_err(|error| PrepareError::Host(format!("module: {error}")));
-        let wasm = job.module.as_ref().map(read).transpose()?;
-        sandbox.module(wasm.as_deref().unwrap_or(PASSTHROUGH)).map_err(refuse_module)
-    })?;
+    let module = compile(job, &sandbox, &runtime, &mut stages)?;
     let graphs = load_graphs(job, &engines, &mut stages)?;
     let program =
         job.binding.program(&sandbox, module.clone(), graphs.clone(), engines.clone()).map_err(refuse_module)?;
@@ -125,6 +123,20 @@ fn prepare(job: &Job) -> Result<Prepared, PrepareError> {
     let total = u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX);
     stages.timings.insert("total".into(), total);
     Ok(report(&module, signature, &graphs, Findings { batching, timings_ms: stages.timings, warnings }))
+}
+
+/// The compiled module: the cached one, or else what its initialiser left behind, or the module as it is.
+fn compile(job: &Job, sandbox: &Sandbox, runtime: &Runtime, stages: &mut Stages) -> Result<Module, PrepareError> {
+    let read = |path| std::fs::read(path).map_err(|error| PrepareError::Host(format!("module: {error}")));
+    let wasm = job.module.as_ref().map(read).transpose()?;
+    let wasm = wasm.as_deref().unwrap_or(PASSTHROUGH);
+    if !Sandbox::has_initialiser(wasm) || sandbox.is_cached(&hex_digest(wasm)) {
+        return stages.run("compile", "compile".into(), || sandbox.module(wasm).map_err(refuse_module));
+    }
+    let initialised = stages.run("initialise", "initialise".into(), || {
+        runtime.block_on(sandbox.initialise(wasm, &job.binding.limits)).map_err(refuse_module)
+    })?;
+    stages.run("compile", "compile".into(), || sandbox.initialised(initialised).map_err(refuse_module))
 }
 
 fn load_graphs(job: &Job, engines: &Engines, stages: &mut Stages) -> Result<BTreeMap<String, Graph>, PrepareError> {

@@ -35,6 +35,7 @@ pub fn too_long(stage: Option<&str>, budget: &Budget) -> String {
 
 fn during(stage: Option<&str>) -> String {
     match stage {
+        Some("initialise") => "initialising the module".into(),
         Some("compile") => "compiling the module".into(),
         Some("describe") => "asking the module for its signature".into(),
         Some("test") => "self-test".into(),

@@ -158,7 +158,7 @@ pub struct TestFiles {
 /// Progress of a deployment.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Event {
-    /// `wait`, `compile`, `graph NAME`, `describe`, `test`, `batching`, `load`, `publish`.
+    /// `wait`, `initialise`, `compile`, `graph NAME`, `describe`, `test`, `batching`, `load`, `publish`.
     pub stage: String,
     /// Whether it started or ended.
     pub status: Status,

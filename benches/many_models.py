@@ -1,0 +1,122 @@
+"""Deploys thousands of models that share one module and one graph, and says what each of them costs.
+
+    target/venv/bin/python benches/many_models.py --models 2000
+
+It prints how long the deployments took, what an idle model adds to the gateway's memory, how many copies of the weights the
+gateway holds, how long a restart takes until every model answers, and the latency of each model's first request after it.
+The graph is made here: a matrix product whose weights (--weights, MiB) are large enough for a second copy to be seen.
+"""
+
+import argparse
+import http.client
+import json
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "tests"))
+
+from harness import Gateway  # noqa: E402
+
+WIDTH = 16
+
+
+def graph(path: Path, mebibytes: int):
+    """One row times a wide matrix, of which the largest product is returned."""
+    columns = (mebibytes << 20) // (4 * WIDTH)
+    weights = np.random.default_rng(1).standard_normal((WIDTH, columns), dtype=np.float32)
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["all"]),
+        helper.make_node("ReduceMax", ["all"], ["y"], axes=[1], keepdims=1),
+    ]
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", WIDTH])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 1])
+    made = helper.make_graph(nodes, "wide", [x], [y], [numpy_helper.from_array(weights, "w")])
+    onnx.save(helper.make_model(made, opset_imports=[helper.make_opsetid("", 13)], ir_version=8), path)
+
+
+class Client:
+    """One connection to a listener."""
+
+    def __init__(self, port: int, headers: dict[str, str]):
+        self.connection = http.client.HTTPConnection("127.0.0.1", port, timeout=300)
+        self.headers = headers | {"content-type": "application/json"}
+
+    def call(self, method: str, path: str, body=None):
+        self.connection.request(method, path, None if body is None else json.dumps(body), self.headers)
+        answer = self.connection.getresponse()
+        content = answer.read()
+        if answer.status != 200:
+            raise RuntimeError(f"{method} {path}: {answer.status} {content[:300]!r}")
+        return json.loads(content) if content else None
+
+
+def quantile(values: list[float], share: float) -> float:
+    return sorted(values)[min(len(values) - 1, int(len(values) * share))]
+
+
+def first_requests(gateway: Gateway, names: list[str]) -> list[float]:
+    """Milliseconds of one request to each model, one after the other."""
+    client = Client(gateway.port, {})
+    body = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, WIDTH], "data": [0.5] * WIDTH}]}
+    times = []
+    for name in names:
+        began = time.perf_counter()
+        client.call("POST", f"/v2/models/{name}/infer", body)
+        times.append(1e3 * (time.perf_counter() - began))
+    return times
+
+
+def run(models: int, weights: int, folder: Path):
+    graph(folder / "wide.onnx", weights)
+    gateway = Gateway(folder / "gateway", settings={"engines.default": "rten"}).start()
+    before = gateway.resident()
+    gateway.deploy(folder / "wide.onnx", "--name", "m0")
+    first_requests(gateway, ["m0"])
+    one = gateway.resident()
+    token = (gateway.folder / "data" / "token").read_text().strip()
+    control = Client(gateway.control_port, {"authorization": f"Bearer {token}"})
+    manifest = control.call("GET", "/v1/models/m0/versions/1")["manifest"]
+    names, took = [f"m{number}" for number in range(models)], []
+    for name in names[1:]:
+        began = time.perf_counter()
+        control.call("PUT", f"/v1/models/{name}/versions/1", manifest | {"name": name})
+        took.append(1e3 * (time.perf_counter() - began))
+    every = first_requests(gateway, names)
+    all_of_them = gateway.resident()
+    tenth = max(1, len(took) // 10)
+    print(f"{models} models, one module, one graph of {weights} MiB")
+    print(f"deploying one more, ms: first tenth {statistics.median(took[:tenth]):.1f}, "
+          f"last tenth {statistics.median(took[-tenth:]):.1f}; all of them {sum(took) / 1e3:.1f} s")
+    print(f"memory, MiB: empty {before / 2**20:.0f}, one model {one / 2**20:.0f}, all {all_of_them / 2**20:.0f}; "
+          f"each further model {(all_of_them - one) / 1024 / max(1, models - 1):.1f} KiB")
+    print(f"copies of the weights that all of them can be: {1 + (all_of_them - one) // (weights << 20)}")
+    print(f"first request, ms: median {statistics.median(every):.2f}, p99 {quantile(every, 0.99):.2f}")
+    gateway.stop()
+    began = time.monotonic()
+    gateway.start()
+    print(f"restart until all are ready: {time.monotonic() - began:.1f} s")
+    again = first_requests(gateway, names)
+    print(f"first request after it, ms: median {statistics.median(again):.2f}, p99 {quantile(again, 0.99):.2f}, "
+          f"largest {max(again):.2f}; memory {gateway.resident() / 2**20:.0f} MiB")
+    gateway.stop()
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", type=int, default=2000)
+    parser.add_argument("--weights", type=int, default=64, metavar="MIB")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        run(arguments.models, arguments.weights, Path(folder))
+
+
+if __name__ == "__main__":
+    main()
