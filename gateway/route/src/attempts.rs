@@ -477,17 +477,17 @@ impl Attempts {
     }
 
     fn lose(&mut self, router: &mut Router, reason: Reason, now: Nanos) -> Action {
-        self.forgive(router);
+        self.forgive(router, now);
         self.phase = Phase::Lost(self.failure(reason));
         self.poll(router, now)
     }
 
     /// A request that every replica answered with an error is to blame itself: it must not eject the fleet.
-    fn forgive(&mut self, router: &mut Router) {
+    fn forgive(&mut self, router: &mut Router, now: Nanos) {
         let attempts = || self.sent.iter().flatten();
         if self.count >= 2 && attempts().all(|attempt| attempt.failed_by_status) {
             for replica in &self.replicas[..usize::from(self.count)] {
-                router.forgive(*replica, 1.0);
+                router.forgive(*replica, 1.0, now);
             }
         }
     }

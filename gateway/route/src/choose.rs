@@ -6,16 +6,19 @@ use crate::law::Breach;
 use crate::replica::{Nature, Replica, ReplicaId, Serves};
 use crate::router::{DECISIONS, Router, Slot};
 use crate::settings::Policy;
-use crate::time::{MILLISECOND, Nanos, SECOND};
+use crate::time::{MILLISECOND, Nanos};
 
+/// Up to so many replicas a decision looks at all of them.
+const ALL: usize = 16;
+/// Of more it draws so many at random. What a gateway knows of each of a thousand is old, and every gateway would
+/// send to the one that looks best.
+const DRAWN: usize = 8;
+/// Unless so many of those passed, it looks at all.
+const ENOUGH: usize = 4;
 /// Scores within this factor and this span of the best are equal; the price decides among them.
-const BAND: (f64, f64) = (1.05, 0.25 * MILLISECOND as f64);
-/// A report about load counts for this long.
-const FRESH: Nanos = 2 * SECOND;
-/// What lies above a replica's floor is half forgotten after this long without an answer, so that it is tried again.
-const FORGET: f64 = SECOND as f64;
+const BAND: (f32, f32) = (1.05, 0.25 * MILLISECOND as f32);
 /// `local-first` leaves this gateway when it is this much slower than the best other, factor and span.
-const LOCAL_WORSE: (f64, f64) = (4.0, 100.0 * MILLISECOND as f64);
+const LOCAL_WORSE: (f32, f32) = (4.0, 100.0 * MILLISECOND as f32);
 
 /// One decision to take.
 #[derive(Clone, Copy, Debug)]
@@ -33,7 +36,7 @@ pub(crate) struct Scratch {
     /// By jurisdiction: what the request's rules say.
     lawful: Vec<Option<Breach>>,
     /// Who passed: the slot and its score.
-    passed: Vec<(u32, f64)>,
+    passed: Vec<(u32, f32)>,
 }
 
 /// Why nobody was chosen, in the order in which it is told.
@@ -55,7 +58,7 @@ pub(crate) struct Nobody {
 struct Last {
     rank: u8,
     slot: u32,
-    score: f64,
+    score: f32,
 }
 
 /// Everything that one look over the replicas found.
@@ -75,12 +78,24 @@ impl Router {
         let mut scratch = std::mem::take(&mut self.scratch);
         let mut shown = [None; SHOWN];
         let mut candidates = 0;
-        let found = self.look(ask, draw, &mut scratch, |considered| {
+        let mut show = |considered| {
             if let Some(place) = shown.get_mut(candidates) {
                 *place = Some(considered);
             }
             candidates += 1;
-        });
+        };
+        let mut found = None;
+        if self.hot.len() > ALL && self.draws(ask) {
+            // Where the law may refuse some, more are drawn, for as many to be left.
+            let count = if ask.call.rules.is_empty() { DRAWN } else { DRAWN * 4 };
+            let drawn = [(); DRAWN * 4].map(|()| self.random.below(self.hot.len()));
+            let some = self.look(ask, draw, &mut scratch, (drawn.into_iter().take(count), &mut show));
+            found = (scratch.passed.len() >= ENOUGH).then_some(some);
+        }
+        let found = match found {
+            Some(found) => found,
+            None => self.look(ask, draw, &mut scratch, (0..self.hot.len(), &mut show)),
+        };
         let (chosen, last_resort) = self.settle(ask, &found, &scratch.passed);
         self.scratch = scratch;
         self.keep(Decision {
@@ -102,12 +117,17 @@ impl Router {
         let mut scratch = Scratch::default();
         let mut candidates = Vec::new();
         let mut ids = Vec::new();
-        let found = self.look(&ask, draw, &mut scratch, |considered| {
-            if let Some(candidate) = self.candidate(considered) {
-                candidates.push(candidate);
-                ids.push(considered.replica);
-            }
-        });
+        let found = self.look(
+            &ask,
+            draw,
+            &mut scratch,
+            (0..self.hot.len(), |considered: Considered| {
+                if let Some(candidate) = self.candidate(considered) {
+                    candidates.push(candidate);
+                    ids.push(considered.replica);
+                }
+            }),
+        );
         let mut pick = self.pick(&ask, &scratch.passed, || random.bits());
         let last_resort = pick.is_none();
         pick = pick.or_else(|| found.last_resort(&ask));
@@ -141,48 +161,60 @@ impl Router {
         self.decisions.push_back(decision);
     }
 
-    /// Looks at every replica: fills `scratch.passed`, tells `each` what it found, and gathers the rest.
-    fn look(&self, ask: &Ask<'_>, draw: f64, scratch: &mut Scratch, mut each: impl FnMut(Considered)) -> Found {
+    /// Whether the policy is content with some of a large fleet.
+    fn draws(&self, ask: &Ask<'_>) -> bool {
+        match self.settings.policy {
+            Policy::Fastest => true,
+            Policy::Cheapest { .. } | Policy::LocalFirst => ask.purpose != Purpose::First,
+            Policy::Weights => false,
+        }
+    }
+
+    /// Looks at the replicas of these indices: fills `scratch.passed`, tells `each` what it found, and gathers the rest.
+    fn look(
+        &self,
+        ask: &Ask<'_>,
+        draw: f64,
+        scratch: &mut Scratch,
+        (indices, mut each): (impl Iterator<Item = usize>, impl FnMut(Considered)),
+    ) -> Found {
         scratch.passed.clear();
         scratch.lawful.clear();
         let rules = &ask.call.rules;
         scratch.lawful.extend(self.jurisdictions.iter().map(|at| rules.permit(at.as_ref()).err()));
+        let service = if self.service > 0.0 { self.service as f32 } else { self.settings.service as f32 };
+        let unusual = ask.call.forwarded || ask.call.verified;
+        let hedges = ask.purpose == Purpose::Hedge && ask.call.hedging != Hedging::Anywhere;
         let mut found = Found { all_wrong: true, ..Found::default() };
-        for (index, slot) in self.slots.iter().enumerate() {
-            let Some(replica) = &slot.replica else { continue };
-            let id = ReplicaId { slot: index as u32, generation: slot.generation };
+        for index in indices {
+            let Some(hot) = self.hot.get(index).filter(|hot| hot.there) else { continue };
+            let id = ReplicaId { slot: index as u32, generation: hot.generation };
             // A jurisdiction that nobody judged is one that nobody permitted.
-            let breach = scratch.lawful.get(slot.jurisdiction as usize).copied();
-            let lawful = match breach {
-                Some(None) => self.consider(slot, replica, id, (ask, draw)),
-                Some(Some(breach)) => Err(Refusal::Law(breach)),
-                None => Err(Refusal::NotReady),
+            let refusal = match scratch.lawful.get(hot.jurisdiction as usize) {
+                Some(Some(breach)) => Some(Refusal::Law(*breach)),
+                Some(None) if hot.plain && !hot.full && !unusual && (hot.withdraws || !hedges) => {
+                    ask.tried.contains(&id).then_some(Refusal::Tried)
+                }
+                Some(None) => self.consider(id, ask, draw).err(),
+                None => Some(Refusal::NotReady),
             };
-            match lawful {
-                Ok(score) => {
-                    scratch.passed.push((id.slot, score));
-                    found.all_wrong = false;
-                    found.nobody.lawful = true;
-                    each(Considered { replica: id, verdict: Ok(score) });
-                }
-                Err(refusal) => {
-                    found.note(refusal, id, ask, || self.score(slot, replica, ask.now));
-                    each(Considered { replica: id, verdict: Err(refusal) });
-                }
+            let score = hot.score(service, ask.now);
+            match refusal {
+                None => scratch.passed.push((id.slot, score)),
+                Some(refusal) => found.note(refusal, id, ask, score),
             }
+            each(Considered { replica: id, verdict: refusal.map_or(Ok(f64::from(score)), Err) });
+        }
+        if !scratch.passed.is_empty() {
+            (found.all_wrong, found.nobody.lawful) = (false, true);
         }
         found
     }
 
-    /// The filters after the law, the cheap ones first, and then the score in ns.
-    #[inline]
-    fn consider(
-        &self,
-        slot: &Slot,
-        replica: &Replica,
-        id: ReplicaId,
-        (ask, draw): (&Ask<'_>, f64),
-    ) -> Result<f64, Refusal> {
+    /// The filters after the law, the cheap ones first.
+    fn consider(&self, id: ReplicaId, ask: &Ask<'_>, draw: f64) -> Result<(), Refusal> {
+        let slot = self.slot(id).ok_or(Refusal::NotReady)?;
+        let replica = slot.replica.as_ref().ok_or(Refusal::NotReady)?;
         if let Some(refusal) = slot.unfit {
             return Err(refusal);
         }
@@ -199,27 +231,7 @@ impl Router {
         if !slot.limit.admits(slot.in_flight) {
             return Err(Refusal::Full { limit: slot.limit.now() });
         }
-        if ask.tried.contains(&id) {
-            return Err(Refusal::Tried);
-        }
-        Ok(self.score(slot, replica, ask.now))
-    }
-
-    /// How long an answer is expected to take, in ns.
-    #[inline]
-    fn score(&self, slot: &Slot, replica: &Replica, now: Nanos) -> f64 {
-        let reported = slot.load.filter(|(_, at)| now.saturating_sub(*at) < FRESH).map(|(load, _)| load);
-        let distance = replica.distance as f64;
-        let expected = match slot.history.recent(now, FORGET) {
-            // What lies above the quickest answers comes of company, and grows with it.
-            Some((above, floor, beside)) => floor + above * (f64::from(slot.in_flight) + 1.0) / (beside + 1.0),
-            None => distance + if self.service > 0.0 { self.service } else { self.settings.service as f64 },
-        };
-        let queue = reported.map_or(0.0, |load| {
-            let engine = load.engine_time as f64;
-            distance + engine + engine * f64::from(load.queued) / f64::from(load.parallel.max(1))
-        });
-        expected.max(queue) * (1.0 + slot.health.failing())
+        if ask.tried.contains(&id) { Err(Refusal::Tried) } else { Ok(()) }
     }
 
     fn price(&self, slot: &Slot, replica: &Replica) -> f64 {
@@ -228,7 +240,7 @@ impl Router {
         replica.site.price.of(engine, self.answer_bytes as u64)
     }
 
-    fn settle(&mut self, ask: &Ask<'_>, found: &Found, passed: &[(u32, f64)]) -> (Option<ReplicaId>, bool) {
+    fn settle(&mut self, ask: &Ask<'_>, found: &Found, passed: &[(u32, f32)]) -> (Option<ReplicaId>, bool) {
         let mut random = self.random.clone();
         let picked = self.pick(ask, passed, || random.bits());
         self.random = random;
@@ -242,21 +254,32 @@ impl Router {
     }
 
     /// Picks among those who passed, by the policy.
-    fn pick(&self, ask: &Ask<'_>, passed: &[(u32, f64)], mut bits: impl FnMut() -> u64) -> Option<u32> {
-        let best = passed.iter().copied().min_by(|a, b| a.1.total_cmp(&b.1))?;
+    fn pick(&self, ask: &Ask<'_>, passed: &[(u32, f32)], mut bits: impl FnMut() -> u64) -> Option<u32> {
         let first = ask.purpose == Purpose::First;
         let special = match self.settings.policy {
             Policy::Fastest => None,
             Policy::Cheapest { p99 } if first => self.cheapest(passed, p99),
-            Policy::LocalFirst if first => self.local(passed, best.1),
+            Policy::LocalFirst if first => self.local(passed),
             Policy::Weights => self.weighted(passed, bits()),
             _ => None,
         };
-        special.or_else(|| self.fastest(passed, best, bits))
+        special.or_else(|| self.fastest(passed, bits))
     }
 
-    /// Among those as good as the best: the cheapest, and of several of these the better of two.
-    fn fastest(&self, passed: &[(u32, f64)], best: (u32, f64), mut bits: impl FnMut() -> u64) -> Option<u32> {
+    /// Among those as good as the best: the cheapest, and of several of these the better of two. Of many only some are
+    /// compared.
+    fn fastest(&self, passed: &[(u32, f32)], mut bits: impl FnMut() -> u64) -> Option<u32> {
+        let mut drawn = [(0, 0.0); DRAWN];
+        let passed = if passed.len() > ALL {
+            for place in &mut drawn {
+                let index = ((u128::from(bits()) * passed.len() as u128) >> 64) as usize;
+                *place = passed.get(index).copied()?;
+            }
+            &drawn
+        } else {
+            passed
+        };
+        let best = passed.iter().copied().min_by(|a, b| a.1.total_cmp(&b.1))?;
         if passed.len() == 1 {
             return Some(best.0);
         }
@@ -285,26 +308,27 @@ impl Router {
         Some(if two[0].1 <= two[1].1 { two[0].0 } else { two[1].0 })
     }
 
-    fn cheapest(&self, passed: &[(u32, f64)], p99: Nanos) -> Option<u32> {
-        let keeps = |(index, score): &(u32, f64)| {
+    fn cheapest(&self, passed: &[(u32, f32)], p99: Nanos) -> Option<u32> {
+        let keeps = |(index, score): &(u32, f32)| {
             let known = self.slots.get(*index as usize).and_then(|slot| slot.history.p99());
-            *score <= p99 as f64 && known.is_none_or(|known| known <= p99)
+            *score <= p99 as f32 && known.is_none_or(|known| known <= p99)
         };
-        let cost = |(index, score): &(u32, f64)| (self.price_at(*index), *score);
-        let cheaper = |a: &(f64, f64), b: &(f64, f64)| a.0.total_cmp(&b.0).then(a.1.total_cmp(&b.1));
+        let cost = |(index, score): &(u32, f32)| (self.price_at(*index), *score);
+        let cheaper = |a: &(f64, f32), b: &(f64, f32)| a.0.total_cmp(&b.0).then(a.1.total_cmp(&b.1));
         passed.iter().filter(|one| keeps(one)).min_by(|a, b| cheaper(&cost(a), &cost(b))).map(|one| one.0)
     }
 
-    fn local(&self, passed: &[(u32, f64)], best: f64) -> Option<u32> {
+    fn local(&self, passed: &[(u32, f32)]) -> Option<u32> {
+        let best = passed.iter().map(|one| one.1).min_by(f32::total_cmp)?;
         let here = |index: u32| {
             let replica = self.slots.get(index as usize).and_then(|slot| slot.replica.as_ref());
             replica.is_some_and(|replica| replica.nature == Nature::Local)
         };
-        let near = |score: f64| score <= best * LOCAL_WORSE.0 + LOCAL_WORSE.1;
+        let near = |score: f32| score <= best * LOCAL_WORSE.0 + LOCAL_WORSE.1;
         passed.iter().find(|(index, score)| here(*index) && near(*score)).map(|one| one.0)
     }
 
-    fn weighted(&self, passed: &[(u32, f64)], bits: u64) -> Option<u32> {
+    fn weighted(&self, passed: &[(u32, f32)], bits: u64) -> Option<u32> {
         let weight = |index: u32| {
             let replica = self.slots.get(index as usize).and_then(|slot| slot.replica.as_ref());
             replica.map_or(0, |replica| u64::from(replica.weight))
@@ -327,7 +351,7 @@ impl Router {
 
 impl Found {
     /// Notes a replica that did not pass.
-    fn note(&mut self, refusal: Refusal, id: ReplicaId, ask: &Ask<'_>, score: impl FnOnce() -> f64) {
+    fn note(&mut self, refusal: Refusal, id: ReplicaId, ask: &Ask<'_>, score: f32) {
         let tried = ask.tried.contains(&id);
         let nobody = &mut self.nobody;
         match refusal {
@@ -351,7 +375,7 @@ impl Found {
             Refusal::Wrong => u8::from(tried),
             _ => return,
         };
-        let this = Last { rank, slot: id.slot, score: score() };
+        let this = Last { rank, slot: id.slot, score };
         let place = if matches!(refusal, Refusal::Wrong) {
             &mut self.wrong
         } else {

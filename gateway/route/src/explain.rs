@@ -130,7 +130,7 @@ pub struct Decision {
     pub chosen: Option<ReplicaId>,
     /// True when every healthy replica was out and one was asked all the same.
     pub last_resort: bool,
-    /// How many candidates there were.
+    /// How many were looked at: of a large fleet some, drawn at random.
     pub candidates: u32,
     /// The first [`SHOWN`] of them.
     pub considered: [Option<Considered>; SHOWN],

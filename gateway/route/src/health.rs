@@ -69,7 +69,6 @@ impl Health {
 
     /// Whether a request may be sent. `draw` is one number from `0.0..1.0` for the whole decision, `careful` a request
     /// that could not be sent again.
-    #[inline]
     pub(crate) fn admits(&self, slow_start: Nanos, draw: f64, careful: bool, now: Nanos) -> Result<(), Refusal> {
         match self.state {
             State::Wrong => return Err(Refusal::Wrong),
@@ -184,8 +183,22 @@ impl Health {
         }
     }
 
+    /// Whether nothing is to be asked but whether a share of the traffic is due: it is up, whole, and wants no rest.
+    pub(crate) fn plain(&self) -> bool {
+        self.state == State::Up && self.ramp.is_none() && self.not_before == 0
+    }
+
+    /// Forgets what is over: a ramp that has come to its end, a rest.
+    pub(crate) fn settle(&mut self, slow_start: Nanos, now: Nanos) {
+        if self.ramp.is_some() && self.share(slow_start, now) >= 1.0 {
+            self.ramp = None;
+        }
+        if now >= self.not_before {
+            self.not_before = 0;
+        }
+    }
+
     /// How far from healthy, for the score: 0 is well.
-    #[inline]
     pub(crate) fn failing(&self) -> f64 {
         self.failing
     }

@@ -85,12 +85,23 @@ impl History {
         (self.average > 0.0).then_some(self.average)
     }
 
-    /// What the average lies above the quickest answer of late, that answer, and how many requests are in flight beside
-    /// one on average; in ns. What lies above is half forgotten `half` ns after the last answer. `None` before the first.
-    #[inline]
-    pub(crate) fn recent(&self, now: Nanos, half: f64) -> Option<(f64, f64, f64)> {
-        let fades = half / (half + now.saturating_sub(self.updated) as f64);
-        (self.average > 0.0).then(|| ((self.average - self.floor).max(0.0) * fades, self.floor, self.beside))
+    /// In ns: the peak EWMA, the quickest answer of late, how many requests are in flight beside one on average; and the
+    /// time of the last answer. `None` before the first.
+    pub(crate) fn known(&self) -> Option<(f64, f64, f64, Nanos)> {
+        (self.average > 0.0).then_some((self.average, self.floor, self.beside, self.updated))
+    }
+
+    /// A probe of the caller's was answered after `took`.
+    pub(crate) fn measured(&mut self, took: Nanos, now: Nanos) {
+        if self.average > 0.0 {
+            self.average += (took as f64 - self.average) / 2.0;
+            self.updated = now;
+        }
+    }
+
+    /// It is back after an outage, of which the average knows too much.
+    pub(crate) fn forgive(&mut self) {
+        self.average = self.floor;
     }
 
     /// The time within which answers are not late; `None` before there are enough.

@@ -71,6 +71,7 @@ mod choose;
 mod explain;
 mod health;
 mod history;
+mod hot;
 mod law;
 mod limit;
 mod random;

@@ -8,6 +8,7 @@ use crate::choose::Scratch;
 use crate::explain::{Decision, Refusal};
 use crate::health::{Ejection, Health};
 use crate::history::History;
+use crate::hot::Hot;
 use crate::law::Jurisdiction;
 use crate::limit::Limit;
 use crate::random::Random;
@@ -27,6 +28,8 @@ pub struct Router {
     pub(crate) settings: Settings,
     pub(crate) random: Random,
     pub(crate) slots: Vec<Slot>,
+    /// Of each slot what a decision reads; refreshed whenever the slot changes.
+    pub(crate) hot: Vec<Hot>,
     /// Every jurisdiction in the fleet, once; a slot has its index.
     pub(crate) jurisdictions: Vec<Option<Jurisdiction>>,
     pub(crate) retries: Budget,
@@ -122,6 +125,7 @@ impl Router {
             settings,
             random,
             slots: Vec::new(),
+            hot: Vec::new(),
             jurisdictions: Vec::new(),
             scratch: Scratch::default(),
             decisions: VecDeque::new(),
@@ -193,6 +197,18 @@ impl Router {
             });
             slot.jurisdiction = index as u32;
         }
+        let service = self.settings.service as f64;
+        self.hot = self.slots.iter().map(|slot| Hot::of(slot, service)).collect();
+    }
+
+    /// A slot has changed.
+    fn refresh(&mut self, id: ReplicaId, now: Nanos) {
+        let service = if self.service > 0.0 { self.service } else { self.settings.service as f64 };
+        let slow_start = self.settings.slow_start;
+        if let (Some(slot), Some(hot)) = (at(&mut self.slots, id), self.hot.get_mut(id.slot as usize)) {
+            slot.health.settle(slow_start, now);
+            *hot = Hot::of(slot, service);
+        }
     }
 
     /// What a replica serves from now on.
@@ -204,6 +220,7 @@ impl Router {
             slot.take(replica, now);
             slot.judge(settings);
         }
+        self.refresh(id, now);
     }
 
     /// What a replica reported about its load.
@@ -211,6 +228,15 @@ impl Router {
         if let Some(slot) = at(&mut self.slots, id) {
             slot.load = Some((load, now));
         }
+        self.refresh(id, now);
+    }
+
+    /// A probe with an inference was answered after `took`: what a replica that gets no requests would take now.
+    pub fn measured(&mut self, id: ReplicaId, took: Nanos, now: Nanos) {
+        if let Some(slot) = at(&mut self.slots, id) {
+            slot.history.measured(took, now);
+        }
+        self.refresh(id, now);
     }
 
     /// How a probe of a replica ended.
@@ -292,7 +318,9 @@ impl Router {
     pub(crate) fn begin(&mut self, id: ReplicaId, now: Nanos) -> (u32, bool) {
         let Some(slot) = at(&mut self.slots, id) else { return (0, false) };
         slot.in_flight += 1;
-        (slot.in_flight - 1, slot.health.sent(now))
+        let (beside, trial) = (slot.in_flight - 1, slot.health.sent(now));
+        self.refresh(id, now);
+        (beside, trial)
     }
 
     /// An attempt gave its answer, and its stream goes on: what is counted of an answer is counted now.
@@ -309,6 +337,7 @@ impl Router {
                 slot.health.trial_over();
             }
         }
+        self.refresh(id, now);
     }
 
     fn observe(&mut self, id: ReplicaId, ending: Ending, trial: bool, now: Nanos) {
@@ -352,13 +381,21 @@ impl Router {
     }
 
     /// Takes back a failure that `end` counted: the request itself was to blame.
-    pub(crate) fn forgive(&mut self, id: ReplicaId, weight: f64) {
+    pub(crate) fn forgive(&mut self, id: ReplicaId, weight: f64, now: Nanos) {
         if let Some(slot) = at(&mut self.slots, id) {
             slot.health.forgiven(weight);
         }
+        self.refresh(id, now);
     }
 
     fn changed(&mut self, id: ReplicaId, before: Option<Ejection>, now: Nanos) {
+        if let Some(slot) = at(&mut self.slots, id)
+            && before.is_some()
+            && slot.health.ejected().is_none()
+        {
+            slot.history.forgive();
+        }
+        self.refresh(id, now);
         let Some(slot) = self.slot(id) else { return };
         let (ejected, Some(replica)) = (slot.health.ejected(), &slot.replica) else { return };
         if ejected != before {

@@ -102,7 +102,7 @@ impl World {
                 rule.sent(site);
                 let probed = rule.probes(gate.known.len(), &mut gate.random);
                 for site in probed {
-                    let (in_flight, latency) = (self.sites[site].load().in_flight, self.sites[site].latency as Nanos);
+                    let (in_flight, latency) = (self.sites[site].load().in_flight, self.sites[site].latency());
                     let back = self.now + self.one_way(site) * 2;
                     self.agenda.put(back, Event::RuleProbe { gateway, site, in_flight, latency });
                 }

@@ -33,11 +33,12 @@ fn ms(took: Nanos) -> f64 {
 fn rules() {
     for spread in [Spread::Even, Spread::Uneven, Spread::Antagonised, Spread::Distant] {
         println!("\n{spread:?}, seed {SEED}: latency in ms\n");
-        println!("| rule | p50 | p99 | p99.9 |\n| --- | ---: | ---: | ---: |");
+        println!("| rule | mean | p50 | p99 | p99.9 |\n| --- | ---: | ---: | ---: | ---: |");
         for (name, brain) in BRAINS {
             let record = run(scenario::fleet(spread, brain, SEED));
             let q = |q| ms(record.quantile(q, 2 * SECOND, 20 * SECOND));
-            println!("| {name} | {:.1} | {:.1} | {:.1} |", q(0.5), q(0.99), q(0.999));
+            let mean = record.mean(2 * SECOND, 20 * SECOND) / MILLISECOND as f64;
+            println!("| {name} | {mean:.1} | {:.1} | {:.1} | {:.1} |", q(0.5), q(0.99), q(0.999));
         }
     }
 }

@@ -54,6 +54,13 @@ impl Record {
         *took.select_nth_unstable(index.min(last)).1
     }
 
+    /// The mean of the latencies of answered requests that came in within `from..to`, in ns; 0 when there were none.
+    pub fn mean(&self, from: Nanos, to: Nanos) -> f64 {
+        let within = self.outcomes.iter().filter(|one| one.failed.is_none() && (from..to).contains(&one.at));
+        let (sum, count) = within.fold((0.0, 0u64), |(sum, count), one| (sum + one.took as f64, count + 1));
+        sum / count.max(1) as f64
+    }
+
     /// How many requests had no answer.
     pub fn failures(&self) -> usize {
         self.outcomes.iter().filter(|one| one.failed.is_some()).count()
@@ -69,7 +76,8 @@ impl Record {
     pub fn summary(&self, from: Nanos, to: Nanos) -> String {
         let ms = |q| self.quantile(q, from, to) as f64 / MILLISECOND as f64;
         format!(
-            "p50 {:8.1}  p99 {:8.1}  p99.9 {:8.1}  max {:8.1} ms  failed {}  attempts/request {:.3}",
+            "mean {:6.1}  p50 {:6.1}  p99 {:6.1}  p99.9 {:6.1}  max {:6.1} ms  failed {}  attempts/request {:.3}",
+            self.mean(from, to) / MILLISECOND as f64,
             ms(0.5),
             ms(0.99),
             ms(0.999),

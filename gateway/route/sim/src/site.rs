@@ -38,14 +38,22 @@ pub(crate) struct Site {
     pub(crate) epoch: u32,
     /// Until then it is cold after a start, and slower.
     pub(crate) cold_until: Nanos,
-    /// Time between taking a request and its answer, on average.
-    pub(crate) latency: f64,
+    /// Time between taking a request and its answer, on average, by the requests in flight when it was taken.
+    latencies: Vec<f64>,
 }
 
 impl Site {
     pub(crate) fn new(model: Model) -> Site {
-        let latency = model.service as f64;
-        Site { model, queue: VecDeque::new(), waiting: 0, busy: 0, coming: 0, epoch: 0, cold_until: 0, latency }
+        Site {
+            model,
+            queue: VecDeque::new(),
+            waiting: 0,
+            busy: 0,
+            coming: 0,
+            epoch: 0,
+            cold_until: 0,
+            latencies: Vec::new(),
+        }
     }
 
     /// What this inference takes.
@@ -54,6 +62,24 @@ impl Site {
         let cold = if now < self.cold_until { 3.0 } else { 1.0 };
         let factor = (sigma * normal(random) - sigma * sigma / 2.0).exp();
         (self.model.service as f64 * factor * slower * cold) as Nanos
+    }
+
+    /// A request that found so many others took so long.
+    pub(crate) fn took(&mut self, beside: u32, took: Nanos) {
+        let beside = beside as usize;
+        if self.latencies.len() <= beside {
+            self.latencies.resize(beside + 1, 0.0);
+        }
+        let known = &mut self.latencies[beside];
+        *known += (took as f64 - *known) * if *known == 0.0 { 1.0 } else { 0.1 };
+    }
+
+    /// What a request that comes now takes, by those that found as many others, or nearly.
+    pub(crate) fn latency(&self) -> Nanos {
+        let beside = (self.waiting + self.busy) as usize;
+        let below = self.latencies.iter().take(beside + 1).rev();
+        let above = self.latencies.iter().skip(beside + 1);
+        below.chain(above).find(|known| **known > 0.0).map_or(self.model.service, |known| *known as Nanos)
     }
 
     pub(crate) fn load(&self) -> Load {

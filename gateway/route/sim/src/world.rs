@@ -96,6 +96,8 @@ pub(crate) struct Job {
     /// The gateway still waits for it.
     pub(crate) awaited: bool,
     came: Nanos,
+    /// Others that it found at its site.
+    beside: u32,
 }
 
 pub(crate) struct World {
@@ -202,7 +204,7 @@ impl World {
     /// Sends a job to a site.
     pub(crate) fn post(&mut self, owner: Owner, gateway: usize, site: usize) -> usize {
         let job = self.jobs.len();
-        self.jobs.push(Job { owner, gateway, site, place: Place::Coming, awaited: true, came: self.now });
+        self.jobs.push(Job { owner, gateway, site, place: Place::Coming, awaited: true, came: self.now, beside: 0 });
         self.sites[site].coming += 1;
         let at = self.now + self.one_way(site);
         self.agenda.put(at, Event::AtSite { job });
@@ -236,7 +238,7 @@ impl World {
     /// A job takes its place in a site's queue, unless that is full.
     fn enter(&mut self, job: usize) {
         let site = &mut self.sites[self.jobs[job].site];
-        self.jobs[job].came = self.now;
+        (self.jobs[job].came, self.jobs[job].beside) = (self.now, site.load().in_flight);
         if site.busy < site.model.parallel {
             self.start(job);
         } else if (site.waiting as usize) < site.model.queue {
@@ -263,14 +265,14 @@ impl World {
     }
 
     fn served(&mut self, job: usize, epoch: u32) {
-        let Job { site, gateway, came, owner, .. } = self.jobs[job];
+        let Job { site, gateway, came, beside, owner, .. } = self.jobs[job];
         if self.sites[site].epoch != epoch {
             return;
         }
         self.running[site].retain(|one| *one != job);
         let this = &mut self.sites[site];
         this.busy -= 1;
-        this.latency += ((self.now - came) as f64 - this.latency) / 16.0;
+        this.took(beside, self.now - came);
         while let Some(next) = self.sites[site].queue.pop_front() {
             if self.jobs[next].place == Place::Waiting {
                 self.sites[site].waiting -= 1;
@@ -329,7 +331,7 @@ impl World {
         if self.now < to {
             let job = self.jobs.len();
             let (owner, place) = (Owner::Other, Place::Coming);
-            self.jobs.push(Job { owner, gateway: usize::MAX, site, place, awaited: false, came: self.now });
+            self.jobs.push(Job { owner, gateway: usize::MAX, site, place, awaited: false, came: self.now, beside: 0 });
             let this = &self.sites[site];
             if this.waiting as usize >= this.model.queue && this.busy >= this.model.parallel {
                 self.jobs[job].place = Place::Gone;
