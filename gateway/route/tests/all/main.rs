@@ -3,3 +3,4 @@
 mod attempts;
 mod choice;
 mod fleet;
+mod law;
