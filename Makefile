@@ -36,7 +36,7 @@ bench: venv onnxruntime models guests build ## Windrose beside its floors, as ra
 	$(CARGO) build --release --locked --workspace
 	target/release/windrose-bench
 
-bench-failover: venv build ## What clients see through Envoy and HAProxy while the nearest of four sites is sick (root)
+bench-failover: venv build ## What clients see while the nearest of four sites is sick, beside Envoy and HAProxy (root)
 	$(CARGO) build --release --locked -p windrose-lab
 	$(VENV) tests/bench_failover.py
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .scene import NAMES, Sites
+from .scene import NAMES, Fleet, Sites
 from .load import Record, Window
 
 # An undisturbed answer of the next site may take so much longer than its round trip, and the slowest one of all so much.
@@ -59,6 +59,19 @@ def _sick(sites: Sites, fault: str) -> Iterator[None]:
         yield
     finally:
         sites.front.tell("none")
+
+
+@contextmanager
+def _expired(sites: Fleet) -> Iterator[None]:
+    expired = sites.certify("near", sites.folder / "expired", days=-1)
+    sites.certify("near", sites.keys, days=365)
+    sites.front.stop()
+    sites.start_front(expired)
+    try:
+        yield
+    finally:
+        sites.front.stop()
+        sites.start_front()
 
 
 @contextmanager
@@ -125,6 +138,7 @@ FAULTS = [
     Fault(4, "half of the answers are 500", lambda sites: _sick(sites, "errors 2")),
     Fault(5, "accepted and never answered", lambda sites: _sick(sites, "mute")),
     Fault(6, "answers cut", lambda sites: _sick(sites, "cut")),
+    Fault(7, "certificate expired", _expired),
     Fault(8, "wrong answers", lambda sites: _sick(sites, "wrong")),
     Fault(9, "flapping every second", _flapping),
     Fault(10, "20% lost one way", lambda s: _network(s, "near", healed={"loss": 0}, incoming=False, loss=0.2)),

@@ -1,7 +1,10 @@
 """Four sites that serve a model, the nearest behind a front that can misbehave, and the place where clients enter."""
 
+import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+from harness import BINARY
 
 from . import proxies
 from .link import ROOT, Network, Site
@@ -15,6 +18,10 @@ NAMES = [site.name for site in SITES]
 MODEL = ROOT / "tests" / "lab" / "model"
 # What clients connect to, and what the nearest site's own gateway listens on behind its front.
 FRONT_PORT = 8100
+PEER_PORT, BEHIND_PORT = 8002, 8102
+# A name with the addresses of both entries.
+ENTRY_NAME = "models.lab"
+JURISDICTIONS = {"clients": "eu", "near": "eu", "mid": "ch", "far": "us", "edge": "us"}
 
 
 class Sites:
@@ -91,6 +98,84 @@ class Sites:
         folder = self.folder / "records"
         folder.mkdir(parents=True, exist_ok=True)
         return Load(self.network.spaces["clients"], self.target(), seconds, folder / name, **options)
+
+
+class Fleet(Sites):
+    """The sites as one fleet over mutual TLS, and two gateways where clients enter that serve no model themselves."""
+
+    def __init__(self, folder: Path, seed: int = 1, rules: str = ""):
+        super().__init__(folder, seed)
+        self.rules, self.entries = rules, []
+        self.keys = folder / "keys"
+        self.hosts = folder / "hosts"
+
+    def begin(self) -> None:
+        self._make_certificates()
+        self._write_file()
+        super().begin()
+        space = self.network.spaces["clients"]
+        for host in (0, 1):
+            folder = self.folder / f"entry{host}"
+            self.entries.append(SiteGateway(folder, space, self.settings("clients"), host).start())
+        addresses = [entry.address for entry in self.entries]
+        self.hosts.write_text("".join(f"{address} {ENTRY_NAME}\n" for address in addresses))
+
+    def _make_certificates(self) -> None:
+        subprocess.run([BINARY, "fleet", "init", self.keys], check=True, capture_output=True)
+        for name in ["clients", *NAMES]:
+            self.certify(name, self.keys, 365)
+
+    def certify(self, name: str, folder: Path, days: int) -> dict[str, Path]:
+        """Makes a certificate of a site; returns its files."""
+        command = [BINARY, "fleet", "cert", self.keys, name, f"--days={days}"]
+        subprocess.run(command, check=True, capture_output=True)
+        made = {"cert": self.keys / f"{name}.pem", "key": self.keys / f"{name}-key.pem"}
+        if folder == self.keys:
+            return made
+        folder.mkdir(parents=True, exist_ok=True)
+        return {kind: path.rename(folder / path.name) for kind, path in made.items()}
+
+    def _write_file(self) -> None:
+        sites = [f'[[site]]\nname = "clients"\njurisdiction = "{JURISDICTIONS["clients"]}"\naddresses = []\n']
+        for name in NAMES:
+            address = f"{self.network.address(name)}:{PEER_PORT}"
+            sites.append(
+                f'[[site]]\nname = "{name}"\njurisdiction = "{JURISDICTIONS[name]}"\naddresses = ["{address}"]\n'
+            )
+        (self.folder / "fleet.toml").write_text("\n".join([*sites, self.rules]))
+
+    def settings(self, name: str) -> dict[str, str]:
+        # The nearest listens behind its front.
+        port = BEHIND_PORT if name == "near" else PEER_PORT
+        return {
+            "fleet.file": str(self.folder / "fleet.toml"),
+            "fleet.site": name,
+            "fleet.listen": "" if name == "clients" else f"{self.network.address(name)}:{port}",
+            "fleet.certificate": str(self.keys / f"{name}.pem"),
+            "fleet.key": str(self.keys / f"{name}-key.pem"),
+            "fleet.authority": str(self.keys / "authority.pem"),
+        }
+
+    def start_front(self, identity: dict[str, Path] | None = None) -> None:
+        identity = identity or {"cert": self.keys / "near.pem", "key": self.keys / "near-key.pem"}
+        files = identity | {
+            "ca": self.keys / "authority.pem",
+            "client_cert": self.keys / "clients.pem",
+            "client_key": self.keys / "clients-key.pem",
+        }
+        address = self.network.address("near")
+        self.front = Front(self.network.spaces["near"], f"{address}:{PEER_PORT}", f"{address}:{BEHIND_PORT}", files)
+
+    def target(self) -> str:
+        return f"{ENTRY_NAME}:{DATA_PORT}"
+
+    def load(self, seconds: float, name: str, **options) -> Load:
+        return super().load(seconds, name, hosts=self.hosts, **options)
+
+    def close(self) -> None:
+        for entry in self.entries:
+            entry.stop()
+        super().close()
 
 
 class BehindProxy(Sites):
