@@ -28,6 +28,7 @@ fn program(sandbox: &Sandbox, module: Module, graph: &Graph, engines: &Arc<Engin
     let config = ProgramConfig {
         module,
         label: "bench".into(),
+        weight: 1,
         graphs: BTreeMap::from([("model".to_owned(), graph.clone())]),
         assets: None,
         args: Vec::new(),
