@@ -6,7 +6,7 @@ FUZZ_SECONDS ?= 60
 VENV = target/venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help demo build test test-quick guests models onnxruntime venv bench bench-failover bench-forward fuzz test-gpu clean
+.PHONY: help demo build test test-quick guests models onnxruntime venv bench bench-peers bench-failover bench-forward fuzz test-gpu clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,8 +32,10 @@ onnxruntime: ## ONNX Runtime's shared library, where engine = "auto" finds it
 venv: ## The Python environment of the tests: target/venv
 	$(PYTHON) tests/environment.py
 
-bench: venv onnxruntime models guests build ## Windrose beside its floors, as ratios
+bench: venv onnxruntime models guests ## Windrose beside its floors, as ratios
 	$(CARGO) build --release --locked --workspace
+	CARGO_PROFILE_RELEASE_OPT_LEVEL=3 $(CARGO) build --release --locked --manifest-path examples/Cargo.toml \
+		--target-dir target/guests-native -p pictures --example native
 	target/release/windrose-bench
 
 bench-failover: venv build ## What clients see while the nearest of four sites is sick, beside Envoy and HAProxy (root)
@@ -43,6 +45,10 @@ bench-failover: venv build ## What clients see while the nearest of four sites i
 bench-forward: venv build ## What forwarding a request costs Envoy, HAProxy and nginx, in one run
 	$(CARGO) build --release --locked -p windrose-lab
 	$(VENV) tests/bench_forward.py
+
+bench-peers: venv onnxruntime models guests ## Windrose beside other model servers, as ratios
+	$(CARGO) build --release --locked --workspace
+	$(PYTHON) benches/peers/run.py
 
 fuzz: ## The fuzzers, FUZZ_SECONDS=3600 for an hour each
 	$(PYTHON) tests/fuzz/run.py all $(FUZZ_SECONDS)

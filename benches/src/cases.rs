@@ -6,8 +6,10 @@ use std::path::PathBuf;
 pub struct Case {
     /// What the table calls it.
     pub title: &'static str,
-    /// The model's name on the gateway; deployed from `graph` with no module.
+    /// The model's name on the gateway.
     pub model: &'static str,
+    /// The example whose module it has; `None` for a graph deployed as it is.
+    pub module: Option<&'static str>,
     /// The graph's file, from the root of the checkout.
     pub graph: PathBuf,
     /// Shape of its one input, FP32.
@@ -31,28 +33,33 @@ pub enum Encoding {
 
 /// Every case, cheapest first.
 pub fn all() -> Vec<Case> {
-    let tiny = || Case {
-        title: "tiny net, JSON",
-        model: "tiny",
+    let tiny = |title, model, module| Case {
+        title,
+        model,
+        module,
         graph: "models/tiny/model.onnx".into(),
         shape: &[1, 16],
         input: "x",
         encoding: Encoding::Json,
         connections: &[1, 8, 64],
     };
-    let mobilenet = |title, encoding| Case {
+    let mobilenet = |title, model, module, encoding| Case {
         title,
-        model: "mobilenet",
+        model,
+        module,
         graph: "target/models/mobilenet/model.onnx".into(),
         shape: &[1, 3, 224, 224],
         input: "input",
         encoding,
         connections: &[1, 8, 64],
     };
+    let scores = Some("scores");
     vec![
-        tiny(),
-        mobilenet("MobileNetV2, 600 KB binary", Encoding::Binary),
-        mobilenet("MobileNetV2, the same as JSON", Encoding::Json),
+        tiny("Tiny net, JSON, no module", "tiny", None),
+        tiny("Tiny net, JSON, module that does work", "tiny-scores", scores),
+        mobilenet("MobileNetV2, 600 KB binary, no module", "mobilenet", None, Encoding::Binary),
+        mobilenet("MobileNetV2, binary, module that does work", "mobilenet-scores", scores, Encoding::Binary),
+        mobilenet("MobileNetV2, the same as JSON, no module", "mobilenet", None, Encoding::Json),
     ]
 }
 

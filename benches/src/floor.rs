@@ -11,8 +11,8 @@ use hyper_util::rt::TokioIo;
 use tokio::net::TcpListener;
 
 /// Serves until the process is killed; prints its port first.
-pub async fn serve(answer_bytes: usize) -> Result<()> {
-    let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
+pub async fn serve(port: u16, answer_bytes: usize) -> Result<()> {
+    let listener = TcpListener::bind(("127.0.0.1", port)).await?;
     println!("{}", listener.local_addr()?.port());
     let answer = Bytes::from(vec![b' '; answer_bytes]);
     loop {

@@ -43,10 +43,18 @@ impl Gateway {
     pub async fn deploy(&mut self, case: &Case) -> Result<Duration> {
         self.answering("/v2/health/live").await?;
         let start = Instant::now();
+        let graph = case.graph.to_string_lossy();
+        let project = match case.module {
+            None => vec!["deploy".to_owned(), graph.into_owned()],
+            Some(name) => {
+                vec!["deploy".into(), format!("target/guests/{name}.wasm"), "--graph".into(), format!("model={graph}")]
+            }
+        };
         let output = Command::new(&self.binary)
-            .args(["deploy", &case.graph.to_string_lossy(), "--name", case.model, "--model-version", "1"])
+            .args(project)
+            .args(["--name", case.model, "--model-version", "1"])
             .args(["--control", &format!("http://127.0.0.1:{}", self.control)])
-            .env("WINDROSE_DATA_DIR", self.data.path())
+            .env("WINDROSE_STORAGE_DIR", self.data.path())
             .output()?;
         ensure!(output.status.success(), "deploy: {}", String::from_utf8_lossy(&output.stderr));
         let request = case.request();
@@ -107,7 +115,9 @@ fn spawn(binary: &Path, engine: &str, data: &Path, port: u16, control: u16) -> R
         .arg("serve")
         .args(["--listen", &format!("127.0.0.1:{port}"), "--control-listen", &format!("127.0.0.1:{control}")])
         .args(["--engine", engine])
-        .env("WINDROSE_DATA_DIR", data)
+        .env("WINDROSE_STORAGE_DIR", data)
+        // As a service runs: with it, wasmtime walks the stack at the end of every call.
+        .env_remove("RUST_BACKTRACE")
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()

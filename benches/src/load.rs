@@ -28,6 +28,16 @@ impl Seen {
         self.count() as f64 / self.elapsed.as_secs_f64()
     }
 
+    /// What a program reads: answers, seconds, and latencies in microseconds.
+    pub fn json(&self) -> serde_json::Value {
+        serde_json::json!({
+            "count": self.count(),
+            "seconds": self.elapsed.as_secs_f64(),
+            "p50_us": self.quantile_us(0.5),
+            "p99_us": self.quantile_us(0.99),
+        })
+    }
+
     /// The latency that a share of the requests stays under, microseconds.
     pub fn quantile_us(&self, q: f64) -> f64 {
         let last = self.latencies.len().saturating_sub(1);

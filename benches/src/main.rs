@@ -1,107 +1,123 @@
-//! Windrose beside its floors, in one run: a bare hyper server for the protocol, the bare engine for the inference.
+//! Windrose beside its floors, in one run: bare wasmtime for the sandbox, the bare engine for the inference, a bare hyper
+//! server for the protocol, native code for the helpers of guests.
 //!
 //! The machine is shared and noisy, so ours and the floor take turns, and what counts is the median of the ratios of
-//! neighbours. The sandbox's own floors (bare wasmtime) are in `gateway/sandbox/benches`.
+//! neighbours; CPU time stands beside wall time.
 
 mod cases;
 mod engine;
 mod floor;
 mod gateway;
 mod load;
+mod pairs;
+mod pictures;
 mod process;
+mod sandbox;
+mod served;
+mod wasmtime_floor;
 
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Result;
-use clap::Parser;
+use clap::{Parser, ValueEnum};
 
-use crate::cases::Case;
+use crate::served::Effort;
 
-/// Prints the gateway's figures beside its floors.
+/// Prints Windrose's figures beside its floors.
 #[derive(Parser)]
 struct Arguments {
-    /// The engine that the gateway uses: rten or onnxruntime.
-    #[arg(long, default_value = "rten")]
-    engine: String,
+    /// What to measure; everything when nothing is named.
+    sections: Vec<Section>,
+    /// The engines that the gateway is measured with.
+    #[arg(long, value_delimiter = ',', default_value = "rten,onnxruntime")]
+    engines: Vec<String>,
     /// Seconds of each load run.
-    #[arg(long, default_value_t = 2.0)]
+    #[arg(long, default_value_t = 1.5)]
     seconds: f64,
     /// Pairs of runs, ours and the floor's, for each figure.
     #[arg(long, default_value_t = 5)]
     rounds: usize,
     /// The gateway's binary.
     #[arg(long, default_value = "target/release/windrose")]
-    windrose: std::path::PathBuf,
+    windrose: PathBuf,
+    /// The native helpers for pictures.
+    #[arg(long, default_value = "target/guests-native/release/examples/native")]
+    native: PathBuf,
     /// Serve as the bare hyper floor, with answers of this many bytes. The bench starts itself so.
     #[arg(long, hide = true)]
     floor: Option<usize>,
+    /// The port of `--floor`; a free one where it is 0.
+    #[arg(long, hide = true, default_value_t = 0)]
+    floor_port: u16,
+    /// Only put load on this port of loopback, with the request of `--request`, and print what was seen as JSON.
+    #[arg(long, requires = "request")]
+    load: Option<u16>,
+    /// A file with a whole HTTP/1.1 request.
+    #[arg(long)]
+    request: Option<PathBuf>,
+    /// Connections of `--load`.
+    #[arg(long, default_value_t = 1)]
+    connections: usize,
 }
 
-#[tokio::main]
-async fn main() -> Result<()> {
+/// A part of the output.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Section {
+    /// Instances and inferences in this process.
+    Sandbox,
+    /// A guest's own work with and without limits.
+    Limits,
+    /// Picture helpers against native ones.
+    Pictures,
+    /// The gateway over HTTP.
+    Served,
+}
+
+/// Pictures of the package scikit-image, which the tests' environment has: 451 x 300 and 1,000 x 872 pixels.
+const PNG: &str = "chelsea.png";
+const JPEG: &str = "hubble_deep_field.jpg";
+
+fn main() -> Result<()> {
     let arguments = Arguments::parse();
+    // The load and the floor take what cores they find; what runs in this process takes one, and its engine another.
+    let runtime = || tokio::runtime::Builder::new_multi_thread().enable_all().build();
     if let Some(answer_bytes) = arguments.floor {
-        return floor::serve(answer_bytes).await;
+        return runtime()?.block_on(floor::serve(arguments.floor_port, answer_bytes));
     }
-    let mut gateway = gateway::Gateway::start(&arguments.windrose, &arguments.engine)?;
-    println!("engine {}, {} pairs of {} s", arguments.engine, arguments.rounds, arguments.seconds);
-    for case in cases::all() {
-        let first = gateway.deploy(&case).await?;
-        println!("\n{}", case.title);
-        println!("  deployed and first answer after {:.0} ms", first.as_secs_f64() * 1e3);
-        let bare = engine::bare(&case, &arguments.engine)?;
-        println!("  bare engine, one thread: {:.1} us", bare.as_secs_f64() * 1e6);
-        compare(&case, &gateway, &arguments, bare).await?;
+    if let (Some(port), Some(request)) = (arguments.load, &arguments.request) {
+        let request = std::fs::read(request)?.leak();
+        let time = Duration::from_secs_f64(arguments.seconds);
+        let seen = runtime()?.block_on(load::run(port, request, arguments.connections, time))?;
+        println!("{}", seen.json());
+        return Ok(());
     }
-    println!("\nstart to first answer, nothing to compile: {:.0} ms", gateway.restart().await?.as_secs_f64() * 1e3);
-    Ok(())
-}
-
-/// One load run and what it cost the server.
-struct Run {
-    seen: load::Seen,
-    cpu_us: f64,
-    resident: u64,
-}
-
-async fn measure(port: u16, pid: u32, request: &'static [u8], connections: usize, time: Duration) -> Result<Run> {
-    let before = process::cpu_time(pid)?;
-    let seen = load::run(port, request, connections, time).await?;
-    let cpu = process::cpu_time(pid)? - before;
-    let cpu_us = cpu.as_secs_f64() * 1e6 / seen.count().max(1) as f64;
-    Ok(Run { seen, cpu_us, resident: process::resident(pid)? })
-}
-
-async fn compare(case: &Case, gateway: &gateway::Gateway, arguments: &Arguments, bare: Duration) -> Result<()> {
-    let request: &'static [u8] = case.request().leak();
-    let floor = gateway::Floor::start(gateway.answer_bytes(request).await?)?;
-    let time = Duration::from_secs_f64(arguments.seconds);
-    println!("  conns        req/s   p50 us   p99 us  CPU us/req      MB   floor req/s  CPU us   of the floors' sum");
-    for &connections in case.connections {
-        let mut ours = Vec::new();
-        let mut theirs = Vec::new();
-        for _ in 0..arguments.rounds {
-            theirs.push(measure(floor.port, floor.pid(), request, connections, time).await?);
-            ours.push(measure(gateway.port, gateway.pid(), request, connections, time).await?);
+    let wanted = |section| arguments.sections.is_empty() || arguments.sections.contains(&section);
+    let alone = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let rounds = arguments.rounds * 3;
+    if wanted(Section::Sandbox) {
+        alone.block_on(sandbox::section(rounds))?;
+    }
+    if wanted(Section::Limits) {
+        alone.block_on(sandbox::limits(rounds, &picture(PNG)?))?;
+    }
+    if wanted(Section::Pictures) {
+        let files = [picture(PNG)?, picture(JPEG)?];
+        let files: Vec<&Path> = files.iter().map(PathBuf::as_path).collect();
+        alone.block_on(pictures::section(rounds, &arguments.native, &files))?;
+    }
+    if wanted(Section::Served) {
+        let effort = Effort { time: Duration::from_secs_f64(arguments.seconds), rounds: arguments.rounds };
+        for engine in &arguments.engines {
+            runtime()?.block_on(served::section(&arguments.windrose, engine, &effort))?;
         }
-        let bare_us = bare.as_secs_f64() * 1e6;
-        let ratio = median(ours.iter().zip(&theirs).map(|(o, t)| o.cpu_us / (t.cpu_us + bare_us)));
-        println!(
-            "  {connections:5} {:12.0} {:8.0} {:8.0} {:11.1} {:7.0} {:13.0} {:7.1}   CPU x{ratio:.2}",
-            median(ours.iter().map(|r| r.seen.rate())),
-            median(ours.iter().map(|r| r.seen.quantile_us(0.5))),
-            median(ours.iter().map(|r| r.seen.quantile_us(0.99))),
-            median(ours.iter().map(|r| r.cpu_us)),
-            median(ours.iter().map(|r| r.resident as f64 / 1e6)),
-            median(theirs.iter().map(|r| r.seen.rate())),
-            median(theirs.iter().map(|r| r.cpu_us)),
-        );
     }
     Ok(())
 }
 
-fn median(values: impl Iterator<Item = f64>) -> f64 {
-    let mut values: Vec<f64> = values.collect();
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
+/// A picture of scikit-image, wherever its Python is.
+fn picture(name: &str) -> Result<PathBuf> {
+    let libraries = std::fs::read_dir("target/venv/lib")?;
+    let data = libraries.flatten().map(|python| python.path().join("site-packages/skimage/data").join(name));
+    data.into_iter().find(|path| path.exists()).ok_or_else(|| anyhow::anyhow!("{name}: run `make venv`"))
 }

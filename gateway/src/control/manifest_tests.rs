@@ -35,6 +35,14 @@ fn a_whole_manifest_survives_its_own_json() {
 }
 
 #[test]
+fn a_tolerance_survives_to_its_last_digit() {
+    let mut written = whole();
+    written["test"]["tolerance"] = json!(1.333_333_333_333_333_6e73);
+    let manifest = read(&written).unwrap();
+    assert_eq!(Manifest::from_json(&manifest.to_json()).unwrap(), manifest);
+}
+
+#[test]
 fn the_field_is_named() {
     let cases: &[(&str, Value, &str)] = &[
         ("/name", json!("Ocr"), "name: "),

@@ -1,0 +1,285 @@
+"""The servers that are compared: how each is installed, started, asked and measured."""
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+import venv
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+SERVERS = HERE / "servers"
+FOLDER = ROOT / "target" / "peers"
+BENCH = ROOT / "target" / "release" / "windrose-bench"
+WINDROSE = ROOT / "target" / "release" / "windrose"
+INSTANCES = os.cpu_count() or 1
+# As in servers/work.py, which is imported by the peers' own Pythons only.
+GRAPHS = {"tiny": "models/tiny/model.onnx", "mobilenet": "target/models/mobilenet/model.onnx"}
+# Calls of Windrose at the same time, which refuses more by default: the others queue without a bound.
+CONCURRENCY = 256
+# Seconds that a server may take to its first answer.
+PATIENCE = 120
+
+
+class PeerError(Exception):
+    """Why a peer is not measured."""
+
+
+def python(name: str) -> Path:
+    """The peer's own environment, installed from its pins unless it holds just those."""
+    folder, pins = FOLDER / name, HERE / "requirements" / f"{name}.txt"
+    stamp, wanted = folder / "pins.sha256", hashlib.sha256(pins.read_bytes() + sys.version.encode()).hexdigest()
+    if not (stamp.is_file() and stamp.read_text() == wanted):
+        print(f"installing {name} into {folder.relative_to(ROOT)} …", flush=True)
+        shutil.rmtree(folder, ignore_errors=True)
+        venv.create(folder, with_pip=True)
+        command = [folder / "bin" / "python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+        done = subprocess.run([*command, "--requirement", pins], capture_output=True, text=True)
+        if done.returncode != 0:
+            raise PeerError(f"not installed: {(done.stderr.strip().splitlines() or ['pip failed'])[-1]}")
+        stamp.write_text(wanted)
+    return folder / "bin" / "python"
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class Peer:
+    """One server with one model. A subclass says how it is started and where it is asked."""
+
+    name = ""
+    # Whether it takes the binary tensors of the Open Inference Protocol.
+    binary = False
+
+    def __init__(self, model: str):
+        self.model, self.port = model, free_port()
+        self.process: subprocess.Popen | None = None
+        self.folder = FOLDER / "run" / f"{self.name}-{model}"
+        # Milliseconds from the start of the process to the first answer.
+        self.first_ms = 0.0
+
+    def path(self) -> str:
+        return f"/v2/models/{self.model}/infer"
+
+    def command(self) -> list[str | Path]:
+        raise NotImplementedError
+
+    def environment(self) -> dict[str, str]:
+        return {}
+
+    def prepare(self) -> None:
+        """What happens before the clock runs."""
+
+    def deploy(self) -> None:
+        """What happens between the start and the first request."""
+
+    def start(self, body: bytes) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.folder.mkdir(parents=True)
+        self.prepare()
+        given = {**os.environ, "PYTHONPATH": str(SERVERS), "PEER_MODEL": self.model, "PEER_INSTANCES": str(INSTANCES)}
+        # One thread for each instance, whatever a library thinks of the machine.
+        given |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+        # A developer's shell may ask for backtraces; a service's environment does not.
+        given.pop("RUST_BACKTRACE", None)
+        began = time.monotonic()
+        with open(self.folder / "log.txt", "wb") as log:
+            self.process = subprocess.Popen(
+                self.command(), cwd=ROOT, env=given | self.environment(), stdout=log, stderr=log, start_new_session=True
+            )
+        self.deploy()
+        self.await_answer(body, began)
+        self.first_ms = (time.monotonic() - began) * 1e3
+
+    def await_answer(self, body: bytes, began: float) -> None:
+        request = urllib.request.Request(f"http://127.0.0.1:{self.port}{self.path()}", body)
+        request.add_header("Content-Type", "application/json")
+        said = ""
+        while time.monotonic() - began < PATIENCE:
+            if self.process is None or self.process.poll() is not None:
+                break
+            try:
+                with urllib.request.urlopen(request, timeout=10) as response:
+                    response.read()
+                    return
+            except urllib.error.HTTPError as error:
+                said = f"{error.code}: {error.read(200).decode(errors='replace')}"
+            except OSError as error:
+                said = str(error)
+            time.sleep(0.02)
+        log = (self.folder / "log.txt").read_text(errors="replace").strip().splitlines()
+        raise PeerError(f"no answer ({said}); its log ends: {(log or ['nothing'])[-1][:200]}")
+
+    def pids(self) -> list[int]:
+        """The process, its session and everything beneath."""
+        if self.process is None:
+            return []
+        mine, parents = {self.process.pid}, {}
+        for entry in Path("/proc").iterdir():
+            try:
+                fields = (entry / "stat").read_text().rsplit(")", 1)[1].split() if entry.name.isdigit() else []
+            except (OSError, IndexError):
+                continue
+            if fields:
+                parents[int(entry.name)] = int(fields[1])
+                if int(fields[3]) == self.process.pid:
+                    mine.add(int(entry.name))
+        while more := {pid for pid, parent in parents.items() if parent in mine and pid not in mine}:
+            mine |= more
+        return sorted(mine & parents.keys())
+
+    def cpu_seconds(self) -> float:
+        total = 0
+        for pid in self.pids():
+            try:
+                fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+                total += int(fields[11]) + int(fields[12])
+            except (OSError, IndexError):
+                continue
+        return total / os.sysconf("SC_CLK_TCK")
+
+    def megabytes(self) -> float:
+        """Resident memory, what its processes share counted once."""
+        total = 0
+        for pid in self.pids():
+            try:
+                lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+                total += sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+            except OSError:
+                continue
+        return total * 1024 / 1e6
+
+    def stop(self) -> None:
+        """Ends what was started, politely first."""
+        pids = self.pids()
+        for how, patience in ((signal.SIGTERM, 5), (signal.SIGKILL, 5)):
+            for pid in pids:
+                try:
+                    os.kill(pid, how)
+                except ProcessLookupError:
+                    continue
+            ends = time.monotonic() + patience
+            while time.monotonic() < ends and any(alive(pid) for pid in pids):
+                if self.process is not None:
+                    self.process.poll()
+                time.sleep(0.05)
+        self.process = None
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except (OSError, IndexError):
+        return False
+
+
+class Windrose(Peer):
+    """With the module `scores` in the path of every request, each in a fresh sandbox, on ONNX Runtime."""
+
+    name = "windrose"
+    binary = True
+
+    def prepare(self):
+        self.control = free_port()
+        lines = [f'name = "{self.model}"', f'module = "{ROOT}/target/guests/scores.wasm"', "[graphs.model]"]
+        lines += [f'file = "{ROOT}/{GRAPHS[self.model]}"', "[limits]", f"concurrency = {CONCURRENCY}"]
+        (self.folder / "windrose.toml").write_text("\n".join(lines))
+
+    def command(self):
+        listen = ["--listen", f"127.0.0.1:{self.port}", "--control-listen", f"127.0.0.1:{self.control}"]
+        return [WINDROSE, "serve", *listen, "--engine", "onnxruntime"]
+
+    def environment(self):
+        return {"WINDROSE_STORAGE_DIR": str(self.folder / "data")}
+
+    def deploy(self):
+        command = [WINDROSE, "deploy", self.folder, "--control", f"http://127.0.0.1:{self.control}"]
+        for _ in range(100):
+            done = subprocess.run(command, cwd=ROOT, env={**os.environ, **self.environment()}, capture_output=True)
+            if done.returncode == 0:
+                return
+            time.sleep(0.1)
+        raise PeerError(f"deploy: {done.stderr.decode(errors='replace').strip()[-300:]}")
+
+
+class Hyper(Peer):
+    """The floor of any HTTP server in Rust: reads the request, answers with a constant."""
+
+    name = "bare hyper"
+    binary = True
+
+    def command(self):
+        return [BENCH, "--floor", "200", "--floor-port", str(self.port)]
+
+
+class MlServer(Peer):
+    name = "mlserver"
+
+    def prepare(self):
+        ports = {"http_port": self.port, "grpc_port": free_port(), "metrics_port": free_port()}
+        settings = {"host": "127.0.0.1", "debug": False, "parallel_workers": INSTANCES, **ports}
+        model = {"name": self.model, "implementation": "mlserver_model.Scores"}
+        (self.folder / "settings.json").write_text(json.dumps(settings))
+        (self.folder / "model-settings.json").write_text(json.dumps(model))
+        self.program = python(self.name).with_name("mlserver")
+
+    def command(self):
+        return [self.program, "start", self.folder]
+
+
+class LitServe(Peer):
+    name = "litserve"
+
+    def prepare(self):
+        self.program = python(self.name)
+
+    def path(self):
+        return "/predict"
+
+    def command(self):
+        return [self.program, SERVERS / "litserve_server.py", self.model, str(self.port)]
+
+
+class BentoMl(Peer):
+    name = "bentoml"
+
+    def prepare(self):
+        self.program = python(self.name).with_name("bentoml")
+        (self.folder / "bentoml.yaml").write_text("api_server:\n  logging:\n    access:\n      enabled: false\n")
+
+    def path(self):
+        return "/infer"
+
+    def command(self):
+        listen = ["--host", "127.0.0.1", "--port", str(self.port)]
+        return [self.program, "serve", "bentoml_service:Scores", "--working-dir", SERVERS, *listen]
+
+    def environment(self):
+        config = str(self.folder / "bentoml.yaml")
+        return {"BENTOML_DO_NOT_TRACK": "True", "BENTOML_HOME": str(self.folder), "BENTOML_CONFIG": config}
+
+
+class PyTriton(Peer):
+    name = "pytriton"
+    binary = True
+
+    def prepare(self):
+        self.program = python(self.name)
+
+    def command(self):
+        return [self.program, SERVERS / "pytriton_server.py", self.model, str(self.port)]
+
+
+# Windrose is first: the others' ratios are to it.
+ALL = [Windrose, Hyper, MlServer, LitServe, BentoMl, PyTriton]

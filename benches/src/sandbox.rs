@@ -1,0 +1,159 @@
+//! The sandbox in this process: a fresh instance beside the same guest on bare wasmtime, an inference beside the bare
+//! engine, and long work of a guest with and without epochs and limits.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use bytes::Bytes;
+use windrose_engine::{Engines, EnginesConfig, Graph, GraphOptions, Job, OnnxRuntimeLibrary, Tensor};
+use windrose_sandbox::{
+    CallContext, Grants, InferRequest, Limits, PASSTHROUGH, Parameter, Program, ProgramConfig, Sandbox, SandboxConfig,
+};
+
+use crate::pairs::{Pairs, heading};
+use crate::wasmtime_floor::Bare;
+
+/// A sandbox with what its programs need.
+pub struct Host {
+    sandbox: Sandbox,
+    engines: Arc<Engines>,
+}
+
+impl Host {
+    /// A sandbox of the gateway's own settings, without a cache.
+    pub fn new() -> Result<Host> {
+        let config = SandboxConfig { cache: None, cache_key: None, instances: 16, memory: 1 << 30 };
+        let sandbox = Sandbox::new(config)?;
+        let engines =
+            EnginesConfig { onnxruntime: OnnxRuntimeLibrary::Search, search: vec!["target/onnxruntime".into()] };
+        Ok(Host { sandbox, engines: Arc::new(Engines::new(engines)?) })
+    }
+
+    /// One session on one thread.
+    fn graph(&self, file: &str) -> Result<Graph> {
+        let onnx = std::fs::read(file).with_context(|| file.to_owned())?;
+        let options = GraphOptions { sessions: Some(1), threads: Some(1), ..GraphOptions::default() };
+        Ok(self.engines.load(Bytes::from(onnx), &options)?)
+    }
+
+    /// A guest as a model.
+    pub fn program(&self, wasm: &[u8], graph: Option<Graph>) -> Result<Program> {
+        let config = ProgramConfig {
+            module: self.sandbox.module(wasm)?,
+            label: "bench".into(),
+            weight: 1,
+            graphs: graph.map(|graph| ("model".to_owned(), graph)).into_iter().collect::<BTreeMap<_, _>>(),
+            assets: None,
+            args: Vec::new(),
+            env: Vec::new(),
+            limits: Limits { memory: 1 << 30, ..Limits::default() },
+            grants: Grants::default(),
+            engines: self.engines.clone(),
+            closed: Vec::new(),
+        };
+        Ok(Program::new(&self.sandbox, config)?)
+    }
+}
+
+/// What every call carries.
+pub fn context() -> CallContext {
+    CallContext { deadline: Instant::now() + Duration::from_secs(60), request_id: "bench".into(), tenant: "".into() }
+}
+
+/// A built example.
+pub fn guest(name: &str) -> Result<Vec<u8>> {
+    let path = PathBuf::from("target/guests").join(name).with_extension("wasm");
+    std::fs::read(&path).with_context(|| format!("{}: run `make guests`", path.display()))
+}
+
+/// Prints the whole section. `rounds` pairs for each figure.
+pub async fn section(rounds: usize) -> Result<()> {
+    let host = Host::new()?;
+    heading("A fresh instance, asked for its signature and dropped, beside bare wasmtime");
+    for (name, wasm) in [("pass-through", PASSTHROUGH.to_vec()), ("scores, a guest of the SDK", guest("scores")?)] {
+        instance(&host, name, &wasm, rounds).await?;
+    }
+    heading("An inference behind the sandbox, beside the bare engine (its queue and worker included)");
+    for (title, wasm) in [("pass-through", PASSTHROUGH.to_vec()), ("scores", guest("scores")?)] {
+        let tiny = ("models/tiny/model.onnx", &[1, 16][..]);
+        inference(&host, &format!("tiny, {title}"), &wasm, tiny, rounds).await?;
+        let large = ("models/test/identity_fp32.onnx", &[150_000][..]);
+        inference(&host, &format!("600 KB, {title}"), &wasm, large, rounds).await?;
+    }
+    Ok(())
+}
+
+/// A guest's own work with epochs, limits and a watch over its CPU time, beside the same without.
+pub async fn limits(rounds: usize, picture: &Path) -> Result<()> {
+    let (host, wasm, file) = (Host::new()?, guest("pictures")?, std::fs::read(picture)?);
+    let (bare, program) = (Bare::new(&wasm)?, host.program(&wasm, None)?);
+    let signature = program.describe(&context()).await?;
+    heading("A guest's own work with epochs and limits, beside bare wasmtime without any");
+    for helper in ["decode", "smooth", "normalize", "softmax"] {
+        let request = picture_request(&file, helper, 10);
+        let ours = async || {
+            program.infer(&signature, request.clone(), &context()).await?;
+            Ok(())
+        };
+        Pairs::take((rounds, 3), ours, async || bare.picture(&file, helper, 10).await).await?.print(helper);
+    }
+    Ok(())
+}
+
+/// Asks the example `pictures` to run a helper.
+pub fn picture_request(file: &[u8], helper: &str, times: i64) -> InferRequest {
+    let file = Tensor::from_strings([1], &[file]).map(|tensor| ("file".to_owned(), tensor));
+    InferRequest {
+        inputs: file.into_iter().collect(),
+        parameters: vec![
+            ("helper".into(), Parameter::Text(helper.into())),
+            ("times".into(), Parameter::Integer(times)),
+        ],
+        ..InferRequest::default()
+    }
+}
+
+async fn instance(host: &Host, name: &str, wasm: &[u8], rounds: usize) -> Result<()> {
+    let graph = host.graph("models/tiny/model.onnx")?;
+    let (bare, program) = (Bare::new(wasm)?, host.program(wasm, Some(graph))?);
+    let ours = async || {
+        program.describe(&context()).await?;
+        Ok(())
+    };
+    Pairs::take((rounds, 500), ours, async || bare.describe().await).await?.print(name);
+    Ok(())
+}
+
+async fn inference(
+    host: &Host,
+    title: &str,
+    wasm: &[u8],
+    (file, shape): (&str, &[usize]),
+    rounds: usize,
+) -> Result<()> {
+    let graph = host.graph(file)?;
+    let x = Tensor::from_vec(shape, vec![1f32; shape.iter().product()])?;
+    let job = Job {
+        inputs: vec![("x".into(), x.clone())],
+        outputs: Vec::new(),
+        deadline: None,
+        tenant: "".into(),
+        share: Default::default(),
+    };
+    let bare = async || {
+        graph.compute(job.clone()).await?;
+        Ok(())
+    };
+    let program = host.program(wasm, Some(graph.clone()))?;
+    let signature = program.describe(&context()).await?;
+    let request = InferRequest { inputs: vec![("x".into(), x)], ..InferRequest::default() };
+    let ours = async || {
+        program.infer(&signature, request.clone(), &context()).await?;
+        Ok(())
+    };
+    Pairs::take((rounds, 300), ours, bare).await?.print(title);
+    Ok(())
+}
