@@ -30,7 +30,7 @@ fn once(file: &[u8], decoded: &Picture, helper: &str) -> Result<f64> {
         "lanczos" => resized(Filter::Lanczos)?,
         "normalize" => return Ok(sum_of_ends(&Normalize::imagenet().planes(decoded))),
         "softmax" => {
-            let mut scores: Vec<f32> = decoded.pixels().iter().map(|&pixel| f32::from(pixel)).collect();
+            let mut scores: Vec<f32> = decoded.pixels().iter().map(|&pixel| f32::from(pixel) / 255.0).collect();
             numeric::softmax(&mut scores);
             return Ok(sum_of_ends(&scores));
         }
