@@ -17,7 +17,10 @@ NUMPY = {"FP32": np.float32, "INT32": np.int32, "INT64": np.int64, "BYTES": obje
 
 def questions() -> dict[str, list[tuple[str, str, np.ndarray]]]:
     """What each example is asked: its own golden input, where it has one."""
-    found = {"ocr": [("image", "BYTES", strings(inputs.pictures()["drawn01.png"]))]}
+    found = {
+        "ocr": [("image", "BYTES", strings(inputs.pictures()["drawn01.png"]))],
+        "scores": [("x", "FP32", np.linspace(-1, 1, 16, dtype=np.float32).reshape(1, 16))],
+    }
     for file in sorted((ROOT / "examples").glob("*/test-input.json")):
         asked = json.loads(file.read_text())["inputs"]
         found[file.parent.name] = [(i["name"], i["datatype"], array(i)) for i in asked]
@@ -32,9 +35,10 @@ def array(tensor: dict) -> np.ndarray:
 
 
 def examples() -> list[str]:
-    """Those that answer inferences: what has a manifest and no world of its own."""
+    """Those that answer inferences: what has a manifest and no world of its own. `pictures` wants a parameter, for benches."""
+    others = ("http-", "cli-", "passthrough", "pictures")
     manifests = (ROOT / "examples").glob("*/windrose.toml")
-    return sorted(file.parent.name for file in manifests if not file.parent.name.startswith(("http-", "cli-", "passthrough")))
+    return sorted(file.parent.name for file in manifests if not file.parent.name.startswith(others))
 
 
 def as_bytes(value: np.ndarray) -> np.ndarray:
