@@ -28,7 +28,8 @@ class Deployed:
 
     def graph(self, path: Path) -> str:
         """Deploys a bare ONNX file once; returns the model's name."""
-        name = path.parent.name if path.stem == "model" else path.stem
+        # Two folders may have a file of the same name.
+        name = path.parent.name if path.stem == "model" else f"{path.parent.name}-{path.stem}"
         name = "bare-" + name.replace("_", "-")
         if name not in self.names:
             self.names[name] = self.gateway.deploy(path, "--name", name)
