@@ -40,8 +40,12 @@ fn check_path(path: &str) {
     let Some(route) = Route::parse(path) else { return };
     assert_eq!(route.methods().is_none(), matches!(route, Route::Guest(..)));
     let target = match route {
-        Route::Server | Route::Live | Route::Ready => return,
-        Route::Metadata(target) | Route::ModelReady(target) | Route::Infer(target) | Route::Guest(target, _) => target,
+        Route::Server | Route::Live | Route::Ready | Route::Statistics(None) => return,
+        Route::Statistics(Some(target))
+        | Route::Metadata(target)
+        | Route::ModelReady(target)
+        | Route::Infer(target)
+        | Route::Guest(target, _) => target,
     };
     let whole = match target.version {
         Some(version) => format!("/models/{}/versions/{version}", target.model),

@@ -23,6 +23,18 @@ pub mod request;
 pub mod control;
 pub mod head;
 
+/// The configuration's part that the manifest names.
+pub mod config {
+    pub mod fleet {
+        use windrose_route::Jurisdiction;
+
+        /// As the function of this name there, which stands among what reads files.
+        pub fn jurisdictions(names: &[String]) -> Result<Vec<Jurisdiction>, String> {
+            names.iter().map(|name| Jurisdiction::new(name).map_err(|e| e.to_string())).collect()
+        }
+    }
+}
+
 use bytes::Bytes;
 
 /// Decodes a body in every way there is; what was accepted keeps its promises and survives being written again.
