@@ -178,6 +178,9 @@ fn carrier(datatype: DataType) -> TensorType {
 
 // === impl wasi:nn/graph ===
 
+/// Graphs that one call may ask to be loaded from bytes of its own: each is read, and has a process while it is held.
+const LOADS: usize = 16;
+
 type Loaded = wasmtime::Result<Result<Resource<Graph>, Resource<Failure>>>;
 
 impl graph::Host for State {
@@ -196,6 +199,10 @@ impl graph::Host for State {
         let Ok([onnx]) = <[Vec<u8>; 1]>::try_from(builder) else {
             return self.fail(ErrorCode::InvalidArgument, "an ONNX graph is one builder");
         };
+        if self.loads >= LOADS {
+            return self.fail(ErrorCode::TooLarge, format!("a call may load {LOADS} graphs of its own, and has"));
+        }
+        self.loads += 1;
         // Held until the call ends: the engine's copy lives as long as any handle to it.
         self.charge(onnx.len() as u64)?;
         let engines = self.program.engines.clone();

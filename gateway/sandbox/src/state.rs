@@ -37,6 +37,8 @@ pub(crate) struct State {
     pub(crate) table: ResourceTable,
     /// Host bytes of the tensors that the call holds.
     pub(crate) tensor_bytes: u64,
+    /// Graphs of its own that the guest asked to be loaded, those that could not be included.
+    pub(crate) loads: usize,
     /// The last error of an engine that the guest was given and has not got over.
     pub(crate) engine_error: Option<EngineError>,
     /// The names that the guest looked up.
@@ -77,6 +79,7 @@ impl State {
             watch: call.watch().clone(),
             table,
             tensor_bytes: 0,
+            loads: 0,
             engine_error: None,
             lookups: Lookups::default(),
             memory: 0,

@@ -37,9 +37,9 @@ fn children() -> ChildConfig {
     ChildConfig { program, memory: 1 << 30, tensors: 1 << 20, run: wait, load: wait, most: 1 }
 }
 
-/// A guest that loads a graph of its own, traps unless the outcome is as told, and returns its input. `outcome` is 0 for
-/// a graph, and else one more than the error's code.
-fn loader(outcome: u8, engines: Engines) -> Program {
+/// A guest that loads a graph of its own so many times, traps unless the last outcome is as told, and returns its input.
+/// `outcome` is 0 for a graph, and else one more than the error's code.
+fn loader(loads: usize, outcome: u8, engines: Engines) -> Program {
     let onnx = std::fs::read(root().join("models/test/identity_fp32.onnx")).expect("the graph is committed");
     let bytes: String = onnx.iter().map(|byte| format!("\\{byte:02x}")).collect();
     // At 512 a list of one builder, at 1024: so many bytes of ONNX for the CPU.
@@ -47,12 +47,14 @@ fn loader(outcome: u8, engines: Engines) -> Program {
         r#"(data (i32.const 512) "\00\04\00\00\{:02x}\00\00\00") (data (i32.const 1024) "{bytes}")"#,
         onnx.len()
     );
+    let load = "(call $load (i32.const 512) (i32.const 1) (i32.const 1) (i32.const 0) (i32.const 64))";
     let body = format!(
-        r#"(call $load (i32.const 512) (i32.const 1) (i32.const 1) (i32.const 0) (i32.const 64))
+        r#"{}
         (if (i32.load8_u (i32.const 64))
           (then (if (i32.ne (call $code (i32.load (i32.const 68))) (i32.const {})) (then unreachable)))
           (else (if (i32.const {outcome}) (then unreachable))))
         (call $answer (i32.load offset=12 (local.get $inputs)))"#,
+        load.repeat(loads),
         i32::from(outcome) - 1
     );
     let module = SANDBOX.module(&guest(&data, &body)).expect("the guest compiles");
@@ -68,10 +70,19 @@ async fn answers(program: &Program) -> Vec<f32> {
     floats(&program.infer(&signature, request(&[1.0, 2.0]), &context()).await.expect("the outcome that was told"))
 }
 
+const UNSUPPORTED: u8 = 4;
+const TOO_LARGE: u8 = 5;
+
 #[tokio::test]
 async fn what_a_guest_brings_runs_in_a_child_or_not_at_all() {
-    const UNSUPPORTED: u8 = 4;
     // Where no child can be started, this process does not take the graph either.
-    assert_eq!(answers(&loader(UNSUPPORTED + 1, engines())).await, [1.0, 2.0]);
-    assert_eq!(answers(&loader(0, engines().with_children(children()))).await, [1.0, 2.0]);
+    assert_eq!(answers(&loader(1, UNSUPPORTED + 1, engines())).await, [1.0, 2.0]);
+    assert_eq!(answers(&loader(1, 0, engines().with_children(children()))).await, [1.0, 2.0]);
+}
+
+#[tokio::test]
+async fn a_call_may_load_sixteen_and_no_more() {
+    // None can be loaded here, which must not matter: whoever tries again and again costs as much.
+    assert_eq!(answers(&loader(16, UNSUPPORTED + 1, engines())).await, [1.0, 2.0]);
+    assert_eq!(answers(&loader(17, TOO_LARGE + 1, engines())).await, [1.0, 2.0]);
 }
