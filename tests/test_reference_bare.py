@@ -13,8 +13,8 @@ def session(path):
     return onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
 
 
-def compare(deployed, path, feeds, tolerance=1e-4):
-    """Every feed, sent to a model of this name and to ONNX Runtime."""
+def compare(deployed, path, feeds, close=close):
+    """Every feed, sent to a model of this name and to ONNX Runtime; `close` judges the floats of each output."""
     reference = session(path)
     names = [output.name for output in reference.get_outputs()]
     model = deployed.graph(path)
@@ -23,7 +23,7 @@ def compare(deployed, path, feeds, tolerance=1e-4):
         answer = infer(deployed.gateway, model, **feed)
         for name, expected in zip(names, reference.run(names, feed)):
             if expected.dtype.kind == "f":
-                close(answer[name], expected, tolerance)
+                close(answer[name], expected)
             else:
                 assert (answer[name] == expected).all()
         count += 1
@@ -63,8 +63,14 @@ def test_mobilenet_on_pictures(deployed):
         picture = Image.open(io.BytesIO(content)).convert("RGB").resize((224, 224))
         return {"input": (np.asarray(picture, np.float32) / 127.5 - 1).transpose(2, 0, 1)[None].copy()}
 
-    # Random weights through 53 layers: small outputs are what is left of large sums.
-    compare(deployed, MODELS / "mobilenet" / "model.onnx", [pixels(c) for c in inputs.pictures().values()], 1e-3)
+    def close(actual, expected):
+        # A score near zero is what is left of large sums: ONNX Runtime without its optimisations differs from itself by
+        # a hundredth there. The noise is one of the whole vector, and is measured against its largest score.
+        assert actual.shape == expected.shape
+        assert np.abs(actual - expected).max() <= 1e-5 * np.abs(expected).max()
+        assert actual.argmax() == expected.argmax()
+
+    compare(deployed, MODELS / "mobilenet" / "model.onnx", [pixels(c) for c in inputs.pictures().values()], close)
 
 
 def test_minilm_without_its_module(deployed):

@@ -1,11 +1,13 @@
 //! From settings to a running gateway, and to its end.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{Config, LogConfig};
@@ -67,8 +69,53 @@ fn start_log(config: &LogConfig) {
     let _ = if config.json { log.json().try_init() } else { log.with_ansi(false).try_init() };
 }
 
-async fn bind(address: std::net::SocketAddr, key: &str) -> Result<TcpListener, StartError> {
-    TcpListener::bind(address).await.map_err(doing(&format!("{key}: listening on {address}")))
+async fn bind(address: SocketAddr, key: &str) -> Result<(TcpListener, SocketAddr), StartError> {
+    let listener = TcpListener::bind(address).await.map_err(doing(&format!("{key}: listening on {address}")))?;
+    let address = listener.local_addr().map_err(doing(key))?;
+    Ok((listener, address))
+}
+
+/// The listeners of a gateway, each with the address that it has.
+struct Listeners {
+    data: (TcpListener, SocketAddr),
+    control: (TcpListener, SocketAddr),
+    peers: Option<(TcpListener, SocketAddr)>,
+}
+
+impl Listeners {
+    async fn bind(config: &Config) -> Result<Listeners, StartError> {
+        let data = bind(config.data.listen, "data.listen").await?;
+        let control = bind(config.control.listen, "control.listen").await?;
+        let peers = match config.fleet.as_ref().and_then(|fleet| fleet.listen) {
+            Some(listen) => Some(bind(listen, "fleet.listen").await?),
+            None => None,
+        };
+        if !control.1.ip().is_loopback() {
+            let control_address = control.1;
+            tracing::warn!(%control_address, "the control API speaks plain HTTP on an address that is not loopback");
+        }
+        Ok(Listeners { data, control, peers })
+    }
+
+    /// Where no guest may connect to.
+    fn addresses(&self) -> Vec<SocketAddr> {
+        let peers = self.peers.as_ref().map(|(_, address)| *address);
+        [self.data.1, self.control.1].into_iter().chain(peers).collect()
+    }
+}
+
+fn loader(config: &Config, closed: Vec<SocketAddr>) -> Result<Loader, StartError> {
+    let assets = AssetFolders::open(config.dir.join("assets")).map_err(doing("storage.dir"))?;
+    let loader = Loader::new(LoaderConfig {
+        host: Host::new(config),
+        engine: config.engine,
+        isolation: config.isolation,
+        ceiling: config.ceiling.clone(),
+        budget: config.prepare,
+        closed,
+        assets: Arc::new(assets),
+    });
+    loader.map_err(doing("starting sandbox and engines"))
 }
 
 async fn serve(config: Config) -> Result<(), StartError> {
@@ -78,29 +125,8 @@ async fn serve(config: Config) -> Result<(), StartError> {
     make_private(&config.dir).map_err(doing(&format!("storage.dir: {}", config.dir.display())))?;
     let store = Store::open(&config.dir).map_err(doing("storage.dir"))?;
     let token = Token::open(&config.dir.join("token")).map_err(doing("the token of the control API"))?;
-    let data = bind(config.data.listen, "data.listen").await?;
-    let control = bind(config.control.listen, "control.listen").await?;
-    let data_address = data.local_addr().map_err(doing("data.listen"))?;
-    let control_address = control.local_addr().map_err(doing("control.listen"))?;
-    let peers = match config.fleet.as_ref().and_then(|fleet| fleet.listen) {
-        Some(listen) => Some(bind(listen, "fleet.listen").await?),
-        None => None,
-    };
-    let peer_address = peers.as_ref().and_then(|listener| listener.local_addr().ok());
-    if !control_address.ip().is_loopback() {
-        tracing::warn!(%control_address, "the control API speaks plain HTTP on an address that is not loopback");
-    }
-    let assets = AssetFolders::open(config.dir.join("assets")).map_err(doing("storage.dir"))?;
-    let loader = Loader::new(LoaderConfig {
-        host: Host::new(&config),
-        engine: config.engine,
-        isolation: config.isolation,
-        ceiling: config.ceiling.clone(),
-        budget: config.prepare,
-        closed: [data_address, control_address].into_iter().chain(peer_address).collect(),
-        assets: Arc::new(assets),
-    });
-    let loader = loader.map_err(doing("starting sandbox and engines"))?;
+    let listeners = Listeners::bind(&config).await?;
+    let loader = loader(&config, listeners.addresses())?;
     let current: Current = Arc::new(ArcSwap::from_pointee(Snapshot::default()));
     let bounds = Bounds {
         preparations: config.control.preparations,
@@ -126,22 +152,14 @@ async fn serve(config: Config) -> Result<(), StartError> {
         token,
         telemetry,
         max_blob: config.control.max_blob,
-        data: data_address,
+        data: listeners.data.1,
         fleet: fleet.clone(),
         started,
     };
-    let (stop_data, stop_control) = (CancellationToken::new(), CancellationToken::new());
-    let control = tokio::spawn(api::serve(control, Arc::new(api), stop_control.clone()));
-    let data = tokio::spawn(http::serve(data, plane.clone(), stop_data.clone()));
-    let peers = fleet
-        .clone()
-        .zip(peers)
-        .map(|(fleet, listener)| tokio::spawn(http::peer::serve(listener, plane.clone(), fleet, stop_data.clone())));
-    tracing::info!(data = %data_address, control = %control_address, "listening");
-    let joined = fleet.clone();
+    let running = Running::start(listeners, api, plane.clone(), fleet.clone());
     tokio::spawn(async move {
         registry.load_all().await;
-        if let Some(fleet) = joined {
+        if let Some(fleet) = fleet {
             fleet.settled().await;
         }
         plane.set_ready(true);
@@ -151,24 +169,54 @@ async fn serve(config: Config) -> Result<(), StartError> {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
     }
-    tracing::info!("stopping: no new connections, requests in flight finish");
-    if let Some(fleet) = fleet {
-        // Peers hear of it before connections end, and send nothing more.
-        fleet.leave();
-        tokio::time::sleep(LEAVE).await;
-    }
-    stop_data.cancel();
-    if let Some(peers) = peers
-        && let Err(error) = peers.await
-    {
-        tracing::error!(%error, "the peer listener ended badly");
-    }
-    if let Err(error) = data.await {
-        tracing::error!(%error, "the data plane ended badly");
-    }
-    stop_control.cancel();
-    // A deployment that is still running is abandoned: it either was written to the log or never happened.
-    let _ = tokio::time::timeout(CONTROL_DRAIN, control).await;
-    tracing::info!("stopped");
+    running.drain().await;
     Ok(())
+}
+
+/// What answers on the listeners, until it is drained.
+struct Running {
+    data: JoinHandle<()>,
+    control: JoinHandle<()>,
+    peers: Option<JoinHandle<()>>,
+    fleet: Option<Arc<Fleet>>,
+    stop_data: CancellationToken,
+    stop_control: CancellationToken,
+}
+
+impl Running {
+    fn start(listeners: Listeners, api: Api, plane: Arc<DataPlane>, fleet: Option<Arc<Fleet>>) -> Running {
+        let (stop_data, stop_control) = (CancellationToken::new(), CancellationToken::new());
+        let ((control, control_address), (data, data_address)) = (listeners.control, listeners.data);
+        let control = tokio::spawn(api::serve(control, Arc::new(api), stop_control.clone()));
+        let data = tokio::spawn(http::serve(data, plane.clone(), stop_data.clone()));
+        let peers = fleet
+            .clone()
+            .zip(listeners.peers)
+            .map(|(fleet, (listener, _))| tokio::spawn(http::peer::serve(listener, plane, fleet, stop_data.clone())));
+        tracing::info!(data = %data_address, control = %control_address, "listening");
+        Running { data, control, peers, fleet, stop_data, stop_control }
+    }
+
+    /// Takes no new connections, and waits for the requests that are in flight.
+    async fn drain(self) {
+        tracing::info!("stopping: no new connections, requests in flight finish");
+        if let Some(fleet) = self.fleet {
+            // Peers hear of it before connections end, and send nothing more.
+            fleet.leave();
+            tokio::time::sleep(LEAVE).await;
+        }
+        self.stop_data.cancel();
+        if let Some(peers) = self.peers
+            && let Err(error) = peers.await
+        {
+            tracing::error!(%error, "the peer listener ended badly");
+        }
+        if let Err(error) = self.data.await {
+            tracing::error!(%error, "the data plane ended badly");
+        }
+        self.stop_control.cancel();
+        // A deployment that is still running is abandoned: it either was written to the log or never happened.
+        let _ = tokio::time::timeout(CONTROL_DRAIN, self.control).await;
+        tracing::info!("stopped");
+    }
 }

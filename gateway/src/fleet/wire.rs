@@ -15,7 +15,7 @@ use crate::control::store::hex;
 use crate::error::{Error, Kind};
 
 /// Headers that belong to one connection and not to the message.
-const HOP_BY_HOP: [HeaderName; 9] = [
+pub const HOP_BY_HOP: [HeaderName; 9] = [
     CONNECTION,
     PROXY_AUTHENTICATE,
     PROXY_AUTHORIZATION,

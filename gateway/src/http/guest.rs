@@ -1,10 +1,7 @@
 //! Guests that speak for themselves, under the path of their model: `wasi:http` components and commands.
 
 use bytes::Bytes;
-use http::header::{
-    ACCEPT_ENCODING, CONNECTION, HeaderMap, HeaderName, HeaderValue, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE,
-    TRAILER, TRANSFER_ENCODING, UPGRADE,
-};
+use http::header::{ACCEPT_ENCODING, CONNECTION, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, Request, Response, Uri};
 use http_body_util::{BodyExt, Limited};
 use windrose_sandbox::{HttpBody, ModuleKind};
@@ -16,20 +13,8 @@ use super::received::Received;
 use crate::admit;
 use crate::dispatch;
 use crate::error::{Error, Kind};
+use crate::fleet::wire::HOP_BY_HOP;
 use crate::telemetry::Track;
-
-/// Headers that belong to one connection and not to the message.
-const HOP_BY_HOP: [HeaderName; 9] = [
-    CONNECTION,
-    PROXY_AUTHENTICATE,
-    PROXY_AUTHORIZATION,
-    TE,
-    TRAILER,
-    TRANSFER_ENCODING,
-    UPGRADE,
-    HeaderName::from_static("keep-alive"),
-    HeaderName::from_static("proxy-connection"),
-];
 
 /// Answers a call of a guest. `rest` is its part of the path. A stream takes the track with it; it is left where the
 /// answer is complete.
