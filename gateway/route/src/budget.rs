@@ -32,7 +32,7 @@ impl Budget {
         self.last = now;
         self.recent = self.recent * RATE_WINDOW / (RATE_WINDOW + passed) + 1.0;
         let capacity = (self.recent / RATE_WINDOW * self.reserve).max(LEAST_RESERVE);
-        // The reserve grows with the traffic at once: an outage may follow a rise.
+        // What the reserve grows by is there at once; the rate itself follows a rise over its window.
         let grown = (capacity - self.capacity).max(0.0);
         self.capacity = capacity;
         self.tokens = (self.tokens + grown + self.share).min(capacity);
