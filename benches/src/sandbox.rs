@@ -25,7 +25,7 @@ pub struct Host {
 impl Host {
     /// A sandbox of the gateway's own settings, without a cache.
     pub fn new() -> Result<Host> {
-        let config = SandboxConfig { cache: None, cache_key: None, instances: 16, memory: 1 << 30 };
+        let config = SandboxConfig { cache: None, cache_key: None, instances: 16, memory: 1 << 30, modules: None };
         let sandbox = Sandbox::new(config)?;
         let engines =
             EnginesConfig { onnxruntime: OnnxRuntimeLibrary::Search, search: vec!["target/onnxruntime".into()] };

@@ -213,6 +213,7 @@ impl From<CallError> for Error {
             CallError::Deadline => Error::new(Kind::Deadline, "the deadline passed"),
             CallError::Engine(error) => error.into(),
             CallError::Busy => Error::new(Kind::Overloaded, "no free instance"),
+            CallError::NotLoaded(detail) => Error::new(Kind::NotReady, "the module is not loaded").with_detail(detail),
             CallError::Host(detail) => Error::new(Kind::Internal, "internal error").with_detail(detail),
         }
     }
@@ -264,6 +265,7 @@ mod tests {
     fn what_is_ours_never_reaches_the_client() {
         let secrets = [
             CallError::Host("secret".to_owned()),
+            CallError::NotLoaded("secret".to_owned()),
             CallError::Failed("secret".to_owned()),
             CallError::Trapped("secret".to_owned()),
             CallError::Contract("secret".to_owned()),

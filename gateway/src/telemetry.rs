@@ -3,6 +3,8 @@
 //! Labels only ever hold names that were deployed: a request for an unknown model is counted without one. What a
 //! version counted goes when the version is no longer served.
 
+mod memory;
+
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
@@ -15,6 +17,7 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 use windrose_engine::{GraphCounts, Released};
 
+pub use self::memory::MemoryMetrics;
 use crate::error::Kind;
 use crate::snapshot::{Current, Served, Snapshot};
 
@@ -44,6 +47,8 @@ pub struct Telemetry {
     pub connections: ConnectionMetrics,
     /// By site. Locked when a site is new and at a scrape.
     sites: Mutex<BTreeMap<String, Arc<SiteMetrics>>>,
+    /// What can leave memory.
+    pub memory: MemoryMetrics,
 }
 
 /// How an attempt at a site ended.
@@ -238,6 +243,7 @@ impl Telemetry {
             open: self.connections.open.load(Ordering::Relaxed),
             accepted: self.connections.accepted.load(Ordering::Relaxed),
             body_bytes: self.connections.body_bytes.load(Ordering::Relaxed),
+            memory: self.memory.counts(),
         }
     }
 }
@@ -406,6 +412,7 @@ struct Scrape {
     open: i64,
     accepted: u64,
     body_bytes: u64,
+    memory: memory::Kinds,
 }
 
 impl fmt::Debug for Scrape {
@@ -419,6 +426,7 @@ impl Collector for Scrape {
         self.encode_requests(&mut encoder)?;
         self.encode_graphs(&mut encoder)?;
         self.encode_sites(&mut encoder)?;
+        memory::encode(&self.memory, &mut encoder)?;
         self.encode_process(&mut encoder)
     }
 }

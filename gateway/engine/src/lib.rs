@@ -17,6 +17,7 @@ pub mod onnx;
 mod padding;
 pub mod process;
 mod queue;
+mod residency;
 mod spec;
 mod tensor;
 mod turnstile;
@@ -32,5 +33,6 @@ pub use engines::{
 pub use error::{EngineError, Fault};
 pub use graph::{Graph, GraphInfo, Job, Share, default_tenant};
 pub use padding::Padding;
+pub use residency::{Evict, Held, LastUse, Residency, ResidencyCounts};
 pub use spec::{Dim, GraphSpec, TensorSpec};
 pub use tensor::{Tensor, TensorError};

@@ -68,7 +68,7 @@ async fn main() {
         println!("initialise: skipped, without target/guests/embed.wasm and target/models/minilm/model.onnx");
         return;
     };
-    let config = SandboxConfig { cache: None, cache_key: None, instances: 16, memory: 256 << 20 };
+    let config = SandboxConfig { cache: None, cache_key: None, instances: 16, memory: 256 << 20, modules: None };
     let sandbox = Sandbox::new(config).expect("the pool can be reserved");
     let config = EnginesConfig { onnxruntime: OnnxRuntimeLibrary::Off, ..EnginesConfig::default() };
     let engines = Arc::new(Engines::new(config).expect("rten is built in"));

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use wasmtime::Store;
 use wasmtime_wasi::I32Exit;
 
-use crate::module::Entry;
+use crate::code::Entry;
 use crate::output::Sink;
 use crate::program::{Inner, Outcome};
 use crate::state::{State, Stdio};
@@ -18,8 +18,8 @@ pub(crate) async fn run(program: &Arc<Inner>, input: Bytes, context: &CallContex
     let output = Sink::capture(call.watch().clone(), program.limits.output);
     let stdio = Stdio { input, output: output.clone() };
     let status = program
-        .call_watched(&call, context, Some(stdio), async |store| {
-            let result = start(program, store).await?;
+        .call_watched(&call, context, Some(stdio), async |store, code| {
+            let result = start(&code.entry, store).await?;
             let status = match result {
                 Ok(Ok(())) => 0,
                 Ok(Err(())) => 1,
@@ -39,8 +39,8 @@ pub(crate) async fn run(program: &Arc<Inner>, input: Bytes, context: &CallContex
 
 type Exit = wasmtime::Result<Result<(), ()>>;
 
-async fn start(program: &Inner, store: &mut Store<State>) -> Result<Exit, Outcome> {
-    match program.entry() {
+async fn start(entry: &Entry, store: &mut Store<State>) -> Result<Exit, Outcome> {
+    match entry {
         Entry::Command2(pre) => {
             let command = pre.instantiate_async(&mut *store).await?;
             Ok(command.wasi_cli_run().call_run(&mut *store).await)

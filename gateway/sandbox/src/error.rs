@@ -48,6 +48,9 @@ pub enum CallError {
     /// No instance could be had: the pool is exhausted.
     #[error("no free instance")]
     Busy,
+    /// The module's code had left memory and did not come back from the cache. The message is for the log.
+    #[error("the module's code cannot be loaded: {0}")]
+    NotLoaded(String),
     /// Ours.
     #[error("sandbox error: {0}")]
     Host(String),

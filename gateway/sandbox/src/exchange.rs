@@ -21,7 +21,7 @@ use wasmtime_wasi_http::p2::bindings::http::types::Scheme;
 use wasmtime_wasi_http::p3::Request as Request3;
 use wasmtime_wasi_http::{Error as HttpError, WasiBody, WasiHttpView};
 
-use crate::module::Entry;
+use crate::code::Entry;
 use crate::program::{HttpBody, Inner, Outcome};
 use crate::state::State;
 use crate::ticker::{End, Registration};
@@ -109,7 +109,8 @@ async fn exchange(
     request: Request<WasiBody>,
     head: Head,
 ) -> Result<(), Outcome> {
-    match program.entry() {
+    let code = program.code().await?;
+    match &code.entry {
         Entry::Http2(pre) => {
             let proxy = pre.instantiate_async(&mut *store).await?;
             let refused = Arc::new(OnceLock::new());

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use wasmtime::Store;
 use windrose_engine::{DataType, Dim, Fault, GraphSpec, Tensor, TensorSpec};
 
-use crate::module::Entry;
+use crate::code::Entry;
 use crate::nn::{ModelPre, types};
 use crate::program::{Inner, Outcome};
 use crate::state::State;
@@ -13,10 +13,9 @@ use crate::{CallContext, CallError, InferRequest, InferResponse, Limit, Paramete
 
 /// Asks the module for its signature.
 pub(crate) async fn describe(program: &Arc<Inner>, context: &CallContext) -> Result<GraphSpec, CallError> {
-    let pre = model(program)?;
     let description = program
-        .call(context, async |store| {
-            let model = pre.instantiate_async(&mut *store).await?;
+        .call(context, async |store, code| {
+            let model = model(&code.entry)?.instantiate_async(&mut *store).await?;
             Ok(model.windrose_model_handler().call_describe(&mut *store).await?)
         })
         .await?;
@@ -43,12 +42,11 @@ pub(crate) async fn infer(
     request: InferRequest,
     context: &CallContext,
 ) -> Result<InferResponse, CallError> {
-    let pre = model(program)?;
     let wanted = request.outputs.clone();
     program
-        .call(context, async |store| {
+        .call(context, async |store, code| {
             let request = lower(store.data_mut(), request)?;
-            let model = pre.instantiate_async(&mut *store).await?;
+            let model = model(&code.entry)?.instantiate_async(&mut *store).await?;
             let response = model.windrose_model_handler().call_infer(&mut *store, &request).await?;
             let state = store.data_mut();
             let response = response.map_err(|failure| Outcome::Call(blame(state, failure)))?;
@@ -57,8 +55,8 @@ pub(crate) async fn infer(
         .await
 }
 
-fn model(program: &Inner) -> Result<&ModelPre<State>, CallError> {
-    match program.entry() {
+fn model(entry: &Entry) -> Result<&ModelPre<State>, CallError> {
+    match entry {
         Entry::Model(pre) => Ok(pre),
         _ => Err(CallError::Host("not a module of the world `model`".into())),
     }

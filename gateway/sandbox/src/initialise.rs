@@ -18,9 +18,10 @@ use wasmtime_wizer::{ComponentContext, ComponentInstanceState, Wizer};
 use windrose_engine::{Engines, EnginesConfig, OnnxRuntimeLibrary, default_tenant};
 
 use crate::cache::hex;
+use crate::code::Compiled;
 use crate::program::Outcome;
 use crate::state::State;
-use crate::{CallContext, CallError, Grants, Limits, ModuleError, Program, ProgramConfig, Sandbox};
+use crate::{CallContext, CallError, Grants, Limits, Module, ModuleError, Program, ProgramConfig, Sandbox};
 use crate::{engine, imports, module};
 
 /// How snapshots are made, as a part of the name under which they are cached: another way makes them anew.
@@ -84,12 +85,12 @@ impl Sandbox {
             .map_err(|e| ModuleError::Invalid(format!("with what reads its memory: {e:#}")))?;
         let mut linker = module::link(&engine).map_err(host)?;
         deny_random(&mut linker, &component).map_err(host)?;
-        let sandbox = Sandbox::with_engine(engine, linker, None, u64::MAX)?;
+        let sandbox = Sandbox::with_engine(engine, linker, None, (u64::MAX, None))?;
         let config = EnginesConfig { onnxruntime: OnnxRuntimeLibrary::Off, ..EnginesConfig::default() };
         let engines = Engines::new(config).map_err(|e| ModuleError::Host(e.to_string()))?;
         let memory = limits.memory.min(self.inner.memory).saturating_add(ROOM);
         let config = ProgramConfig {
-            module: sandbox.bind(digest, component)?,
+            module: Module { inner: Compiled::new(&sandbox.inner, digest, component)? },
             label: "initialiser".into(),
             weight: 1,
             graphs: BTreeMap::new(),
@@ -169,9 +170,8 @@ impl Run<'_> {
         let program = &program.inner;
         let deadline = Instant::now() + limits.wall();
         let context = CallContext { deadline, request_id: "initialiser".into(), tenant: default_tenant() };
-        let component = &program.module.inner.component;
-        let call = program.call(&context, async |store| {
-            let instance = program.sandbox.linker.instantiate_async(&mut *store, component).await?;
+        let call = program.call(&context, async |store, code| {
+            let instance = program.sandbox.linker.instantiate_async(&mut *store, &code.component).await?;
             self.initialise(store, &instance).await?;
             // What the host knows of a handle is not in the module's memory.
             if !store.data().table.is_empty() {

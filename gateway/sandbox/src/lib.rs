@@ -5,6 +5,7 @@
 //! `wasi:http` as an interface of guests, and nothing of listeners or of the protocols that the gateway speaks.
 
 mod cache;
+mod code;
 mod command;
 mod engine;
 mod error;

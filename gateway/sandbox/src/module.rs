@@ -7,18 +7,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use wasmtime::Engine;
-use wasmtime::component::{Component, InstancePre, Linker};
-use wasmtime_wasi::p2::bindings::CommandPre;
-use wasmtime_wasi::p3::bindings::CommandPre as CommandPre3;
-use wasmtime_wasi_http::p2::bindings::ProxyPre;
-use wasmtime_wasi_http::p3::bindings::ServicePre;
+use wasmtime::component::{Component, Linker};
+use windrose_engine::Residency;
 
 use crate::cache::{Cache, Form, hex};
+use crate::code::{Compiled, Refills};
 use crate::initialise::Initialised;
-use crate::nn::{self, ModelPre};
 use crate::state::State;
 use crate::ticker::Ticker;
-use crate::{Grants, ModuleError, engine, imports, sockets};
+use crate::{Grants, ModuleError, engine, imports, nn, sockets};
 
 /// What a component can be served as, by what it exports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -64,6 +61,9 @@ pub struct SandboxConfig {
     pub instances: u32,
     /// The most linear memory that any model may ask for, bytes.
     pub memory: u64,
+    /// Compiled code that may be in memory, bytes as the cache has it; `None` for any amount. Beyond it, modules that are in
+    /// the cache and not in use leave memory, and come back with their next call.
+    pub modules: Option<u64>,
 }
 
 /// The process's sandbox: one wasmtime engine, one pool, one ticker. Cloning shares it.
@@ -82,12 +82,31 @@ pub(crate) struct Parts {
     loaded: Mutex<HashMap<String, Weak<Compiled>>>,
     /// The most linear memory of a model, bytes.
     pub(crate) memory: u64,
+    /// The code that is in memory.
+    pub(crate) modules: Residency,
+    /// What brings code back.
+    pub(crate) refills: Refills,
 }
 
 impl Parts {
     /// Held for a look-up only; nothing panics under it, so a poisoned one is as good.
     fn loaded(&self) -> MutexGuard<'_, HashMap<String, Weak<Compiled>>> {
         self.loaded.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The form of a module that calls start from: the initialised one where there is one.
+    pub(crate) fn artifact(&self, digest: &str) -> Option<Vec<u8>> {
+        let cache = self.cache.as_ref()?;
+        let form = |form| cache.get(&self.engine, digest, form);
+        form(Form::Initialised).or_else(|| form(Form::Plain))
+    }
+
+    /// Loads an artifact of the cache.
+    #[expect(unsafe_code, reason = "a precompiled module is native code")]
+    pub(crate) fn deserialize(&self, artifact: &[u8]) -> wasmtime::Result<Component> {
+        // SAFETY: these very bytes were authenticated with a key that only this host's user can read, so they are what
+        // `Component::serialize` returned here, for an engine of the same compiler settings.
+        unsafe { Component::deserialize(&self.engine, artifact) }
     }
 }
 
@@ -117,19 +136,19 @@ impl Sandbox {
         };
         let engine = engine::engine(config.instances.max(1), config.memory)?;
         let linker = link(&engine).map_err(|e| ModuleError::Host(format!("{e:#}")))?;
-        Sandbox::with_engine(engine, linker, cache, config.memory)
+        Sandbox::with_engine(engine, linker, cache, (config.memory, config.modules))
     }
 
-    /// A sandbox around an engine.
+    /// A sandbox around an engine, for models of so much linear memory, with a budget for code.
     pub(crate) fn with_engine(
         engine: Engine,
         linker: Linker<State>,
         cache: Option<Cache>,
-        memory: u64,
+        (memory, modules): (u64, Option<u64>),
     ) -> Result<Sandbox, ModuleError> {
         let ticker = Ticker::new(&engine).map_err(|e| ModuleError::Host(format!("the ticker: {e}")))?;
-        let loaded = Mutex::default();
-        Ok(Sandbox { inner: Arc::new(Parts { engine, ticker, linker, cache, loaded, memory }) })
+        let (loaded, modules, refills) = (Mutex::default(), Residency::new(modules), Refills::default());
+        Ok(Sandbox { inner: Arc::new(Parts { engine, ticker, linker, cache, loaded, memory, modules, refills }) })
     }
 
     /// The compiled module of a component: from the cache where it is there and authentic, else compiled and cached.
@@ -160,32 +179,27 @@ impl Sandbox {
         let parts = &self.inner;
         let component =
             Component::from_binary(&parts.engine, wasm).map_err(|e| ModuleError::Invalid(format!("{e:#}")))?;
-        let module = self.bind(digest, component)?;
+        let compiled = Compiled::new(parts, digest, component)?;
         if let Some(cache) = &parts.cache {
-            let artifact = module.inner.component.serialize().map_err(|e| ModuleError::Host(format!("{e:#}")))?;
-            if let Err(error) = cache.put(&parts.engine, module.digest(), form, &artifact) {
-                tracing::warn!(digest = module.digest(), %error, "a compiled module was not cached");
+            let artifact = compiled.serialize()?;
+            match cache.put(&parts.engine, compiled.digest(), form, &artifact) {
+                Ok(()) => compiled.may_leave(parts),
+                Err(error) => tracing::warn!(digest = compiled.digest(), %error, "a compiled module was not cached"),
             }
         }
-        Ok(module)
+        Ok(Module { inner: compiled })
     }
 
     /// Whether [`Sandbox::module_from_cache`] would find a component with this sha256 (hex).
     pub fn is_cached(&self, digest: &str) -> bool {
-        self.shared(digest).is_some() || self.artifact(digest).is_some()
+        self.shared(digest).is_some() || self.inner.artifact(digest).is_some()
     }
 
-    /// A module that was loaded before and that somebody still has.
+    /// A module that was loaded before and that somebody still has. One whose code has left memory is as good only while
+    /// the cache has it.
     fn shared(&self, digest: &str) -> Option<Module> {
-        self.inner.loaded().get(digest).and_then(Weak::upgrade).map(|inner| Module { inner })
-    }
-
-    /// The form of a module that calls start from: the initialised one where there is one.
-    fn artifact(&self, digest: &str) -> Option<Vec<u8>> {
-        let Parts { cache, engine, .. } = &*self.inner;
-        let cache = cache.as_ref()?;
-        let form = |form| cache.get(engine, digest, form);
-        form(Form::Initialised).or_else(|| form(Form::Plain))
+        let module = self.inner.loaded().get(digest).and_then(Weak::upgrade).map(|inner| Module { inner })?;
+        (module.is_resident() || self.inner.artifact(digest).is_some()).then_some(module)
     }
 
     /// The compiled module of the component with this sha256 (hex), if it is loaded already or the cache has an authentic
@@ -194,14 +208,18 @@ impl Sandbox {
         if let Some(module) = self.shared(digest) {
             return Some(module);
         }
-        let artifact = self.artifact(digest)?;
-        let loaded = deserialize(&self.inner.engine, &artifact).map_err(|e| format!("{e:#}"));
-        match loaded.and_then(|component| self.bind(digest.to_owned(), component).map_err(|e| e.to_string())) {
-            Ok(module) => {
-                let mut loaded = self.inner.loaded();
+        let parts = &self.inner;
+        let artifact = parts.artifact(digest)?;
+        let loaded = parts.deserialize(&artifact).map_err(|e| format!("{e:#}"));
+        let loaded =
+            loaded.and_then(|component| Compiled::new(parts, digest.to_owned(), component).map_err(|e| e.to_string()));
+        match loaded {
+            Ok(compiled) => {
+                compiled.may_leave(parts);
+                let mut loaded = parts.loaded();
                 loaded.retain(|_, module| module.strong_count() > 0);
-                loaded.insert(digest.to_owned(), Arc::downgrade(&module.inner));
-                Some(module)
+                loaded.insert(digest.to_owned(), Arc::downgrade(&compiled));
+                Some(Module { inner: compiled })
             }
             Err(error) => {
                 tracing::warn!(digest, error, "a compiled module does not load and is compiled again");
@@ -221,18 +239,9 @@ impl Sandbox {
         })
     }
 
-    /// Finds out what a component is, and prepares its instances.
-    pub(crate) fn bind(&self, digest: String, component: Component) -> Result<Module, ModuleError> {
-        let parts = &self.inner;
-        let about = component.component_type();
-        let exports: Vec<&str> = about.exports(&parts.engine).map(|(name, _)| name).collect();
-        let (kind, wasi) = imports::kind(&exports)?;
-        let imported: Vec<String> = about.imports(&parts.engine).map(|(name, _)| name.to_owned()).collect();
-        let unlinked = |e: wasmtime::Error| ModuleError::UnknownImport(format!("{e:#}"));
-        let pre = parts.linker.instantiate_pre(&component).map_err(unlinked)?;
-        let entry = Entry::new(kind, wasi, pre).map_err(|e| ModuleError::NoWorld(format!("{e:#}")))?;
-        let imports = imports::statuses(imported.iter().map(String::as_str), &Grants::default());
-        Ok(Module { inner: Arc::new(Compiled { digest, kind, imports, entry, component }) })
+    /// The compiled code that is in memory.
+    pub fn modules(&self) -> &Residency {
+        &self.inner.modules
     }
 }
 
@@ -248,67 +257,35 @@ pub(crate) fn link(engine: &Engine) -> wasmtime::Result<Linker<State>> {
     Ok(linker)
 }
 
-/// Loads an artifact of the cache.
-#[expect(unsafe_code, reason = "a precompiled module is native code")]
-fn deserialize(engine: &Engine, artifact: &[u8]) -> wasmtime::Result<Component> {
-    // SAFETY: these very bytes were authenticated with a key that only this host's user can read, so they are what
-    // `Component::serialize` returned here, for an engine of the same compiler settings.
-    unsafe { Component::deserialize(engine, artifact) }
-}
-
 /// A compiled component. Cloning shares it.
 #[derive(Clone)]
 pub struct Module {
     pub(crate) inner: Arc<Compiled>,
 }
 
-pub(crate) struct Compiled {
-    digest: String,
-    kind: ModuleKind,
-    imports: Vec<Import>,
-    pub(crate) entry: Entry,
-    pub(crate) component: Component,
-}
-
-/// What each call of a module starts from.
-pub(crate) enum Entry {
-    Model(ModelPre<State>),
-    Http2(ProxyPre<State>),
-    Http3(ServicePre<State>),
-    Command2(CommandPre<State>),
-    Command3(CommandPre3<State>),
-}
-
-impl Entry {
-    fn new(kind: ModuleKind, wasi: u8, pre: InstancePre<State>) -> wasmtime::Result<Entry> {
-        Ok(match (kind, wasi) {
-            (ModuleKind::Model, _) => Entry::Model(ModelPre::new(pre)?),
-            (ModuleKind::Http, 2) => Entry::Http2(ProxyPre::new(pre)?),
-            (ModuleKind::Http, _) => Entry::Http3(ServicePre::new(pre)?),
-            (ModuleKind::Command, 2) => Entry::Command2(CommandPre::new(pre)?),
-            (ModuleKind::Command, _) => Entry::Command3(CommandPre3::new(pre)?),
-        })
-    }
-}
-
 impl Module {
     /// What it can be served as.
     pub fn kind(&self) -> ModuleKind {
-        self.inner.kind
+        self.inner.kind()
     }
 
     /// sha256 of the component's bytes, lower-case hex.
     pub fn digest(&self) -> &str {
-        &self.inner.digest
+        self.inner.digest()
     }
 
     /// What it imports, in its own order, and how each is met when nothing is granted.
     pub fn imports(&self) -> &[Import] {
-        &self.inner.imports
+        self.inner.imports()
+    }
+
+    /// Whether its code is in memory; else its next call waits for it to come from the cache.
+    pub fn is_resident(&self) -> bool {
+        self.inner.is_resident()
     }
 
     /// What it imports, and how each is met under `grants`.
     pub fn imports_under(&self, grants: &Grants) -> Vec<Import> {
-        imports::statuses(self.inner.imports.iter().map(|import| import.name.as_str()), grants)
+        imports::statuses(self.inner.imports().iter().map(|import| import.name.as_str()), grants)
     }
 }

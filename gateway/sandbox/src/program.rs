@@ -10,7 +10,8 @@ use http_body_util::combinators::UnsyncBoxBody;
 use wasmtime::{Engine, Store};
 use windrose_engine::{Engines, Graph, Share};
 
-use crate::module::{Entry, Parts};
+use crate::code::{Code, InUse};
+use crate::module::Parts;
 use crate::net::Network;
 use crate::state::{State, Stdio};
 use crate::ticker::{Registration, Watch};
@@ -188,9 +189,9 @@ impl Program {
 }
 
 impl Inner {
-    /// What each call starts from.
-    pub(crate) fn entry(&self) -> &Entry {
-        &self.module.inner.entry
+    /// What a call starts from.
+    pub(crate) async fn code(&self) -> Result<InUse<'_>, CallError> {
+        self.module.inner.in_use(&self.sandbox).await
     }
 
     /// Begins to watch a call.
@@ -203,7 +204,7 @@ impl Inner {
     pub(crate) async fn call<T>(
         self: &Arc<Self>,
         context: &CallContext,
-        body: impl AsyncFnOnce(&mut Store<State>) -> Result<T, Outcome>,
+        body: impl AsyncFnOnce(&mut Store<State>, &Code) -> Result<T, Outcome>,
     ) -> Result<T, CallError> {
         let call = self.watch(context);
         self.call_watched(&call, context, None, body).await
@@ -215,10 +216,14 @@ impl Inner {
         call: &Registration,
         context: &CallContext,
         stdio: Option<Stdio>,
-        body: impl AsyncFnOnce(&mut Store<State>) -> Result<T, Outcome>,
+        body: impl AsyncFnOnce(&mut Store<State>, &Code) -> Result<T, Outcome>,
     ) -> Result<T, CallError> {
         let mut store = State::store(self, call, context, stdio);
-        match call.guard(body(&mut store)).await {
+        let run = async {
+            let code = self.code().await?;
+            body(&mut store, &code).await
+        };
+        match call.guard(run).await {
             Ok(Ok(value)) => Ok(value),
             Ok(Err(Outcome::Call(error))) => Err(error),
             Ok(Err(Outcome::Guest(error))) => Err(store.data_mut().failure(&error)),

@@ -139,6 +139,7 @@ impl Inspect {
 fn print_loaded(loaded: &LoadedView, kind: &str) {
     let built_in = if loaded.pass_through { " (the built-in pass-through module)" } else { "" };
     println!("  served as  {kind}\n  module     sha256 {}{built_in}", loaded.module_digest);
+    println!("             {}", place(loaded.module_resident));
     if let Some(signature) = &loaded.signature {
         println!("\ncalled with");
         print_signature(signature);
@@ -181,6 +182,11 @@ fn print_loaded(loaded: &LoadedView, kind: &str) {
         show_size(limits.log)
     );
     println!("deadline     {} ms, at most {} ms", loaded.timeout.default_ms, loaded.timeout.max_ms);
+}
+
+/// Where what can leave memory is.
+fn place(resident: bool) -> &'static str {
+    if resident { "in memory" } else { "evicted: the next call brings it back" }
 }
 
 fn print_batching(batching: &BatchingView) {

@@ -48,6 +48,8 @@ pub struct Config {
     pub children: Children,
     /// Instances at the same time.
     pub instances: u32,
+    /// What stays in memory.
+    pub memory: MemoryConfig,
     /// The most that a model gets.
     pub ceiling: Ceiling,
     /// The budget of one preparation.
@@ -78,6 +80,13 @@ pub struct ControlConfig {
     pub preparations: usize,
     /// Deployments that may wait.
     pub queue: usize,
+}
+
+/// Budgets for what may leave memory, bytes.
+#[derive(Clone, Copy, Debug)]
+pub struct MemoryConfig {
+    /// Of compiled modules.
+    pub modules: u64,
 }
 
 /// The most that a model gets.
@@ -248,6 +257,7 @@ fn validate(written: Written, environment: &[(String, String)]) -> Result<Config
         children,
         engines: engines(written.engines.onnxruntime, written.engines.search, &dir)?,
         instances: positive(written.sandbox.instances, "sandbox.instances")?,
+        memory: MemoryConfig { modules: size(written.memory.modules, "memory.modules")? },
         ceiling: ceiling(written.ceiling)?,
         prepare,
         fleet: fleet(written.fleet)?,

@@ -121,6 +121,15 @@ table! {
 }
 
 table! {
+    /// What stays in memory of models that are not called. Beyond a budget, the least recently used leaves memory, never one
+    /// in use, and comes back with its next call.
+    Memory, "memory", {
+        /// Compiled code of modules, which comes back from the cache on disk.
+        modules: Size = "\"2GiB\"",
+    }
+}
+
+table! {
     /// The most that any model gets. A manifest asks, and the smaller holds.
     Ceiling, "ceiling", {
         /// Linear memory of one call.
@@ -203,6 +212,7 @@ pub struct Written {
     pub storage: Storage,
     pub engines: Engines,
     pub sandbox: Sandbox,
+    pub memory: Memory,
     pub ceiling: Ceiling,
     pub prepare: Prepare,
     pub fleet: Fleet,
@@ -210,12 +220,13 @@ pub struct Written {
 }
 
 /// The tables in the order of the reference: what each is for, and its keys.
-pub const TABLES: [(&str, &[Key]); 9] = [
+pub const TABLES: [(&str, &[Key]); 10] = [
     (Data::ABOUT, Data::KEYS),
     (Control::ABOUT, Control::KEYS),
     (Storage::ABOUT, Storage::KEYS),
     (Engines::ABOUT, Engines::KEYS),
     (Sandbox::ABOUT, Sandbox::KEYS),
+    (Memory::ABOUT, Memory::KEYS),
     (Ceiling::ABOUT, Ceiling::KEYS),
     (Prepare::ABOUT, Prepare::KEYS),
     (Fleet::ABOUT, Fleet::KEYS),
@@ -247,6 +258,7 @@ impl Written {
         self.storage.merge(over.storage);
         self.engines.merge(over.engines);
         self.sandbox.merge(over.sandbox);
+        self.memory.merge(over.memory);
         self.ceiling.merge(over.ceiling);
         self.prepare.merge(over.prepare);
         self.fleet.merge(over.fleet);

@@ -96,7 +96,7 @@ impl Model {
 fn host() -> &'static (Sandbox, Arc<Engines>) {
     static HOST: OnceLock<(Sandbox, Arc<Engines>)> = OnceLock::new();
     HOST.get_or_init(|| {
-        let sandbox = SandboxConfig { cache: None, cache_key: None, instances: 64, memory: 256 << 20 };
+        let sandbox = SandboxConfig { cache: None, cache_key: None, instances: 64, memory: 256 << 20, modules: None };
         let engines = EnginesConfig { onnxruntime: OnnxRuntimeLibrary::Off, ..EnginesConfig::default() };
         (Sandbox::new(sandbox).unwrap(), Arc::new(Engines::new(engines).unwrap()))
     })

@@ -18,6 +18,7 @@ fn open_sized(folder: &Path, instances: u32) -> Result<Sandbox, ModuleError> {
         cache_key: Some(folder.join("key")),
         instances,
         memory: 256 << 20,
+        modules: None,
     })
 }
 
@@ -110,6 +111,7 @@ fn the_key_does_not_lie_in_the_cache() {
         cache_key: Some(folder.path().join("key")),
         instances: 1,
         memory: 1 << 20,
+        modules: None,
     };
     assert!(matches!(Sandbox::new(config), Err(ModuleError::Host(_))));
 }

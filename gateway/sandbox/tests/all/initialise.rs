@@ -19,7 +19,7 @@ const ANSWER: &str = r#"
 const SEVEN: &str = r#"
   (f32.store (i32.const 256) (f32.const 7)) (global.set $seen (f32.const 0.5)) (i32.const 768)"#;
 
-fn seven() -> Vec<u8> {
+pub fn seven() -> Vec<u8> {
     initialised(FIELDS, SEVEN, ANSWER)
 }
 
@@ -52,7 +52,7 @@ async fn every_call_starts_from_what_it_left() {
 
 fn open(folder: &Path) -> Sandbox {
     let (cache, cache_key) = (Some(folder.join("cache")), Some(folder.join("key")));
-    Sandbox::new(SandboxConfig { cache, cache_key, instances: 1, memory: 256 << 20 }).unwrap()
+    Sandbox::new(SandboxConfig { cache, cache_key, instances: 1, memory: 256 << 20, modules: None }).unwrap()
 }
 
 #[tokio::test]

@@ -2,6 +2,7 @@
 
 mod cache;
 mod command;
+mod evict;
 mod hostile;
 mod http;
 mod imports;

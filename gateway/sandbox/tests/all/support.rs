@@ -21,7 +21,7 @@ pub static ENGINES: LazyLock<Arc<Engines>> = LazyLock::new(|| {
 });
 
 pub fn sandbox(instances: u32) -> Sandbox {
-    let config = SandboxConfig { cache: None, cache_key: None, instances, memory: 512 << 20 };
+    let config = SandboxConfig { cache: None, cache_key: None, instances, memory: 512 << 20, modules: None };
     Sandbox::new(config).expect("the pool can be reserved")
 }
 

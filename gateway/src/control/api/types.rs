@@ -153,6 +153,8 @@ pub struct LoadedView {
     pub module_digest: String,
     /// Whether the module is the built-in one that only hands on.
     pub pass_through: bool,
+    /// Whether the module's code is in memory; else the next call brings it back from the cache.
+    pub module_resident: bool,
     /// What the module imports, and how that is met.
     pub imports: Vec<ImportView>,
     /// Grants.

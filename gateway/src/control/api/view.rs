@@ -95,6 +95,7 @@ fn loaded(
     LoadedView {
         module_digest: served.module_digest.clone(),
         pass_through: manifest.module.is_none(),
+        module_resident: served.program.module().is_resident(),
         imports: imports.iter().map(|import| import_view(import, granted)).collect(),
         grants: Asked { asked: GrantsView::from(&manifest.grants), in_force: GrantsView::from(granted) },
         limits: Asked { asked: manifest.limits.clone(), in_force: LimitsView::from(&served.limits) },

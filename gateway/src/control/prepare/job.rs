@@ -26,6 +26,8 @@ pub struct Host {
     pub instances: u32,
     /// The most linear memory of an instance, bytes.
     pub memory: u64,
+    /// Compiled code that may stay in memory, bytes.
+    pub modules: u64,
     /// Where ONNX Runtime's library is.
     pub engines: EnginesConfig,
     /// How graphs run in children.
@@ -48,6 +50,7 @@ impl Host {
             cache_key: config.dir.join("cache.key"),
             instances: config.instances,
             memory: config.ceiling.limits.memory,
+            modules: config.memory.modules,
             engines: config.engines.clone(),
             children,
         }
@@ -63,6 +66,7 @@ impl Host {
             cache_key: Some(self.cache_key.clone()),
             instances: self.instances,
             memory: self.memory,
+            modules: Some(self.modules),
         })
     }
 
