@@ -158,6 +158,7 @@ async fn serve(config: Config) -> Result<(), StartError> {
         started,
     };
     let running = Running::start(listeners, api, plane.clone(), fleet.clone());
+    tokio::spawn(registry.clone().mend());
     tokio::spawn(async move {
         registry.load_all().await;
         if let Some(fleet) = fleet {

@@ -8,7 +8,7 @@ use std::thread::available_parallelism;
 
 use arc_swap::ArcSwapOption;
 use tokio::runtime::Handle;
-use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard, Semaphore};
+use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard, Semaphore, mpsc};
 use wasmtime::component::{Component, InstancePre};
 use wasmtime_wasi::p2::bindings::CommandPre;
 use wasmtime_wasi::p3::bindings::CommandPre as CommandPre3;
@@ -62,8 +62,16 @@ pub(crate) struct InUse<'a> {
 /// Makes the room that was wanted while code was in use.
 struct Trim<'a>(&'a Parts);
 
-/// How many modules come back at the same time: each reads, authenticates and links as fast as a core can.
-pub(crate) struct Refills(Arc<Semaphore>);
+/// What all modules that come back share.
+pub(crate) struct Refills {
+    /// How many may at the same time: each reads, authenticates and links as fast as a core can.
+    permits: Arc<Semaphore>,
+    /// The digests of those that did not.
+    lost: (mpsc::Sender<String>, AsyncMutex<mpsc::Receiver<String>>),
+}
+
+/// Modules that did not come back and wait for somebody to be told; further ones are found by their next call.
+const LOST: usize = 64;
 
 // === impl Compiled ===
 
@@ -123,7 +131,7 @@ impl Compiled {
         if let Some(code) = self.code.load_full() {
             return Ok(InUse { code, _after: Trim(parts) });
         }
-        let permit = Arc::clone(&parts.refills.0).acquire_owned().await;
+        let permit = Arc::clone(&parts.refills.permits).acquire_owned().await;
         let (this, with) = (Arc::clone(self), Arc::clone(parts));
         let refilled = tokio::task::spawn_blocking(move || {
             let code = this.refill(&with, moving);
@@ -133,6 +141,7 @@ impl Compiled {
         let code = refilled.await.map_err(|e| CallError::NotLoaded(e.to_string()))?;
         let code = code.map_err(|error| {
             tracing::error!(digest = self.digest, %error, "a module's code did not come back from the cache");
+            let _ = parts.refills.lost.0.try_send(self.digest.clone());
             CallError::NotLoaded(error.to_string())
         })?;
         Ok(InUse { code, _after: Trim(parts) })
@@ -229,8 +238,23 @@ impl Drop for Trim<'_> {
     }
 }
 
+// === impl Refills ===
+
+impl Refills {
+    /// Waits for a module that did not come back.
+    pub(crate) async fn lost(&self) -> String {
+        match self.lost.1.lock().await.recv().await {
+            Some(digest) => digest,
+            // Not while the sender is in this very struct.
+            None => std::future::pending().await,
+        }
+    }
+}
+
 impl Default for Refills {
     fn default() -> Refills {
-        Refills(Arc::new(Semaphore::new(available_parallelism().map_or(1, usize::from))))
+        let (sender, receiver) = mpsc::channel(LOST);
+        let permits = Arc::new(Semaphore::new(available_parallelism().map_or(1, usize::from)));
+        Refills { permits, lost: (sender, AsyncMutex::new(receiver)) }
     }
 }

@@ -239,6 +239,12 @@ impl Sandbox {
         })
     }
 
+    /// Waits for a call to find that the cache has lost a module whose code had left memory; returns its digest. Once the
+    /// cache has it again, so have calls.
+    pub async fn lost(&self) -> String {
+        self.inner.refills.lost().await
+    }
+
     /// The compiled code that is in memory.
     pub fn modules(&self) -> &Residency {
         &self.inner.modules

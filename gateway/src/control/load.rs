@@ -271,7 +271,7 @@ impl Loader {
 }
 
 /// The digest of a manifest's module; that of the pass-through module where it names none.
-fn module_digest(manifest: &Manifest) -> &str {
+pub fn module_digest(manifest: &Manifest) -> &str {
     static BUILT_IN: LazyLock<String> = LazyLock::new(|| hex_digest(PASSTHROUGH));
     manifest.module.as_deref().unwrap_or(&BUILT_IN)
 }

@@ -9,7 +9,7 @@ use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard, RwLock, Semaphore};
 use windrose_engine::Calibration;
 
 use super::known::Known;
-use super::load::{LoadError, Loaded, Loader};
+use super::load::{LoadError, Loaded, Loader, module_digest};
 use super::log::{Actor, Change, Preparation, Record, Revision, now};
 use super::manifest::{GraphEntry, Invalid, Manifest};
 use super::prepare::{self, Event, PrepareError, Prepared, Status};
@@ -240,6 +240,27 @@ impl Registry {
             self.prepare(manifest, progress).await?;
         }
         Ok(self.loader.load(manifest, &record.preparation.batching, &self.store).await?)
+    }
+
+    /// Compiles again, in a child, what the cache has lost while it was not in memory. Never returns.
+    pub async fn mend(self: Arc<Registry>) {
+        loop {
+            let digest = self.loader.sandbox.lost().await;
+            let entries = self.entries().await;
+            let mut records = entries.iter().filter_map(|entry| entry.record.as_deref());
+            let record = records.find(|record| module_digest(&record.manifest) == digest);
+            // Deleted meanwhile, or seen to for another call.
+            let Some(record) = record else { continue };
+            if !self.loader.needs_compile(&record.manifest).await {
+                continue;
+            }
+            let Ok(_permit) = self.preparing.acquire().await else { return };
+            let (progress, _) = tokio::sync::mpsc::channel(1);
+            match self.prepare(&record.manifest, progress).await {
+                Ok(_) => tracing::info!(digest, "a module that the cache had lost was compiled again"),
+                Err(error) => tracing::error!(digest, %error, "a module that the cache has lost cannot be compiled"),
+            }
+        }
     }
 
     /// Everything that is deployed, by model and version.

@@ -178,6 +178,7 @@ async fn what_the_cache_has_lost_is_not_loaded_and_says_so() {
     assert!(!sandbox.is_cached(digest) && sandbox.module_from_cache(digest).is_none());
     let error = ask(&programs[0]).await.unwrap_err();
     assert!(matches!(&error, CallError::NotLoaded(why) if why.contains("the cache")), "{error:?}");
+    assert_eq!(sandbox.lost().await, digest);
     fs::rename(&aside, &cache).unwrap();
     assert_eq!(ask(&programs[0]).await.unwrap(), 5.0);
     assert!(sandbox.is_cached(digest));
