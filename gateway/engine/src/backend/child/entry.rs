@@ -7,6 +7,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread;
 
+use rustix::process::{Signal, getpid, kill_process};
 use serde::{Deserialize, Serialize};
 
 use super::super::{Loading, Session};
@@ -40,15 +41,15 @@ pub(super) struct Job {
 
 /// Runs one graph for the parent, whose socket is the standard input; then ends the process.
 pub fn main() -> ! {
-    let status = match serve() {
-        Ok(()) => 0,
-        Err(error) => {
-            eprintln!("{error}");
-            1
+    match serve() {
+        // A run may still be going on, perhaps for ever. It is neither waited for nor may it see an ordinary exit, which
+        // takes down the engine's statics below it: its answer would be that of a broken engine.
+        Ok(()) => {
+            let _ = kill_process(getpid(), Signal::KILL);
         }
-    };
-    // A run that never returns still holds its thread: end without waiting for it.
-    std::process::exit(status)
+        Err(error) => eprintln!("{error}"),
+    }
+    std::process::exit(1)
 }
 
 fn serve() -> io::Result<()> {

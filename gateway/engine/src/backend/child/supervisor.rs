@@ -154,9 +154,9 @@ impl Supervisor {
         let mut state = self.lock();
         if state.generation == generation && state.sentence.is_none() {
             state.sentence = Some(Ended { why: why.clone(), for_session: Some(session) });
-            // Nobody attaches to it any more.
-            state.phase = Phase::Starting;
             state.kill();
+            // Nobody attaches to it any more. Its control socket closes with that, which is why it was killed before.
+            state.phase = Phase::Starting;
         }
     }
 
