@@ -227,7 +227,7 @@ impl From<EngineError> for Error {
             Fault::Graph => Error::new(Kind::GraphFailed, "the graph failed").with_detail(detail),
             Fault::Time => Error::new(Kind::GraphTimeLimit, "the graph ran longer than it may"),
             Fault::Crash => Error::new(Kind::GraphCrashed, "the graph ended its process").with_detail(detail),
-            Fault::Unready => Error::new(Kind::NotReady, "the graph's process is being started").with_detail(detail),
+            Fault::Unready => Error::new(Kind::NotReady, "the graph is not loaded at the moment").with_detail(detail),
             Fault::Overload => Error::new(Kind::Overloaded, detail),
             Fault::Deadline => Error::new(Kind::Deadline, "the deadline passed"),
             Fault::Host => Error::new(Kind::Internal, "internal error").with_detail(detail),

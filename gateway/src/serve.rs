@@ -136,7 +136,7 @@ async fn serve(config: Config) -> Result<(), StartError> {
     };
     let registry = Registry::open(store, loader, current.clone(), bounds).await.map_err(doing("reading the store"))?;
     let telemetry = Telemetry::new();
-    telemetry.memory.attach(registry.loader.sandbox.modules().clone());
+    telemetry.memory.attach(registry.loader.sandbox.modules().clone(), registry.loader.engines.weights().clone());
     let plane = DataPlane::new(current.clone(), telemetry.clone(), config.data.http.clone());
     plane.set_ready(false);
     let fleet = match config.fleet {

@@ -10,11 +10,12 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::backend::child::{ChildConfig, Children};
-use crate::backend::{Engine, Loading};
+use crate::backend::{Engine, Loaded, Loading};
 use crate::graph::Setup;
 use crate::queue::Bounds;
 use crate::turnstile::Turnstile;
-use crate::{Batching, EngineError, Graph, Padding, onnx};
+use crate::weights::{Residence, Source};
+use crate::{Batching, EngineError, Graph, Padding, Residency, onnx};
 
 /// Most sessions of one graph, and most threads of one session.
 const MAX_THREADS: usize = 1_024;
@@ -116,6 +117,15 @@ pub struct EngineInfo {
     pub providers: Vec<String>,
 }
 
+/// What a graph is loaded for.
+enum Purpose {
+    Serve,
+    /// Its weights may leave memory and are loaded again from here.
+    ServeFrom(Source),
+    /// To find out what it needs.
+    Try,
+}
+
 /// The engines of this process.
 pub struct Engines {
     /// The preferred one first.
@@ -128,6 +138,8 @@ pub struct Engines {
     children: Option<Children>,
     /// What the runs of all graphs share.
     cores: Arc<Turnstile>,
+    /// The weights that can leave memory.
+    weights: Residency,
 }
 
 impl Engines {
@@ -141,13 +153,23 @@ impl Engines {
         let engines: Vec<Arc<dyn Engine>> = [onnxruntime(&config)?, rten()].into_iter().flatten().collect();
         let infos = engines.iter().map(|engine| engine.info().clone()).collect();
         let cores = Turnstile::new(available_parallelism().map_or(1, usize::from));
-        Ok(Engines { engines, infos, config, children: None, cores })
+        Ok(Engines { engines, infos, config, children: None, cores, weights: Residency::new(None) })
+    }
+
+    /// Keeps the weights of graphs that can be loaded again within a budget, bytes of their files.
+    pub fn with_weights(self, budget: Option<u64>) -> Engines {
+        Engines { weights: Residency::new(budget), ..self }
     }
 
     /// Lets graphs be loaded with [`Isolation::Child`].
     pub fn with_children(self, config: ChildConfig) -> Engines {
         let children = Some(Children::new(config, self.config.clone()));
         Engines { children, ..self }
+    }
+
+    /// The weights of graphs that can be loaded again.
+    pub fn weights(&self) -> &Residency {
+        &self.weights
     }
 
     /// What is here, the preferred one first.
@@ -161,7 +183,16 @@ impl Engines {
     /// # Errors
     /// When the reader or the engine refuses the graph, or the engine or device is not here.
     pub fn load(&self, onnx: Bytes, options: &GraphOptions) -> Result<Graph, EngineError> {
-        self.load_as(onnx, options, false)
+        self.load_as(onnx, options, Purpose::Serve)
+    }
+
+    /// As [`Engines::load`], for a graph whose weights may leave memory when others need the room: its next job waits until
+    /// they were loaded again from `source`.
+    ///
+    /// # Errors
+    /// As [`Engines::load`], and what `source` says.
+    pub fn load_from(&self, source: Source, options: &GraphOptions) -> Result<Graph, EngineError> {
+        self.load_as(source()?, options, Purpose::ServeFrom(source))
     }
 
     /// As [`Engines::load`], for [`crate::calibrate`]: the graph keeps the inputs of the first job that it answers.
@@ -169,10 +200,10 @@ impl Engines {
     /// # Errors
     /// As [`Engines::load`].
     pub fn load_to_try(&self, onnx: Bytes, options: &GraphOptions) -> Result<Graph, EngineError> {
-        self.load_as(onnx, options, true)
+        self.load_as(onnx, options, Purpose::Try)
     }
 
-    fn load_as(&self, onnx: Bytes, options: &GraphOptions, keeps_sample: bool) -> Result<Graph, EngineError> {
+    fn load_as(&self, onnx: Bytes, options: &GraphOptions, purpose: Purpose) -> Result<Graph, EngineError> {
         let engine = self.choose(options)?;
         let model = Arc::new(onnx::read(&onnx)?);
         let threads = bounded(options.threads, 1, MAX_THREADS, "threads")?;
@@ -184,28 +215,47 @@ impl Engines {
         // Who names a number of jobs means that number.
         let wait = options.queue_wait_ms.or(options.queue.is_none().then_some(WAIT_MS)).map(Duration::from_millis);
         let bounds = Bounds { jobs: capacity, wait, workers: sessions };
-        let loading = Loading { onnx, model: Arc::clone(&model), device: options.device, sessions, threads };
-        let loaded = match options.isolation {
-            Isolation::Process => engine.load(loading)?,
-            Isolation::Child => {
-                let none = || EngineError::Unavailable("no process for graphs can be started here".into());
-                self.children.as_ref().ok_or_else(none)?.load(engine.info(), loading)?
+        let (isolation, children, device) = (options.isolation, self.children.clone(), options.device);
+        let (engine, read) = (Arc::clone(engine), Arc::clone(&model));
+        let load = move |onnx: Bytes| -> Result<Loaded, EngineError> {
+            let loading = Loading { onnx, model: Arc::clone(&read), device, sessions, threads };
+            match isolation {
+                Isolation::Process => engine.load(loading),
+                Isolation::Child => {
+                    let none = || EngineError::Unavailable("no process for graphs can be started here".into());
+                    children.as_ref().ok_or_else(none)?.load(engine.info(), loading)
+                }
+            }
+        };
+        let keeps_sample = matches!(purpose, Purpose::Try);
+        let (loaded, residence) = match purpose {
+            Purpose::Serve | Purpose::Try => (load(onnx)?, None),
+            Purpose::ServeFrom(source) => {
+                let bytes = onnx.len() as u64;
+                let held = self.weights.hold(bytes);
+                let loaded = load(onnx)?;
+                let reload = Box::new(move || load(source()?));
+                (loaded, Some(Residence::new(self.weights.clone(), (bytes, held), reload)))
             }
         };
         // A run on another device waits for it, and uses next to none of a core.
         let cores = (options.device == Device::Cpu).then(|| Arc::clone(&self.cores));
-        let setup = Setup { bounds, keeps_sample, cores, padding: options.padding.clone() };
+        let setup = Setup { bounds, keeps_sample, cores, padding: options.padding.clone(), residence };
         Graph::start(loaded, &model, setup)
     }
 
     /// The engine with a name.
     pub(crate) fn named(&self, name: &str) -> Option<&dyn Engine> {
-        self.engines.iter().find(|e| e.info().name == name).map(Arc::as_ref)
+        self.find(name).map(Arc::as_ref)
+    }
+
+    fn find(&self, name: &str) -> Option<&Arc<dyn Engine>> {
+        self.engines.iter().find(|e| e.info().name == name)
     }
 
     /// The engine for a choice and a device.
-    fn choose(&self, options: &GraphOptions) -> Result<&dyn Engine, EngineError> {
-        let named = |name: &str| self.named(name);
+    fn choose(&self, options: &GraphOptions) -> Result<&Arc<dyn Engine>, EngineError> {
+        let named = |name: &str| self.find(name);
         let missing = |what: &str| EngineError::Unavailable(format!("{what} is not here"));
         match (options.engine, options.device) {
             (EngineChoice::Rten, Device::Cpu) => named("rten").ok_or_else(|| missing("the engine rten")),
@@ -213,9 +263,7 @@ impl Engines {
                 "rten runs on the CPU only: a GPU needs ONNX Runtime with its CUDA provider".into(),
             )),
             (EngineChoice::Onnxruntime, _) => named("onnxruntime").ok_or_else(|| missing("ONNX Runtime's library")),
-            (EngineChoice::Auto, Device::Cpu) => {
-                self.engines.first().map(Arc::as_ref).ok_or_else(|| missing("any engine"))
-            }
+            (EngineChoice::Auto, Device::Cpu) => self.engines.first().ok_or_else(|| missing("any engine")),
             (EngineChoice::Auto, _) => {
                 named("onnxruntime").ok_or_else(|| missing("a GPU needs ONNX Runtime, whose library"))
             }

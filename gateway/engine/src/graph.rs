@@ -17,8 +17,9 @@ use crate::counts::Counts;
 use crate::onnx::Model;
 use crate::padding::Pads;
 use crate::queue::{Answer, Bounds, Queue, Ticket, Waiting};
-use crate::turnstile::{Gate, Turnstile};
-use crate::worker::{self, Shared};
+use crate::turnstile::Turnstile;
+use crate::weights::{self, Crew, Residence};
+use crate::worker::Shared;
 use crate::{BatchPolicy, EngineError, GraphCounts, GraphSpec, Isolation, Padding, Tensor};
 
 /// What runs a graph, for metadata.
@@ -103,15 +104,21 @@ pub(crate) struct Setup {
     pub cores: Option<Arc<Turnstile>>,
     /// How inputs of different lengths may run together.
     pub padding: Option<Padding>,
+    /// Where its weights can leave memory.
+    pub residence: Option<Residence>,
 }
 
 /// What all clones of a graph share.
-struct Handle {
+pub(crate) struct Handle {
     signature: Signature,
-    info: GraphInfo,
+    pub(crate) info: GraphInfo,
     weight_bytes: u64,
     pads: Option<Arc<Pads>>,
-    shared: Arc<Shared>,
+    pub(crate) shared: Arc<Shared>,
+    /// Starts its workers.
+    pub(crate) crew: Crew,
+    /// Where its weights can leave memory.
+    pub(crate) residence: Option<Residence>,
 }
 
 impl Drop for Handle {
@@ -129,18 +136,22 @@ impl Graph {
     /// When the system gives no more threads.
     pub(crate) fn start(loaded: Loaded, model: &Model, setup: Setup) -> Result<Graph, EngineError> {
         let Loaded { info, sessions } = loaded;
-        let Setup { bounds, keeps_sample, cores, padding } = setup;
+        let Setup { bounds, keeps_sample, cores, padding, residence } = setup;
         let pads = padding.map(|padding| Pads::new(&padding, &model.spec)).transpose()?.map(Arc::new);
         let shared = Arc::new(Shared {
             queue: Queue::new(bounds),
             counts: Counts::default(),
             sample: keeps_sample.then(OnceLock::new),
         });
-        let used = Arc::default();
-        let gate = || cores.as_ref().map(|cores| Gate::new(cores, &used, info.threads));
-        worker::start(sessions, &shared, &info.engine, gate)?;
-        let signature = Signature::new(model.spec.clone());
-        Ok(Graph { handle: Arc::new(Handle { signature, info, weight_bytes: model.weight_bytes, pads, shared }) })
+        let crew = Crew { cores, used: Arc::default() };
+        // Those that have started end when no more can be had.
+        let workers = crew.start(sessions, &shared, &info).inspect_err(|_| shared.queue.close())?;
+        let (signature, weight_bytes) = (Signature::new(model.spec.clone()), model.weight_bytes);
+        let handle = Arc::new(Handle { signature, info, weight_bytes, pads, shared, crew, residence });
+        if let Some(residence) = &handle.residence {
+            residence.enter(workers, &handle);
+        }
+        Ok(Graph { handle })
     }
 
     /// What the graph declares.
@@ -157,6 +168,11 @@ impl Graph {
     /// another layout, is not counted.
     pub fn weight_bytes(&self) -> u64 {
         self.handle.weight_bytes
+    }
+
+    /// Whether the weights are in memory; else the next job waits for them to be loaded again.
+    pub fn is_resident(&self) -> bool {
+        !self.handle.shared.queue.is_dismissed()
     }
 
     /// Whether the declaration leaves it open that jobs run together.
@@ -230,9 +246,13 @@ impl Graph {
         }
         let names: Vec<String> =
             job.outputs.iter().filter_map(|&at| Some(signature.spec.outputs.get(at)?.name.clone())).collect();
+        let _use = self.handle.residence.as_ref().map(Residence::begin);
         let (reply, answer) = oneshot::channel();
         let ticket = shared.queue.push(Waiting { job, tenant, share, deadline, reply, since })?;
         let mut place = Place { shared, ticket: Some(ticket) };
+        if shared.queue.claims_recall() {
+            weights::recall(&self.handle);
+        }
         let tensors = wait(answer, deadline).await?;
         place.ticket = None;
         Ok(names.into_iter().zip(tensors).collect())

@@ -21,6 +21,7 @@ mod residency;
 mod spec;
 mod tensor;
 mod turnstile;
+mod weights;
 mod worker;
 
 pub use batch::{BatchPolicy, Released, declared_axis};
@@ -36,3 +37,4 @@ pub use padding::Padding;
 pub use residency::{Evict, Held, LastUse, Residency, ResidencyCounts};
 pub use spec::{Dim, GraphSpec, TensorSpec};
 pub use tensor::{Tensor, TensorError};
+pub use weights::Source;

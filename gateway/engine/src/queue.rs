@@ -7,6 +7,7 @@
 //! than the queue may be long, is refused at once, while a retry elsewhere still helps.
 
 mod lanes;
+mod staff;
 #[cfg(test)]
 mod tests;
 
@@ -17,6 +18,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
 use self::lanes::Lanes;
+use self::staff::Staff;
 use crate::batch::{Batch, BatchPolicy, Released};
 use crate::check::Checked;
 use crate::padding::Pads;
@@ -69,6 +71,8 @@ pub(crate) struct Queue {
     run_ns: AtomicU64,
     /// Runs so far.
     runs: AtomicU64,
+    /// Whether there are workers.
+    staff: Staff,
 }
 
 /// Runs after which the averages say something: the first ones are slow.
@@ -100,7 +104,7 @@ impl Queue {
         let state = Mutex::new(State { lanes, policy, next: 0, parked: 0, gathering: 0, open: true });
         let (wake, enough) = (Condvar::new(), Condvar::new());
         let [row_ns, run_ns, runs] = [const { AtomicU64::new(0) }; 3];
-        Queue { state, wake, enough, bounds, row_ns, run_ns, runs }
+        Queue { state, wake, enough, bounds, row_ns, run_ns, runs, staff: Staff::default() }
     }
 
     /// How jobs are gathered from now on.
@@ -183,9 +187,13 @@ impl Queue {
     }
 
     /// Fills `batch` with what a worker runs next, and what has gone meanwhile; waits for it, and then for its turn at
-    /// `gate`, so that what comes in that time runs with it. False when the queue is closed and empty.
+    /// `gate`, so that what comes in that time runs with it. False when the queue is closed and empty, or its workers were
+    /// dismissed.
     pub fn take(&self, batch: &mut Batch, gate: &mut Option<Gate>) -> bool {
         let (mut state, mut ready) = (self.lock(), None);
+        if self.is_dismissed() {
+            return false;
+        }
         loop {
             batch.taken = Instant::now();
             let plan = self.plan(&state, batch.taken);
@@ -226,10 +234,13 @@ impl Queue {
                     state = woken.unwrap_or_else(PoisonError::into_inner).0;
                     state.gathering -= 1;
                 }
-                Plan::Park if !state.open => return false,
+                Plan::Park if !state.open || self.is_dismissed() => return false,
                 Plan::Park => {
                     state.parked += 1;
                     state = self.wake.wait(state).unwrap_or_else(PoisonError::into_inner);
+                    if self.is_dismissed() {
+                        return false;
+                    }
                     // A wake-up that nobody asked for leaves this worker counted: `push` then signals once in vain.
                 }
             }

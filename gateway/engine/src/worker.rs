@@ -22,23 +22,21 @@ pub(crate) struct Shared {
     pub sample: Option<OnceLock<Vec<Tensor>>>,
 }
 
-/// Starts a worker for each session. They end when the queue is closed and empty.
+/// Starts a worker for each session. They end when the queue is empty, and closed or its workers dismissed.
 pub(crate) fn start(
     sessions: Vec<Box<dyn Session>>,
     shared: &Arc<Shared>,
     engine: &str,
     gate: impl Fn() -> Option<Gate>,
-) -> Result<(), EngineError> {
+) -> Result<Vec<thread::JoinHandle<()>>, EngineError> {
+    let mut workers = Vec::with_capacity(sessions.len());
     for (i, session) in sessions.into_iter().enumerate() {
         let (mine, gate) = (Arc::clone(shared), gate());
         let name = format!("{}-work-{i}", &engine[..engine.len().min(4)]);
         let started = thread::Builder::new().name(name).spawn(move || serve(session, &mine, gate));
-        if let Err(error) = started {
-            shared.queue.close();
-            return Err(EngineError::Unavailable(format!("no thread for a session: {error}")));
-        }
+        workers.push(started.map_err(|error| EngineError::Unavailable(format!("no thread for a session: {error}")))?);
     }
-    Ok(())
+    Ok(workers)
 }
 
 fn serve(mut session: Box<dyn Session>, shared: &Shared, mut gate: Option<Gate>) {

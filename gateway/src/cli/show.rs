@@ -155,6 +155,7 @@ fn print_loaded(loaded: &LoadedView, kind: &str) {
             graph.threads,
             if graph.isolation == "child" { "a process of its own" } else { "the gateway's process" },
         );
+        println!("  weights {}", place(graph.resident));
         print_batching(&graph.batching);
         print_signature(&graph.signature);
     }

@@ -83,10 +83,12 @@ pub struct ControlConfig {
 }
 
 /// Budgets for what may leave memory, bytes.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, serde::Serialize, serde::Deserialize)]
 pub struct MemoryConfig {
     /// Of compiled modules.
     pub modules: u64,
+    /// Of graphs' weights; `None` for any amount.
+    pub weights: Option<u64>,
 }
 
 /// The most that a model gets.
@@ -257,7 +259,10 @@ fn validate(written: Written, environment: &[(String, String)]) -> Result<Config
         children,
         engines: engines(written.engines.onnxruntime, written.engines.search, &dir)?,
         instances: positive(written.sandbox.instances, "sandbox.instances")?,
-        memory: MemoryConfig { modules: size(written.memory.modules, "memory.modules")? },
+        memory: MemoryConfig {
+            modules: size(written.memory.modules, "memory.modules")?,
+            weights: written.memory.weights.map(|weights| size(Some(weights), "memory.weights")).transpose()?,
+        },
         ceiling: ceiling(written.ceiling)?,
         prepare,
         fleet: fleet(written.fleet)?,

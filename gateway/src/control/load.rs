@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{OnceCell, Semaphore};
 use windrose_engine::{
-    Calibration, EngineChoice, EngineError, Engines, Graph, GraphOptions, Isolation, default_tenant,
+    Calibration, EngineChoice, EngineError, Engines, Graph, GraphOptions, Isolation, Source, default_tenant,
 };
 use windrose_sandbox::{CallContext, Grants, Import, ModuleKind, PASSTHROUGH, Sandbox};
 
@@ -248,9 +248,11 @@ impl Loader {
     }
 
     async fn load_graph(&self, digest: &str, wanted: &GraphOptions, store: &Store) -> Result<Graph, LoadError> {
-        let bytes = store.read_blob(digest).await?;
-        let (engines, options) = (self.engines.clone(), self.options(wanted));
-        let loaded = blocking(move || engines.load(bytes, &options)).await?;
+        // Said with the store's own words where the file is not what it was.
+        store.verify_blob(digest).await?;
+        let (engines, options, source) =
+            (self.engines.clone(), self.options(wanted), source(store.blob_path(digest)?, digest));
+        let loaded = blocking(move || engines.load_from(source, &options)).await?;
         loaded.map_err(|error: EngineError| LoadError::Model(error.to_string()))
     }
 
@@ -268,6 +270,16 @@ impl Loader {
             }
         }
     }
+}
+
+/// Reads a graph's file whenever its weights are loaded, and sees that it is what was deployed.
+fn source(path: PathBuf, digest: &str) -> Source {
+    let digest = digest.to_string();
+    Arc::new(move || {
+        let lost = |why: &str| EngineError::NotReady(format!("the graph's file {why}"));
+        let bytes = std::fs::read(&path).map_err(|error| lost(&error.to_string()))?;
+        if hex_digest(&bytes) == digest { Ok(bytes.into()) } else { Err(lost("is not what was deployed")) }
+    })
 }
 
 /// The digest of a manifest's module; that of the pass-through module where it names none.

@@ -14,17 +14,19 @@ pub(super) type Kinds = Vec<(&'static str, ResidencyCounts)>;
 #[derive(Default)]
 pub struct MemoryMetrics {
     modules: OnceLock<Residency>,
+    weights: OnceLock<Residency>,
 }
 
 impl MemoryMetrics {
-    /// Shows what is counted of compiled modules from now on. Only the first call counts.
-    pub fn attach(&self, modules: Residency) {
+    /// Shows what is counted of compiled modules and of weights from now on. Only the first call counts.
+    pub fn attach(&self, modules: Residency, weights: Residency) {
         let _ = self.modules.set(modules);
+        let _ = self.weights.set(weights);
     }
 
     /// What is counted now, zeros where nothing is attached.
     pub(super) fn counts(&self) -> Kinds {
-        [("modules", &self.modules)]
+        [("modules", &self.modules), ("weights", &self.weights)]
             .into_iter()
             .map(|(kind, residency)| (kind, residency.get().map(Residency::counts).unwrap_or_default()))
             .collect()
@@ -32,7 +34,7 @@ impl MemoryMetrics {
 }
 
 pub(super) fn encode(kinds: &Kinds, encoder: &mut DescriptorEncoder) -> fmt::Result {
-    let help = "Bytes in memory of what can leave it: compiled modules";
+    let help = "Bytes in memory of what can leave it: compiled modules, weights";
     let mut family = encoder.encode_descriptor("windrose_memory_bytes", help, None, MetricType::Gauge)?;
     for (kind, counts) in kinds {
         let bytes = i64::try_from(counts.bytes).unwrap_or(i64::MAX);

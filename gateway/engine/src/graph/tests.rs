@@ -44,9 +44,8 @@ impl Key {
     }
 }
 
-fn graph(capacity: usize) -> (Graph, Key) {
-    let (started, wait) = channel();
-    let (go, gate) = channel();
+/// What the gates' graph declares, and what runs it.
+fn declared() -> (Model, GraphInfo) {
     let info = GraphInfo {
         engine: "gate".into(),
         version: "0".into(),
@@ -65,9 +64,16 @@ fn graph(capacity: usize) -> (Graph, Key) {
         weight_bytes: 0,
         beyond_32_bits: None,
     };
+    (model, info)
+}
+
+fn graph(capacity: usize) -> (Graph, Key) {
+    let (started, wait) = channel();
+    let (go, gate) = channel();
+    let (model, info) = declared();
     let loaded = Loaded { info, sessions: vec![Box::new(Gate { started, go: gate })] };
     let bounds = Bounds { jobs: capacity, wait: None, workers: 1 };
-    let setup = Setup { bounds, keeps_sample: false, cores: None, padding: None };
+    let setup = Setup { bounds, keeps_sample: false, cores: None, padding: None, residence: None };
     (Graph::start(loaded, &model, setup).expect("a graph"), Key { started: wait, go })
 }
 
@@ -181,4 +187,122 @@ async fn the_workers_end_with_the_last_handle() {
     key.wait();
     let gone = key.started.recv_timeout(Duration::from_secs(10));
     assert_eq!(gone, Err(std::sync::mpsc::RecvTimeoutError::Disconnected), "the session is dropped");
+}
+
+// === weights that leave ===
+
+/// Sessions that the test opens and that say when they have gone, for a graph that can leave memory.
+struct Leaves {
+    graph: Graph,
+    residency: crate::Residency,
+    /// A key for each generation.
+    keys: Receiver<Key>,
+    /// One for each session that was dropped.
+    gone: Receiver<()>,
+}
+
+struct Mortal(Gate, Sender<()>);
+
+impl Session for Mortal {
+    fn run(&mut self, inputs: &[Tensor], outputs: &[usize]) -> Answer {
+        self.0.run(inputs, outputs)
+    }
+
+    fn serve(&mut self, work: &mut Work<'_>) {
+        work(self);
+    }
+}
+
+impl Drop for Mortal {
+    fn drop(&mut self) {
+        let _ = self.1.send(());
+    }
+}
+
+/// `reload` is asked before each load but the first.
+fn leaves(reload: impl Fn() -> Result<(), EngineError> + Send + Sync + 'static) -> Leaves {
+    let ((keys, all), (dropped, gone)) = (channel(), channel());
+    let (model, info) = declared();
+    let load = move || {
+        let ((started, wait), (go, gate)) = (channel(), channel());
+        let _ = keys.send(Key { started: wait, go });
+        let session: Box<dyn Session> = Box::new(Mortal(Gate { started, go: gate }, dropped.clone()));
+        Loaded { info: info.clone(), sessions: vec![session] }
+    };
+    let (loaded, residency) = (load(), crate::Residency::new(Some(10)));
+    // The receivers and senders of keys are moved between threads, and no two threads load at a time.
+    let load = std::sync::Mutex::new(load);
+    let again = Box::new(move || reload().map(|()| load.lock().expect("no panic")()));
+    let residence = Residence::new(residency.clone(), (10, residency.hold(10)), again);
+    let bounds = Bounds { jobs: 8, wait: None, workers: 1 };
+    let setup = Setup { bounds, keeps_sample: false, cores: None, padding: None, residence: Some(residence) };
+    let graph = Graph::start(loaded, &model, setup).expect("a graph");
+    Leaves { graph, residency, keys: all, gone }
+}
+
+const LONG: Duration = Duration::from_secs(10);
+
+#[tokio::test]
+async fn weights_in_use_stay_and_idle_ones_go_with_their_worker() {
+    let Leaves { graph, residency, keys, gone } = leaves(|| Ok(()));
+    let key = keys.recv().expect("a generation");
+    let running = start(&graph, job(1)).await;
+    key.wait();
+    let queued = start(&graph, job(2)).await;
+    // Somebody else wants the room.
+    let other = residency.hold(1);
+    assert!(graph.is_resident() && residency.is_over());
+    key.open();
+    key.open();
+    assert_eq!((value(running.await.expect("the task")), value(queued.await.expect("the task"))), (1, 2));
+    assert!(!graph.is_resident() && residency.counts().bytes == 1, "the last call has made room");
+    gone.recv_timeout(LONG).expect("the session is dropped");
+    drop(other);
+    let running = start(&graph, job(3)).await;
+    let key = keys.recv_timeout(LONG).expect("another generation");
+    key.open();
+    assert_eq!(value(running.await.expect("the task")), 3);
+    assert_eq!((graph.is_resident(), graph.counts().inferences, residency.counts().reloads), (true, 3, 1));
+    drop(graph);
+    gone.recv_timeout(LONG).expect("it ends with its graph");
+}
+
+#[tokio::test]
+async fn who_waits_for_weights_waits_no_longer_than_its_deadline() {
+    let (go, may) = channel();
+    let may = std::sync::Mutex::new(may);
+    let wait = move || may.lock().expect("no panic").recv().map_err(|_| EngineError::Stopped);
+    let Leaves { graph, residency, keys, .. } = leaves(wait);
+    drop(residency.hold(1));
+    assert!(!graph.is_resident());
+    let deadline = Some(Instant::now() + Duration::from_millis(20));
+    assert_eq!(graph.compute(Job { deadline, ..job(1) }).await, Err(EngineError::Deadline));
+    assert_eq!((graph.queued(), graph.counts().withdrawn), (0, 1));
+    let patient = start(&graph, job(2)).await;
+    go.send(()).expect("it loads");
+    keys.recv_timeout(LONG).expect("the first generation");
+    keys.recv_timeout(LONG).expect("another generation").open();
+    assert_eq!(value(patient.await.expect("the task")), 2);
+    assert_eq!(residency.counts().reloads, 1);
+}
+
+#[tokio::test]
+async fn weights_that_do_not_come_back_fail_those_who_wait_and_the_next_job_tries_again() {
+    let tries = std::sync::atomic::AtomicUsize::new(0);
+    let fails = move || match tries.fetch_add(1, Relaxed) {
+        0 => Err(EngineError::Failed("for now".into())),
+        1 => panic!("as an engine may"),
+        _ => Ok(()),
+    };
+    let Leaves { graph, residency, keys, .. } = leaves(fails);
+    drop(residency.hold(1));
+    for why in ["for now", "panicked"] {
+        let error = graph.compute(job(1)).await.expect_err("no weights");
+        assert!(matches!(&error, EngineError::NotReady(text) if text.contains(why)), "{error:?}");
+        assert_eq!((graph.is_resident(), graph.queued(), residency.counts().bytes), (false, 0, 0));
+    }
+    let running = start(&graph, job(3)).await;
+    keys.recv_timeout(LONG).expect("the first generation");
+    keys.recv_timeout(LONG).expect("another generation").open();
+    assert_eq!(value(running.await.expect("the task")), 3);
 }

@@ -153,6 +153,16 @@ impl Lanes {
         Some(waiting)
     }
 
+    /// Takes all jobs out.
+    pub fn drain(&mut self) -> Vec<Waiting> {
+        (self.jobs, self.rows) = (0, 0);
+        let all = self.lanes.iter_mut().flat_map(|lane| {
+            lane.rows = 0;
+            lane.jobs.drain(..).map(|(_, waiting)| waiting)
+        });
+        all.collect()
+    }
+
     /// The lane whose turn it is.
     pub fn next(&self) -> Option<usize> {
         let busy = self.lanes.iter().enumerate().filter(|(_, lane)| !lane.jobs.is_empty());

@@ -8,3 +8,4 @@ mod hand_off;
 mod isolated;
 mod refusals;
 mod setup;
+mod weights;

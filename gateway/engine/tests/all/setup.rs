@@ -40,7 +40,7 @@ pub fn engines() -> &'static Engines {
 }
 
 /// Children are this program again, told to run but the one test that is none.
-fn children() -> ChildConfig {
+pub fn children() -> ChildConfig {
     let program = Program {
         path: std::env::current_exe().expect("this program"),
         arguments: ["--exact", "isolated::child_process", "--nocapture"].map(Into::into).to_vec(),

@@ -293,6 +293,8 @@ pub struct GraphView {
     pub threads: usize,
     /// `process` where the gateway's own process runs it, `child` where one of its own does.
     pub isolation: String,
+    /// Whether the weights are in memory; else the next job waits until they are loaded again.
+    pub resident: bool,
     /// How jobs run together.
     pub batching: BatchingView,
     /// What it declares.

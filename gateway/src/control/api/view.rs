@@ -87,6 +87,7 @@ fn loaded(
             sessions: info.sessions,
             threads: info.threads,
             isolation: isolation(info.isolation).to_string(),
+            resident: graph.is_resident(),
             batching: batching(graph, preparation.and_then(|preparation| preparation.batching.get(name))),
             signature: SignatureView::from(graph.spec()),
         };

@@ -13,7 +13,7 @@ use windrose_sandbox::{
     Grants, Import, Limits, Module, ModuleError, ModuleKind, Program, ProgramConfig, Sandbox, SandboxConfig,
 };
 
-use crate::config::{Budget, Config};
+use crate::config::{Budget, Config, MemoryConfig};
 
 /// What server and child build in the same way, so that what one compiled the other can load.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -26,8 +26,8 @@ pub struct Host {
     pub instances: u32,
     /// The most linear memory of an instance, bytes.
     pub memory: u64,
-    /// Compiled code that may stay in memory, bytes.
-    pub modules: u64,
+    /// What may stay in memory.
+    pub budgets: MemoryConfig,
     /// Where ONNX Runtime's library is.
     pub engines: EnginesConfig,
     /// How graphs run in children.
@@ -50,7 +50,7 @@ impl Host {
             cache_key: config.dir.join("cache.key"),
             instances: config.instances,
             memory: config.ceiling.limits.memory,
-            modules: config.memory.modules,
+            budgets: config.memory,
             engines: config.engines.clone(),
             children,
         }
@@ -66,7 +66,7 @@ impl Host {
             cache_key: Some(self.cache_key.clone()),
             instances: self.instances,
             memory: self.memory,
-            modules: Some(self.modules),
+            modules: Some(self.budgets.modules),
         })
     }
 
@@ -75,7 +75,8 @@ impl Host {
     /// # Errors
     /// As [`Engines::new`].
     pub fn engines(&self) -> Result<Engines, EngineError> {
-        Ok(Engines::new(self.engines.clone())?.with_children(self.children.clone()))
+        let engines = Engines::new(self.engines.clone())?.with_children(self.children.clone());
+        Ok(engines.with_weights(self.budgets.weights))
     }
 }
 

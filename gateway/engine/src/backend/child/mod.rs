@@ -49,6 +49,7 @@ pub struct ChildConfig {
 }
 
 /// Loads graphs into children.
+#[derive(Clone)]
 pub(crate) struct Children {
     config: ChildConfig,
     engines: EnginesConfig,

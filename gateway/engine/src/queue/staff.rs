@@ -1,0 +1,59 @@
+//! Queues whose workers can be dismissed while nothing waits, and called back when something does.
+
+use std::sync::atomic::{AtomicU8, Ordering::SeqCst};
+
+use super::Queue;
+use crate::EngineError;
+
+/// Whether there are workers. They are dismissed under the queue's lock, so that whoever queues a job knows.
+#[derive(Debug, Default)]
+pub(super) struct Staff(AtomicU8);
+
+const HERE: u8 = 0;
+const DISMISSED: u8 = 1;
+/// Somebody has undertaken to bring them back.
+const COMING: u8 = 2;
+
+impl Queue {
+    /// Sends the workers away if no job waits and `idle` says that none is under way. Each goes when its run ends.
+    pub fn dismiss(&self, idle: impl FnOnce() -> bool) -> bool {
+        let mut state = self.lock();
+        let dismissed =
+            state.lanes.jobs() == 0 && idle() && self.staff.0.compare_exchange(HERE, DISMISSED, SeqCst, SeqCst).is_ok();
+        if dismissed {
+            state.parked = 0;
+            drop(state);
+            self.wake.notify_all();
+        }
+        dismissed
+    }
+
+    /// Whether the workers were dismissed and are not back.
+    pub fn is_dismissed(&self) -> bool {
+        self.staff.0.load(SeqCst) != HERE
+    }
+
+    /// Whether the workers were dismissed and nobody else brings them back: the caller does, with [`Queue::recalled`] or
+    /// [`Queue::abandon`] in the end.
+    pub fn claims_recall(&self) -> bool {
+        self.is_dismissed() && self.staff.0.compare_exchange(DISMISSED, COMING, SeqCst, SeqCst).is_ok()
+    }
+
+    /// New workers may take jobs.
+    pub fn recalled(&self) {
+        self.staff.0.store(HERE, SeqCst);
+    }
+
+    /// Nobody comes: whoever waits is told why. Returns how many waited. The next job calls again.
+    pub fn abandon(&self, why: &EngineError) -> u64 {
+        let mut state = self.lock();
+        self.staff.0.store(DISMISSED, SeqCst);
+        let waiting = state.lanes.drain();
+        drop(state);
+        let count = waiting.len() as u64;
+        for waiting in waiting {
+            let _ = waiting.reply.send(Err(why.clone()));
+        }
+        count
+    }
+}
