@@ -3,10 +3,15 @@
 import hashlib
 import json
 import re
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from harness import ROOT, Gateway, wait_until
+
+sys.path.insert(0, str(ROOT / "benches"))
+
+from many_models import WIDTH, graph  # noqa: E402
 
 IRIS = ROOT / "examples" / "iris"
 INPUT = (IRIS / "test-input.json").read_bytes()
@@ -98,3 +103,51 @@ def test_a_module_that_the_cache_has_lost_is_not_ready_until_it_is_compiled_agai
     again = lambda: gateway.call("POST", f"/v2/models/{names[0]}/infer", INPUT, headers).status
     wait_until(lambda: again() == 200, 120, "the module to be compiled again", pause=0.1)
     assert len(list((gateway.folder / "data" / "cache").iterdir())) == 1
+
+
+def largest(gateway: Gateway, model: str):
+    inputs = [{"name": "x", "datatype": "FP32", "shape": [1, WIDTH], "data": [0.5] * WIDTH}]
+    return gateway.infer(model, inputs)
+
+
+def test_two_hundred_models_of_one_graph_hold_its_weights_once(make_gateway, tmp_path):
+    gateway = make_gateway()
+    control = Control(gateway)
+    graph(tmp_path / "wide.onnx", 32)
+    content = (tmp_path / "wide.onnx").read_bytes()
+    manifest = {"version": "1", "graphs": {"model": {"digest": control.upload(content)}}}
+    control.deploy("m0", manifest)
+    expected = largest(gateway, "m0").json()["outputs"]
+    before = gateway.resident()
+    for number in range(1, 200):
+        control.deploy(f"m{number}", manifest)
+    for number in range(0, 200, 9):
+        assert largest(gateway, f"m{number}").json()["outputs"] == expected
+    assert control.metric("windrose_memory_bytes", "weights") == len(content)
+    assert gateway.resident() - before < len(content)
+
+
+def test_weights_that_left_memory_answer_the_next_request_and_not_from_a_file_that_has_changed(make_gateway, tmp_path):
+    gateway = make_gateway(memory__weights="1")
+    control = Control(gateway)
+    graph(tmp_path / "wide.onnx", 4)
+    digest = control.upload((tmp_path / "wide.onnx").read_bytes())
+    manifest = {"version": "1", "graphs": {"model": {"digest": digest}}}
+    for name in ("m0", "m1"):
+        control.deploy(name, manifest)
+    away = lambda: control.metric("windrose_memory_bytes", "weights") == 0
+    expected = largest(gateway, "m0").json()["outputs"]
+    wait_until(away, 30, "idle weights to leave")
+    assert not control.version("m1")["loaded"]["graphs"]["model"]["resident"]
+    assert "weights evicted" in gateway.cli("inspect", "m1").stdout
+    with ThreadPoolExecutor(8) as pool:
+        for answer in pool.map(lambda turn: largest(gateway, f"m{turn % 2}"), range(40)):
+            assert answer.json()["outputs"] == expected
+    wait_until(away, 30, "idle weights to leave")
+    (file,) = [path for path in (gateway.folder / "data").rglob(f"*{digest[-16:]}*") if path.is_file()]
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    answer = largest(gateway, "m0")
+    assert (answer.status, answer.headers["windrose-error"], answer.headers["retry-after"]) == (503, "not_ready", "1")
+    file.write_bytes(whole)
+    assert largest(gateway, "m1").json()["outputs"] == expected

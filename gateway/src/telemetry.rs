@@ -3,6 +3,7 @@
 //! Labels only ever hold names that were deployed: a request for an unknown model is counted without one. What a
 //! version counted goes when the version is no longer served.
 
+mod histogram;
 mod memory;
 
 use std::collections::{BTreeMap, HashMap};
@@ -12,18 +13,15 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet};
+use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 use windrose_engine::{GraphCounts, Released};
 
+use self::histogram::Histogram;
 pub use self::memory::MemoryMetrics;
 use crate::error::Kind;
 use crate::snapshot::{Current, Served, Snapshot};
-
-/// Upper bounds of the duration buckets, seconds.
-const BOUNDS: [f64; 16] =
-    [0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0];
 
 /// How a request ended, beyond the kinds of [`Kind`].
 const OK: usize = Kind::ALL.len();
@@ -128,13 +126,6 @@ pub struct Totals {
 /// The metrics of one served version, found at its first request. `Default` is what a new [`Served`] gets.
 #[derive(Default)]
 pub struct MetricsSlot(OnceLock<Arc<ModelMetrics>>);
-
-/// Durations in the buckets of [`BOUNDS`]; the last bucket holds the rest.
-#[derive(Default)]
-struct Histogram {
-    buckets: [AtomicU64; BOUNDS.len() + 1],
-    sum_ns: AtomicU64,
-}
 
 /// A request being counted; when it is dropped without [`Track::finish`], the client went away.
 pub struct Track {
@@ -349,25 +340,6 @@ impl Drop for Track {
             let time = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
             self.metrics.succeeded_ns.fetch_add(time, Ordering::Relaxed);
         }
-    }
-}
-
-// === impl Histogram ===
-
-impl Histogram {
-    fn observe(&self, time: Duration) {
-        let seconds = time.as_secs_f64();
-        let bucket = BOUNDS.iter().position(|bound| seconds <= *bound).unwrap_or(BOUNDS.len());
-        self.buckets[bucket].fetch_add(1, Ordering::Relaxed);
-        self.sum_ns.fetch_add(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
-    }
-
-    fn encode(&self, mut encoder: MetricEncoder) -> fmt::Result {
-        let counts: Vec<u64> = self.buckets.iter().map(|b| b.load(Ordering::Relaxed)).collect();
-        let bounds = BOUNDS.iter().copied().chain([f64::MAX]);
-        let buckets: Vec<(f64, u64)> = bounds.zip(counts.iter().copied()).collect();
-        let sum = self.sum_ns.load(Ordering::Relaxed) as f64 * 1e-9;
-        encoder.encode_histogram::<NoLabelSet>(sum, counts.iter().sum(), &buckets, None)
     }
 }
 

@@ -190,9 +190,9 @@ impl Engines {
     /// they were loaded again from `source`.
     ///
     /// # Errors
-    /// As [`Engines::load`], and what `source` says.
-    pub fn load_from(&self, source: Source, options: &GraphOptions) -> Result<Graph, EngineError> {
-        self.load_as(source()?, options, Purpose::ServeFrom(source))
+    /// As [`Engines::load`].
+    pub fn load_with(&self, onnx: Bytes, source: Source, options: &GraphOptions) -> Result<Graph, EngineError> {
+        self.load_as(onnx, options, Purpose::ServeFrom(source))
     }
 
     /// As [`Engines::load`], for [`crate::calibrate`]: the graph keeps the inputs of the first job that it answers.

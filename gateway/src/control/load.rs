@@ -248,11 +248,9 @@ impl Loader {
     }
 
     async fn load_graph(&self, digest: &str, wanted: &GraphOptions, store: &Store) -> Result<Graph, LoadError> {
-        // Said with the store's own words where the file is not what it was.
-        store.verify_blob(digest).await?;
-        let (engines, options, source) =
-            (self.engines.clone(), self.options(wanted), source(store.blob_path(digest)?, digest));
-        let loaded = blocking(move || engines.load_from(source, &options)).await?;
+        let (bytes, source) = (store.read_blob(digest).await?, source(store.blob_path(digest)?, digest));
+        let (engines, options) = (self.engines.clone(), self.options(wanted));
+        let loaded = blocking(move || engines.load_with(bytes, source, &options)).await?;
         loaded.map_err(|error: EngineError| LoadError::Model(error.to_string()))
     }
 
@@ -272,7 +270,7 @@ impl Loader {
     }
 }
 
-/// Reads a graph's file whenever its weights are loaded, and sees that it is what was deployed.
+/// Reads a graph's file when its weights are loaded again, and sees that it is what was deployed.
 fn source(path: PathBuf, digest: &str) -> Source {
     let digest = digest.to_string();
     Arc::new(move || {

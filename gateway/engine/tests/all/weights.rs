@@ -54,7 +54,7 @@ impl Graphs {
                 loads.fetch_add(1, Relaxed);
                 Ok(numbered(number))
             };
-            engines.load_from(Arc::new(source), options).expect("a graph")
+            engines.load_with(source().expect("a file"), Arc::new(source), options).expect("a graph")
         };
         let graphs = loads.iter().enumerate().map(load).collect();
         Graphs { engines, graphs, loads }
