@@ -5,6 +5,7 @@
 
 mod histogram;
 mod memory;
+mod sites;
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
@@ -20,6 +21,7 @@ use windrose_engine::{GraphCounts, Released};
 
 use self::histogram::Histogram;
 pub use self::memory::MemoryMetrics;
+pub use self::sites::{Attempt, AttemptTrack, Probed, SiteMetrics};
 use crate::error::Kind;
 use crate::snapshot::{Current, Served, Snapshot};
 
@@ -47,37 +49,6 @@ pub struct Telemetry {
     sites: Mutex<BTreeMap<String, Arc<SiteMetrics>>>,
     /// What can leave memory.
     pub memory: MemoryMetrics,
-}
-
-/// How an attempt at a site ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Attempt {
-    Answered,
-    Failed,
-    Overloaded,
-    NotHere,
-    ConnectFailed,
-    Refused,
-    Reset,
-    Cut,
-    Cancelled,
-}
-
-/// What is counted for one site of a fleet.
-#[derive(Default)]
-pub struct SiteMetrics {
-    /// By [`Attempt`].
-    attempts: [AtomicU64; Attempt::ALL.len()],
-    /// Ejections after failures, and for wrong golden answers.
-    ejections: [AtomicU64; 2],
-    /// Golden probes.
-    probes: AtomicU64,
-}
-
-/// An attempt being counted; when it is dropped without [`AttemptTrack::end`], it was cancelled.
-pub struct AttemptTrack {
-    metrics: Arc<SiteMetrics>,
-    ended: Attempt,
 }
 
 /// Counts of the listener.
@@ -155,6 +126,11 @@ impl Telemetry {
         };
         metrics.in_flight.fetch_add(1, Ordering::Relaxed);
         Track { metrics, started, outcome: CANCELLED }
+    }
+
+    /// Follows what is nobody's request, and counts it nowhere: a probe.
+    pub fn untracked(&self, started: Instant) -> Track {
+        Track { metrics: Arc::default(), started, outcome: CANCELLED }
     }
 
     /// The metrics of a site.
@@ -242,66 +218,6 @@ impl Telemetry {
 /// Drops what counted for versions that are served no longer.
 fn drop_unserved(models: &mut Models, snapshot: &Snapshot) {
     models.retain(|(model, version), _| snapshot.model(model).is_some_and(|v| v.get(version).is_some()));
-}
-
-// === impl SiteMetrics ===
-
-impl Attempt {
-    const ALL: [Attempt; 9] = [
-        Attempt::Answered,
-        Attempt::Failed,
-        Attempt::Overloaded,
-        Attempt::NotHere,
-        Attempt::ConnectFailed,
-        Attempt::Refused,
-        Attempt::Reset,
-        Attempt::Cut,
-        Attempt::Cancelled,
-    ];
-
-    fn as_str(self) -> &'static str {
-        match self {
-            Attempt::Answered => "answered",
-            Attempt::Failed => "failed",
-            Attempt::Overloaded => "overloaded",
-            Attempt::NotHere => "not_here",
-            Attempt::ConnectFailed => "connect_failed",
-            Attempt::Refused => "refused",
-            Attempt::Reset => "reset",
-            Attempt::Cut => "cut",
-            Attempt::Cancelled => "cancelled",
-        }
-    }
-}
-
-impl SiteMetrics {
-    /// Begins to count an attempt.
-    pub fn attempt(self: &Arc<SiteMetrics>) -> AttemptTrack {
-        AttemptTrack { metrics: self.clone(), ended: Attempt::Cancelled }
-    }
-
-    /// Counts an ejection.
-    pub fn ejected(&self, wrong: bool) {
-        self.ejections[usize::from(wrong)].fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// Counts a golden probe.
-    pub fn probed(&self) {
-        self.probes.fetch_add(1, Ordering::Relaxed);
-    }
-}
-
-impl AttemptTrack {
-    /// Says how it ended.
-    pub fn end(mut self, ended: Attempt) {
-        self.ended = ended;
-    }
-}
-
-impl Drop for AttemptTrack {
-    fn drop(&mut self) {
-        self.metrics.attempts[self.ended as usize].fetch_add(1, Ordering::Relaxed);
-    }
 }
 
 // === impl Track ===
@@ -397,7 +313,7 @@ impl Collector for Scrape {
     fn encode(&self, mut encoder: DescriptorEncoder) -> fmt::Result {
         self.encode_requests(&mut encoder)?;
         self.encode_graphs(&mut encoder)?;
-        self.encode_sites(&mut encoder)?;
+        sites::encode(&self.sites, &mut encoder)?;
         memory::encode(&self.memory, &mut encoder)?;
         self.encode_process(&mut encoder)
     }
@@ -514,34 +430,6 @@ impl Scrape {
                 let seconds = read(counts) as f64 * 1e-9;
                 family.encode_family(labels)?.encode_counter::<NoLabelSet, _, f64>(&seconds, None)?;
             }
-        }
-        Ok(())
-    }
-
-    fn encode_sites(&self, encoder: &mut DescriptorEncoder) -> fmt::Result {
-        let help = "Attempts at the sites of the fleet, this one included, by how they ended";
-        let mut family = encoder.encode_descriptor("windrose_site_attempts", help, None, MetricType::Counter)?;
-        for (site, metrics) in &self.sites {
-            for ended in Attempt::ALL {
-                let count = metrics.attempts[ended as usize].load(Ordering::Relaxed);
-                let labels = [("site", site.clone()), ("ended", ended.as_str().to_owned())];
-                family.encode_family(&labels)?.encode_counter::<NoLabelSet, _, u64>(&count, None)?;
-            }
-        }
-        let help = "Ejections of replicas at a site, after failures or for wrong golden answers";
-        let mut family = encoder.encode_descriptor("windrose_site_ejections", help, None, MetricType::Counter)?;
-        for (site, metrics) in &self.sites {
-            for (why, count) in ["failures", "wrong"].into_iter().zip(&metrics.ejections) {
-                let labels = [("site", site.clone()), ("why", why.to_owned())];
-                let count = count.load(Ordering::Relaxed);
-                family.encode_family(&labels)?.encode_counter::<NoLabelSet, _, u64>(&count, None)?;
-            }
-        }
-        let help = "Golden probes sent to a site, which no other metric counts";
-        let mut family = encoder.encode_descriptor("windrose_site_probes", help, None, MetricType::Counter)?;
-        for (site, metrics) in &self.sites {
-            let count = metrics.probes.load(Ordering::Relaxed);
-            family.encode_family(&[("site", site.clone())])?.encode_counter::<NoLabelSet, _, u64>(&count, None)?;
         }
         Ok(())
     }

@@ -8,7 +8,6 @@ use std::time::{Duration, Instant};
 
 use http::HeaderMap;
 use tokio::sync::OwnedSemaphorePermit;
-use windrose_engine::default_tenant;
 use windrose_route::{Rules, Source};
 use windrose_sandbox::ModuleKind;
 
@@ -31,6 +30,15 @@ pub struct Admitted<T> {
     pub tenant: Arc<str>,
     /// What is asked.
     pub what: T,
+}
+
+/// Whose request it is.
+#[derive(Clone, Debug)]
+pub struct Caller {
+    /// The request's id.
+    pub request_id: Arc<str>,
+    /// Whose share of the engines it takes, and whose requests it may share a batch with.
+    pub tenant: Arc<str>,
 }
 
 /// When a request arrived and how long its answer may take.
@@ -129,27 +137,28 @@ pub fn deadline(served: &Served, timing: Timing) -> Instant {
 /// [`Kind::InvalidInput`] naming the input or output; [`Kind::Overloaded`]; [`Kind::Deadline`].
 pub fn inference(
     served: Arc<Served>,
-    request_id: Arc<str>,
+    caller: Caller,
     timing: Timing,
     request: Request,
 ) -> Result<Admitted<Request>, Error> {
     if let Some(spec) = &served.signature {
         signature::check(spec, &request).map_err(|message| Error::new(Kind::InvalidInput, message))?;
     }
-    exchange(served, request_id, timing, request)
+    exchange(served, caller, timing, request)
 }
 
 /// Admits what has no declaration to fit.
 ///
 /// # Errors
 /// [`Kind::Overloaded`]; [`Kind::Deadline`].
-pub fn exchange<T>(served: Arc<Served>, request_id: Arc<str>, timing: Timing, what: T) -> Result<Admitted<T>, Error> {
+pub fn exchange<T>(served: Arc<Served>, caller: Caller, timing: Timing, what: T) -> Result<Admitted<T>, Error> {
     let deadline = deadline(&served, timing);
     if deadline <= Instant::now() {
         return Err(Error::new(Kind::Deadline, "the deadline passed"));
     }
     let permit = served.permits.clone().try_acquire_owned().map_err(|_| overloaded(&served))?;
-    Ok(Admitted { served, permit, deadline, request_id, tenant: default_tenant(), what })
+    let Caller { request_id, tenant } = caller;
+    Ok(Admitted { served, permit, deadline, request_id, tenant, what })
 }
 
 #[cold]

@@ -114,7 +114,7 @@ async fn from_peers(found: &Replicated, digest: &str) -> Option<Bytes> {
 async fn probe(found: &Replicated, place: &Place, test: &SelfTest, (input, output): (Bytes, Bytes)) {
     let To::There(upstream) = &place.to else { return };
     let Upstream::Peer(peer) = &**upstream else { return };
-    place.metrics.probed();
+    place.metrics.probes();
     let ended = timeout(PATIENCE, ask(peer, found, place, input)).await;
     let probe = match ended {
         Ok(Some((StatusCode::OK, answer))) => match compare_golden(&answer, &output, test.tolerance) {
@@ -139,7 +139,15 @@ async fn ask(peer: &Peer, found: &Replicated, place: &Place, input: Bytes) -> Op
     let uri = format!("https://windrose/v2/models/{}/versions/{}/infer", found.model, found.version);
     let mut request = Request::post(uri).version(Version::HTTP_2).body(()).ok()?;
     request.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    let told = Forwarded { remaining: PATIENCE, digest: place.digest?, rules: found.shared_rules.clone() };
-    told.stamp(request.headers_mut(), 0, "probe");
+    let told = Forwarded {
+        remaining: PATIENCE,
+        digest: place.digest?,
+        rules: found.shared_rules.clone(),
+        attempt: 0,
+        // A share of the engine of its own: it must not wait behind everything that clients have queued there.
+        tenant: "probe".into(),
+        probe: true,
+    };
+    told.stamp(request.headers_mut());
     fetch(peer, request, Outgoing::Whole(input)).await.ok()
 }

@@ -125,6 +125,25 @@ impl Replicated {
     pub fn is_elsewhere(&self) -> bool {
         self.places.values().any(|place| matches!(place.to, To::There(_)))
     }
+
+    /// Whether calls may be answered at this gateway, the site of this name.
+    pub fn answers_at(&self, site: &str) -> bool {
+        let here = self.places.get(site).filter(|place| matches!(place.to, To::Here(_)));
+        let digest = here.and_then(|place| place.digest);
+        digest.is_some_and(|digest| self.replicas.lock().settings().digests.contains(&digest))
+    }
+
+    /// What chooses for one read, among the replicas elsewhere: how long reads take says nothing about calls, and must
+    /// not be learned as if it did.
+    pub fn for_reads(&self) -> Arc<Replicas> {
+        let router = self.replicas.lock();
+        let all = router.ids().filter_map(|id| router.replica(id));
+        let elsewhere = all.filter(|replica| replica.nature != Nature::Local).cloned().collect();
+        let mut reads = Router::new(router.settings().clone(), Random::seeded(rand::random()));
+        drop(router);
+        reads.update(elsewhere, 0);
+        Replicas::new(reads)
+    }
 }
 
 // === impl Builder ===

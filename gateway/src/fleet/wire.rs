@@ -8,6 +8,7 @@ use http::header::{
     CONNECTION, EXPECT, HOST, HeaderMap, HeaderName, HeaderValue, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRAILER,
     TRANSFER_ENCODING, UPGRADE,
 };
+use windrose_engine::default_tenant;
 use windrose_route::{Digest, Jurisdiction, Load, Rules, Source};
 
 use crate::config::fleet::parse_digest;
@@ -39,11 +40,13 @@ const ATTEMPT: HeaderName = HeaderName::from_static("windrose-attempt");
 const HOPS: HeaderName = HeaderName::from_static("windrose-hops");
 /// Whose request it is.
 const TENANT: HeaderName = HeaderName::from_static("windrose-tenant");
+/// That it is nobody's request but a probe, and of which kind.
+const PROBE: HeaderName = HeaderName::from_static("windrose-probe");
 /// Load of the model that answered.
 pub const LOAD: HeaderName = HeaderName::from_static("windrose-load");
 
 /// The names that only gateways use.
-const INTERNAL: [HeaderName; 7] = [REMAINING, DIGEST, RULES, ATTEMPT, HOPS, TENANT, LOAD];
+const INTERNAL: [HeaderName; 8] = [REMAINING, DIGEST, RULES, ATTEMPT, HOPS, TENANT, PROBE, LOAD];
 
 /// A client's wishes; each can only make the rules stricter.
 const ALLOW: HeaderName = HeaderName::from_static("windrose-allow");
@@ -53,9 +56,13 @@ const HEDGE: HeaderName = HeaderName::from_static("windrose-hedge");
 
 /// The longest list of rules that is read, bytes.
 const MAX_RULES: usize = 4096;
+/// The longest name of a tenant, bytes.
+const MAX_TENANT: usize = 128;
+/// The one kind of probe that is an inference.
+const GOLDEN: &str = "golden";
 
 /// What a peer says about a request that it forwards.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Forwarded {
     /// What is left of the client's patience.
     pub remaining: Duration,
@@ -63,6 +70,12 @@ pub struct Forwarded {
     pub digest: Digest,
     /// What binds it.
     pub rules: Arc<Rules>,
+    /// How many attempts there were before this one.
+    pub attempt: u8,
+    /// Whose request it is.
+    pub tenant: Arc<str>,
+    /// Whether it is a golden probe, and no client's request.
+    pub probe: bool,
 }
 
 /// What a client wishes for, beside its deadline.
@@ -151,11 +164,11 @@ fn word(headers: &HeaderMap, name: &HeaderName, known: &str) -> Result<bool, Err
 }
 
 impl Forwarded {
-    /// Puts it on the headers of a request to a peer. `attempt` counts from 0.
-    pub fn stamp(&self, headers: &mut HeaderMap, attempt: u8, tenant: &str) {
+    /// Puts it on the headers of a request to a peer.
+    pub fn stamp(&self, headers: &mut HeaderMap) {
         let millis = u64::try_from(self.remaining.as_millis()).unwrap_or(u64::MAX).max(1);
         headers.insert(REMAINING, HeaderValue::from(millis));
-        headers.insert(ATTEMPT, HeaderValue::from(u16::from(attempt)));
+        headers.insert(ATTEMPT, HeaderValue::from(u16::from(self.attempt)));
         headers.insert(HOPS, HeaderValue::from_static("1"));
         let mut insert = |name: HeaderName, text: &str| {
             if let Ok(value) = HeaderValue::from_str(text) {
@@ -163,7 +176,10 @@ impl Forwarded {
             }
         };
         insert(DIGEST, &hex(&self.digest));
-        insert(TENANT, tenant);
+        insert(TENANT, &self.tenant);
+        if self.probe {
+            insert(PROBE, GOLDEN);
+        }
         if !self.rules.is_empty() {
             insert(RULES, &written(&self.rules));
         }
@@ -181,13 +197,27 @@ impl Forwarded {
         if text(&HOPS) != Some("1") {
             return Err(malformed(HOPS));
         }
+        let attempt = text(&ATTEMPT).and_then(|t| t.parse().ok()).ok_or_else(|| malformed(ATTEMPT))?;
+        let tenant = text(&TENANT).and_then(tenant_of).ok_or_else(|| malformed(TENANT))?;
+        let probe = headers.contains_key(&PROBE);
+        if probe && text(&PROBE) != Some(GOLDEN) {
+            return Err(malformed(PROBE));
+        }
         let rules = match headers.get(&RULES) {
             None => Rules::none(),
             Some(_) => text(&RULES).and_then(read).ok_or_else(|| malformed(RULES))?,
         };
         drop_internal(headers);
-        Ok(Forwarded { remaining: Duration::from_millis(remaining), digest, rules: Arc::new(rules) })
+        let (remaining, rules) = (Duration::from_millis(remaining), Arc::new(rules));
+        Ok(Forwarded { remaining, digest, rules, attempt, tenant, probe })
     }
+}
+
+/// A tenant's name as a peer writes it.
+fn tenant_of(text: &str) -> Option<Arc<str>> {
+    let default = default_tenant();
+    let sane = (1..=MAX_TENANT).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_graphic());
+    sane.then(|| if text == &*default { default } else { text.into() })
 }
 
 /// Rules as one line: `manifest allow=eu,ch deny=; request deny=us`.
@@ -276,12 +306,14 @@ mod tests {
             Some(vec![]),
             vec![place("us")],
         );
-        let told = Forwarded { remaining: Duration::from_millis(1500), digest: [7; 32], rules: Arc::new(rules) };
-        let mut headers = HeaderMap::new();
-        told.stamp(&mut headers, 2, "default");
-        let read = Forwarded::take(&mut headers).unwrap();
-        assert_eq!((read.remaining, read.digest, &read.rules), (told.remaining, told.digest, &told.rules));
-        assert!(headers.is_empty(), "{headers:?}");
+        for (attempt, tenant, probe) in [(2, default_tenant(), false), (0, "acme/eu".into(), true)] {
+            let (remaining, rules) = (Duration::from_millis(1500), Arc::new(rules.clone()));
+            let told = Forwarded { remaining, digest: [7; 32], rules, attempt, tenant, probe };
+            let mut headers = HeaderMap::new();
+            told.stamp(&mut headers);
+            assert_eq!(Forwarded::take(&mut headers).unwrap(), told);
+            assert!(headers.is_empty(), "{headers:?}");
+        }
     }
 
     #[test]
@@ -289,17 +321,21 @@ mod tests {
         let whole = || {
             let mut headers = HeaderMap::new();
             let rules = Rules::none().and(Source::Tenant, None, vec![place("us")]);
-            Forwarded { remaining: Duration::from_secs(1), digest: [1; 32], rules: Arc::new(rules) }.stamp(
-                &mut headers,
-                0,
-                "t",
-            );
+            let (remaining, rules) = (Duration::from_secs(1), Arc::new(rules));
+            let told = Forwarded { remaining, digest: [1; 32], rules, attempt: 0, tenant: "t".into(), probe: false };
+            told.stamp(&mut headers);
             headers
         };
-        for name in [REMAINING, DIGEST, HOPS] {
+        for name in [REMAINING, DIGEST, HOPS, ATTEMPT, TENANT] {
             let mut headers = whole();
             headers.remove(&name);
             assert_eq!(Forwarded::take(&mut headers).unwrap_err().kind, Kind::Malformed);
+        }
+        let long = "t".repeat(MAX_TENANT + 1);
+        for (name, wrong) in [(ATTEMPT, "256"), (TENANT, ""), (TENANT, "a b"), (TENANT, &long), (PROBE, "load")] {
+            let mut headers = whole();
+            headers.insert(name, HeaderValue::from_str(wrong).unwrap());
+            assert!(Forwarded::take(&mut headers).is_err(), "{wrong}");
         }
         for rules in ["tenant deny=u s", "somebody deny=us", "tenant permit=us", "tenant", ""] {
             let mut headers = whole();

@@ -1,6 +1,5 @@
 //! Guests that speak for themselves, under the path of their model: `wasi:http` components and commands.
 
-use bytes::Bytes;
 use http::header::{ACCEPT_ENCODING, CONNECTION, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, Request, Response, Uri};
 use http_body_util::{BodyExt, Limited};
@@ -13,7 +12,7 @@ use super::received::Received;
 use crate::admit;
 use crate::dispatch;
 use crate::error::{Error, Kind};
-use crate::fleet::wire::HOP_BY_HOP;
+use crate::fleet::wire::{self, HOP_BY_HOP};
 use crate::telemetry::Track;
 
 /// Answers a call of a guest. `rest` is its part of the path. A stream takes the track with it; it is left where the
@@ -41,20 +40,22 @@ async fn exchange(
     rest: &str,
     track: &mut Option<Track>,
 ) -> Result<Response<Body>, Error> {
-    let Call { plane, served, identity, mut timing } = call;
+    let caller = call.caller();
+    let Call { plane, served, identity, mut timing, .. } = call;
     timing.header = shorter(timing.header, timeout_header(request.headers())?);
     let (mut head, body) = request.into_parts();
     head.uri = stripped(&head.uri, rest)?;
     strip_hop_by_hop(&mut head.headers);
     identity.stamp(&mut head.headers);
     let body: HttpBody = Limited::new(body, plane.config.max_body).boxed_unsync();
-    let admitted = admit::exchange(served, identity.request_id.clone(), timing, Request::from_parts(head, body))?;
+    let admitted = admit::exchange(served, caller, timing, Request::from_parts(head, body))?;
     let (answer, time) = dispatch::serve(admitted).await;
     if let Some(track) = track {
         track.called(time);
     }
     let (mut answer, permit) = answer?;
     strip_hop_by_hop(answer.headers_mut());
+    drop_ours(answer.headers_mut());
     match track.take() {
         Some(track) => Ok(Body::guest(answer, track, permit)),
         None => Err(Error::new(Kind::Internal, "internal error").with_detail("an exchange without a track")),
@@ -67,7 +68,8 @@ async fn command(
     rest: &str,
     track: &mut Option<Track>,
 ) -> Result<Response<Body>, Error> {
-    let Call { plane, served, identity, mut timing } = call;
+    let caller = call.caller();
+    let Call { plane, served, mut timing, .. } = call;
     if !rest.is_empty() && rest != "/" {
         return Err(Error::new(
             Kind::NotFound,
@@ -84,7 +86,7 @@ async fn command(
     let stdin = body::read(&head.headers, incoming, &plane.config, &mut lease, arrives_until).await?;
     let received = stdin.len();
     let content_type = content_type(served.manifest.command.content_type.as_deref());
-    let admitted = admit::exchange::<Bytes>(served, identity.request_id.clone(), timing, stdin)?;
+    let admitted = admit::exchange(served, caller, timing, stdin)?;
     let (output, time) = dispatch::run(admitted).await;
     if let Some(track) = track {
         track.received(received);
@@ -123,6 +125,12 @@ fn strip_hop_by_hop(headers: &mut HeaderMap) {
     }
 }
 
+/// Takes off an answer what only gateways say: a peer would believe it.
+fn drop_ours(headers: &mut HeaderMap) {
+    wire::drop_internal(headers);
+    headers.remove(answer::ERROR);
+}
+
 fn content_type(declared: Option<&str>) -> HeaderValue {
     declared
         .and_then(|value| HeaderValue::from_str(value).ok())
@@ -154,5 +162,15 @@ mod tests {
         }
         strip_hop_by_hop(&mut headers);
         assert_eq!(headers.keys().collect::<Vec<_>>(), ["accept"]);
+    }
+
+    #[test]
+    fn a_guest_does_not_speak_as_a_gateway() {
+        let mut headers = HeaderMap::new();
+        for name in ["windrose-load", "windrose-error", "windrose-tenant", "x-own"] {
+            headers.insert(name, HeaderValue::from_static("1"));
+        }
+        drop_ours(&mut headers);
+        assert_eq!(headers.keys().collect::<Vec<_>>(), ["x-own"]);
     }
 }

@@ -33,7 +33,15 @@ pub(super) struct Call<'a> {
     pub plane: &'a DataPlane,
     pub served: Arc<Served>,
     pub identity: &'a Identity,
+    pub tenant: Arc<str>,
     pub timing: Timing,
+}
+
+impl Call<'_> {
+    /// Whose it is, as admission needs to know.
+    pub fn caller(&self) -> admit::Caller {
+        admit::Caller { request_id: self.identity.request_id.clone(), tenant: self.tenant.clone() }
+    }
 }
 
 /// Answers an inference.
@@ -45,7 +53,8 @@ pub(super) async fn answer(
     request: Request<Received>,
     track: &mut Track,
 ) -> Result<Response<Body>, Error> {
-    let Call { plane, served, identity, mut timing } = call;
+    let caller = call.caller();
+    let Call { plane, served, mut timing, .. } = call;
     admit::check_kind(&served, true)?;
     admit::check_load(&served)?;
     let (head, incoming) = request.into_parts();
@@ -64,7 +73,7 @@ pub(super) async fn answer(
         model_version: Some(served.manifest.version.clone()),
         id: request.id.take(),
     };
-    let admitted = admit::inference(served, identity.request_id.clone(), timing, request)?;
+    let admitted = admit::inference(served, caller, timing, request)?;
     let (response, time) = dispatch::infer(admitted).await;
     track.called(time);
     let encoded = oip::encode_response(&envelope, &response?, &format)?;

@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 
 use http::{Request, Response, StatusCode};
 use hyper::body::Incoming;
+use windrose_engine::default_tenant;
 
 pub use self::listener::serve;
 pub use self::received::Received;
@@ -30,7 +31,7 @@ use self::infer::Call;
 use self::route::{Route, Target};
 use crate::admit::{self, Timing};
 use crate::error::{Error, Kind, Origin};
-use crate::fleet::{Fleet, wire};
+use crate::fleet::{Fleet, Table, wire};
 use crate::snapshot::{Current, Served};
 use crate::telemetry::{Telemetry, Track};
 
@@ -144,62 +145,84 @@ async fn routed(
         Route::Live => answer::json(StatusCode::OK, &br#"{"live":true}"#[..]),
         Route::Ready if plane.is_ready() => answer::json(StatusCode::OK, &br#"{"ready":true}"#[..]),
         Route::Ready => answer::json(StatusCode::SERVICE_UNAVAILABLE, &br#"{"ready":false}"#[..]),
-        Route::Metadata(target) | Route::ModelReady(target) => {
-            let wants_metadata = matches!(route, Route::Metadata(_));
-            match described_model(plane, target, wants_metadata) {
-                Ok(response) => response,
-                Err(error) => failed(plane.telemetry.track(None, started), &error, identity),
-            }
-        }
+        Route::Metadata(_) | Route::ModelReady(_) => match read(plane, route, (request, identity, started)).await {
+            Ok(response) => response,
+            Err(error) => failed(plane.telemetry.track(None, started), &error, identity),
+        },
         Route::Statistics(target) => match statistics(plane, target) {
             Ok(response) => response,
             Err(error) => failed(plane.telemetry.track(None, started), &error, identity),
         },
-        Route::Infer(target) => called(plane, target, None, (request, identity, started)).await,
-        Route::Guest(target, rest) => called(plane, target, Some(rest), (request, identity, started)).await,
+        Route::Infer(target) | Route::Guest(target, _) => {
+            called(plane, target, route, (request, identity, started)).await
+        }
     }
 }
 
-/// Answers a call of a model: an inference, or with `rest` a guest's own exchange.
+/// Answers a call of a model: an inference, or a guest's own exchange.
 async fn called(
     plane: &DataPlane,
     target: Target<'_>,
-    rest: Option<&str>,
+    route: Route<'_>,
     (mut request, identity, started): (Request<Received>, &Identity, Instant),
 ) -> Response<Body> {
     let refused = |error: &Error| failed(plane.telemetry.track(None, started), error, identity);
+    wire::drop_internal(request.headers_mut());
     let found = admit::find(&plane.current.load(), target.model, target.version);
     let Some(fleet) = plane.fleet.get() else {
         let lawful = found.and_then(|served| admit::check_law(&served, request.headers()).map(|()| served));
         return match lawful {
-            Ok(served) => answered(plane, served, rest, (request, identity, started), None).await,
+            Ok(served) => answered(plane, served, route.rest(), (request, identity, started), Asked::by_client()).await,
             Err(error) => refused(&error),
         };
     };
-    wire::drop_internal(request.headers_mut());
-    // What was deployed a moment ago is in the snapshot before it is in the fleet's table.
-    let table = fleet.table();
-    let table = if table.is_of(&plane.current.load()) { table } else { fleet.refreshed() };
+    let table = table(plane, fleet);
     let Some(replicated) = table.find(target.model, target.version) else {
         return refused(&found.err().unwrap_or_else(|| Error::new(Kind::NotReady, "the model is being published")));
     };
-    match remote::answer(plane, fleet, replicated, (target, rest), (request, identity, started)).await {
+    match remote::answer(plane, fleet, replicated, route, (request, identity, started)).await {
         Ok(response) => response,
         Err(error) => refused(&error),
     }
 }
 
-/// Answers a call here, on this very version. `limit` is the longest that it may take, where that is known already.
+/// The fleet's table. What was deployed a moment ago is in the snapshot before it is there.
+fn table(plane: &DataPlane, fleet: &Fleet) -> Arc<Table> {
+    let table = fleet.table();
+    if table.is_of(&plane.current.load()) { table } else { fleet.refreshed() }
+}
+
+/// What is known of a call beside its request.
+struct Asked {
+    /// Whose it is.
+    tenant: Arc<str>,
+    /// The longest that it may take, where that is known already.
+    limit: Option<Duration>,
+    /// Whether it is a peer's golden probe, which counts as no request.
+    probe: bool,
+}
+
+impl Asked {
+    /// Nobody but a peer can name a tenant.
+    fn by_client() -> Asked {
+        Asked { tenant: default_tenant(), limit: None, probe: false }
+    }
+}
+
+/// Answers a call here, on this very version.
 async fn answered(
     plane: &DataPlane,
     served: Arc<Served>,
     rest: Option<&str>,
     (request, identity, started): (Request<Received>, &Identity, Instant),
-    limit: Option<Duration>,
+    asked: Asked,
 ) -> Response<Body> {
-    let mut track = Some(plane.telemetry.track(Some(&served), started));
-    let timing = Timing { started, header: limit, dialect: None };
-    let call = Call { plane, served, identity, timing };
+    let mut track = Some(match asked.probe {
+        true => plane.telemetry.untracked(started),
+        false => plane.telemetry.track(Some(&served), started),
+    });
+    let timing = Timing { started, header: asked.limit, dialect: None };
+    let call = Call { plane, served, identity, tenant: asked.tenant, timing };
     let result = match (rest, &mut track) {
         (Some(rest), track) => guest::answer(call, request, rest, track).await,
         (None, Some(track)) => infer::answer(call, request, track).await,
@@ -232,17 +255,46 @@ fn failed(mut track: Track, error: &Error, identity: &Identity) -> Response<Body
     answer::failure(error)
 }
 
-/// Metadata of a model, or only whether it is ready: whatever admission finds is.
-fn described_model(plane: &DataPlane, target: Target<'_>, wants_metadata: bool) -> Result<Response<Body>, Error> {
-    let snapshot = plane.current.load();
-    let served = admit::find(&snapshot, target.model, target.version)?;
-    if !wants_metadata {
-        let ready =
-            format!(r#"{{"name":"{}","version":"{}","ready":true}}"#, served.manifest.name, served.manifest.version);
-        return Ok(answer::json(StatusCode::OK, ready));
+/// Metadata of a model, or whether it is ready: from here where calls may be answered here, else from a site where they
+/// may. Without a fleet, whatever admission finds is.
+///
+/// # Errors
+/// [`Kind::NotFound`] where no site serves it; why no site that does answered.
+async fn read(
+    plane: &DataPlane,
+    route: Route<'_>,
+    (mut request, identity, started): (Request<Received>, &Identity, Instant),
+) -> Result<Response<Body>, Error> {
+    let (Route::Metadata(target) | Route::ModelReady(target)) = route else {
+        return Err(Error::new(Kind::Internal, "internal error"));
+    };
+    let here = || described_model(plane, target, matches!(route, Route::Metadata(_)));
+    let Some(fleet) = plane.fleet.get() else { return here() };
+    let table = table(plane, fleet);
+    match table.find(target.model, target.version) {
+        Some(found) if !found.answers_at(&fleet.config.site) => {
+            wire::drop_internal(request.headers_mut());
+            remote::answer(plane, fleet, found, route, (request, identity, started)).await
+        }
+        _ => here(),
     }
-    let versions = snapshot.model(target.model).cloned().unwrap_or_default();
-    Ok(described(metadata::model(&served, &versions)))
+}
+
+/// Metadata of a model that is served here, or only whether it is ready: whatever admission finds is.
+fn described_model(plane: &DataPlane, target: Target<'_>, wants_metadata: bool) -> Result<Response<Body>, Error> {
+    let served = admit::find(&plane.current.load(), target.model, target.version)?;
+    Ok(described_version(plane, &served, wants_metadata))
+}
+
+/// Metadata of a version that is served here, or only that it is ready.
+fn described_version(plane: &DataPlane, served: &Served, wants_metadata: bool) -> Response<Body> {
+    let (name, version) = (&served.manifest.name, &served.manifest.version);
+    if !wants_metadata {
+        let ready = format!(r#"{{"name":"{name}","version":"{version}","ready":true}}"#);
+        return answer::json(StatusCode::OK, ready);
+    }
+    let versions = plane.current.load().model(name).cloned().unwrap_or_default();
+    described(metadata::model(served, &versions))
 }
 
 /// Statistics of one version of a model, of all its versions where none is named, or of everything.

@@ -21,13 +21,14 @@ use super::identity::Identity;
 use super::listener::{drive, next};
 use super::received::Received;
 use super::route::{Route, Target};
-use super::{DataPlane, answered, failed, remote};
+use super::{Asked, DataPlane, answered, described_version, failed, remote};
 use crate::error::{Error, Kind};
 use crate::fleet::follow::{CATALOG, LOAD, POLL};
 use crate::fleet::probe::GOLDEN;
 use crate::fleet::wire::{self, Forwarded};
 use crate::fleet::{Fleet, To, catalog, tls};
 use crate::snapshot::Served;
+use crate::telemetry::{Probed, SiteMetrics};
 
 /// How long a handshake may take.
 const HANDSHAKE: Duration = Duration::from_secs(5);
@@ -47,11 +48,11 @@ pub async fn serve(listener: TcpListener, plane: Arc<DataPlane>, fleet: Arc<Flee
     let cut = CancellationToken::new();
     let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     while let Some((stream, slot)) = next(&listener, &slots, &shutdown).await {
-        let peer = Peer { plane: plane.clone(), fleet: fleet.clone(), stop: shutdown.clone() };
+        let (plane, fleet, stop) = (plane.clone(), fleet.clone(), shutdown.clone());
         let cut = cut.clone();
         connections.spawn(async move {
             tokio::select! {
-                () = connection(stream, Arc::new(peer)) => {}
+                () = connection(stream, plane, fleet, stop) => {}
                 () = cut.cancelled() => {}
             }
             drop(slot);
@@ -70,11 +71,15 @@ struct Peer {
     plane: Arc<DataPlane>,
     fleet: Arc<Fleet>,
     stop: CancellationToken,
+    /// Whose connection it is, as its certificate proves.
+    site: Arc<str>,
+    /// What is counted of that site.
+    metrics: Arc<SiteMetrics>,
 }
 
-async fn connection(stream: TcpStream, peer: Arc<Peer>) {
+async fn connection(stream: TcpStream, plane: Arc<DataPlane>, fleet: Arc<Fleet>, stop: CancellationToken) {
     let _ = stream.set_nodelay(true);
-    let acceptor = TlsAcceptor::from(peer.fleet.identity().server.clone());
+    let acceptor = TlsAcceptor::from(fleet.identity().server.clone());
     let stream = match tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) => return tracing::warn!(%error, "refused a connection to the peer listener"),
@@ -82,13 +87,14 @@ async fn connection(stream: TcpStream, peer: Arc<Peer>) {
     };
     // The authority signed it; it must also be the certificate of a site of this fleet.
     let certificate = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
-    let site = certificate.and_then(|c| peer.fleet.peers().into_iter().find(|site| tls::is_site(c, site)));
+    let site = certificate.and_then(|c| fleet.peers().into_iter().find(|site| tls::is_site(c, site)));
     let Some(site) = site else {
         return tracing::warn!("refused a connection to the peer listener: the certificate is no site's of this fleet");
     };
     tracing::debug!(site = &*site, "a peer has connected");
-    let (handler, stop) = (peer.clone(), peer.stop.clone());
-    let service = service_fn(move |request| handle(handler.clone(), request));
+    let metrics = plane.telemetry.site(&site);
+    let peer = Arc::new(Peer { plane, fleet, stop: stop.clone(), site, metrics });
+    let service = service_fn(move |request| handle(peer.clone(), request));
     let served = http2::Builder::new(TokioExecutor::new())
         .timer(TokioTimer::new())
         .max_concurrent_streams(MAX_STREAMS)
@@ -111,10 +117,7 @@ async fn handle(peer: Arc<Peer>, request: Request<Incoming>) -> Answer {
         path if path.starts_with(GOLDEN) => peer.golden(&path[GOLDEN.len()..]).await,
         _ => {
             let identity = Identity::of(request.headers());
-            let mut response = match peer.forwarded(request, &identity, started).await {
-                Ok(response) => response,
-                Err(error) => failed(peer.plane.telemetry.track(None, started), &error, &identity),
-            };
+            let mut response = peer.forwarded(request, &identity, started).await;
             identity.stamp(response.headers_mut());
             response
         }
@@ -138,6 +141,7 @@ impl Peer {
 
     /// The load of everything that is served here.
     fn load(&self) -> Response<Body> {
+        self.metrics.probed(Probed::Load);
         let snapshot = self.plane.current.load();
         let served = snapshot.models().flat_map(|(_, versions)| versions.iter());
         let of = |served: &Arc<Served>| {
@@ -156,26 +160,62 @@ impl Peer {
     }
 
     /// Answers a forwarded request here, or refuses it.
-    async fn forwarded(
-        &self,
-        request: Request<Incoming>,
-        identity: &Identity,
-        started: Instant,
-    ) -> Result<Response<Body>, Error> {
-        let (mut head, body) = Received::of(request).into_parts();
-        let told = Forwarded::take(&mut head.headers)?;
-        let uri = head.uri.clone();
-        let (target, rest) = match Route::parse(uri.path()) {
-            Some(Route::Infer(target)) => (target, None),
-            Some(Route::Guest(target, rest)) => (target, Some(rest)),
-            _ => return Err(Error::new(Kind::NotFound, "there is nothing at this path")),
+    async fn forwarded(&self, request: Request<Incoming>, identity: &Identity, started: Instant) -> Response<Body> {
+        let mut request = Received::of(request);
+        let told = match Forwarded::take(request.headers_mut()) {
+            Ok(told) => told,
+            Err(error) => return failed(self.plane.telemetry.track(None, started), &error, identity),
         };
-        let served = self.serves(target, &told)?;
-        let limit = remote::remaining(&told, &head.headers)?;
-        let call = (Request::from_parts(head, body), identity, started);
-        let mut response = answered(&self.plane, served.clone(), rest, call, Some(limit)).await;
-        response.headers_mut().insert(wire::LOAD, wire::load_header(&catalog::load(&served)));
-        Ok(response)
+        if told.probe {
+            self.metrics.probed(Probed::Golden);
+        }
+        let (method, uri) = (request.method().clone(), request.uri().clone());
+        let response = match self.answer(&told, Route::parse(uri.path()), (request, identity, started)).await {
+            Ok(response) => response,
+            Err(error) if told.probe => failed(self.plane.telemetry.untracked(started), &error, identity),
+            Err(error) => failed(self.plane.telemetry.track(None, started), &error, identity),
+        };
+        tracing::debug!(
+            target: "windrose::access",
+            request_id = &*identity.request_id,
+            site = &*self.site,
+            tenant = &*told.tenant,
+            attempt = told.attempt,
+            probe = told.probe,
+            %method,
+            path = uri.path(),
+            status = response.status().as_u16(),
+            micros = started.elapsed().as_micros() as u64,
+        );
+        response
+    }
+
+    /// Answers what a peer forwards.
+    ///
+    /// # Errors
+    /// Why it may not be answered here.
+    async fn answer(
+        &self,
+        told: &Forwarded,
+        route: Option<Route<'_>>,
+        (request, identity, started): (Request<Received>, &Identity, Instant),
+    ) -> Result<Response<Body>, Error> {
+        Ok(match route {
+            Some(route @ (Route::Infer(target) | Route::Guest(target, _))) => {
+                let served = self.serves(target, told)?;
+                let limit = Some(remote::remaining(told, request.headers())?);
+                let asked = Asked { tenant: told.tenant.clone(), limit, probe: told.probe };
+                let call = (request, identity, started);
+                let mut response = answered(&self.plane, served.clone(), route.rest(), call, asked).await;
+                response.headers_mut().insert(wire::LOAD, wire::load_header(&catalog::load(&served)));
+                response
+            }
+            Some(route @ (Route::Metadata(target) | Route::ModelReady(target))) => {
+                let served = self.serves(target, told)?;
+                described_version(&self.plane, &served, matches!(route, Route::Metadata(_)))
+            }
+            _ => return Err(Error::new(Kind::NotFound, "there is nothing at this path")),
+        })
     }
 
     /// The version that a forwarded request asks for, if it is served here and the law allows that.

@@ -11,6 +11,8 @@ use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 
+use crate::fleet::wire::drop_internal;
+
 /// How long what is left of a refused body is read and thrown away.
 const LINGER: Duration = Duration::from_secs(2);
 
@@ -56,9 +58,11 @@ impl Body for Received {
             return Poll::Ready(Some(Ok(Frame::data(piece))));
         }
         let Some(body) = &mut self.body else { return Poll::Ready(None) };
-        let frame = ready!(Pin::new(body).poll_frame(cx));
-        if !matches!(frame, Some(Ok(_))) {
-            self.body = None;
+        let mut frame = ready!(Pin::new(body).poll_frame(cx));
+        match &mut frame {
+            // Behind the body, a client may as little speak as a gateway as before it.
+            Some(Ok(frame)) => frame.trailers_mut().into_iter().for_each(drop_internal),
+            Some(Err(_)) | None => self.body = None,
         }
         Poll::Ready(frame)
     }

@@ -11,6 +11,7 @@ use http::uri::PathAndQuery;
 use http::{Request, Response, StatusCode, Uri, Version, request};
 use http_body::Body as _;
 use http_body_util::BodyExt;
+use windrose_engine::default_tenant;
 use windrose_route::{AttemptId, Call, Hedging, Reason, ReplicaId, Rules, Source, Verdict};
 
 use super::answer::{self, Body};
@@ -18,9 +19,9 @@ use super::body::{Lease, before};
 use super::identity::Identity;
 use super::infer::timeout_header;
 use super::received::Received;
-use super::route::Target;
-use super::{DataPlane, answered};
-use crate::dispatch::replicas::{self, Lost, Outcome, Running, Won};
+use super::route::Route;
+use super::{Asked, DataPlane, answered};
+use crate::dispatch::replicas::{self, Lost, Outcome, Replicas, Running, Won};
 use crate::error::{Error, Kind};
 use crate::fleet::upstream::{Answer, Outgoing, SendError, Upstream};
 use crate::fleet::wire::{self, Forwarded};
@@ -39,9 +40,10 @@ struct Shared<'a> {
     fleet: &'a Fleet,
     found: &'a Replicated,
     identity: &'a Identity,
-    target: Target<'a>,
-    /// The guest's part of the path.
-    rest: Option<&'a str>,
+    /// What chooses among the replicas.
+    replicas: Arc<Replicas>,
+    route: Route<'a>,
+    tenant: Arc<str>,
     head: request::Parts,
     body: Kept,
     rules: Arc<Rules>,
@@ -57,7 +59,7 @@ enum Kept {
     Once(Arc<Mutex<Option<Received>>>),
 }
 
-/// Answers a call of `found`, here or elsewhere.
+/// Answers a call of `found`, here or elsewhere, or a read of its metadata or readiness elsewhere.
 ///
 /// # Errors
 /// What the request itself has wrong, or why no replica answered.
@@ -65,7 +67,7 @@ pub(super) async fn answer(
     plane: &DataPlane,
     fleet: &Fleet,
     found: &Replicated,
-    (target, rest): (Target<'_>, Option<&str>),
+    route: Route<'_>,
     (request, identity, started): (Request<Received>, &Identity, Instant),
 ) -> Result<Response<Body>, Error> {
     let wishes = wire::wishes(request.headers())?;
@@ -76,20 +78,24 @@ pub(super) async fn answer(
         false => Arc::new(found.rules.clone().and(Source::Request, wishes.allow, wishes.deny)),
     };
     let (head, body) = request.into_parts();
+    let is_call = matches!(route, Route::Infer(_) | Route::Guest(..));
+    let replicas = if is_call { found.replicas.clone() } else { found.for_reads() };
     let mut lease = Lease::new(plane.telemetry.clone(), &plane.config);
     let body = hold(body, &head.headers, fleet.config.hold, &mut lease, deadline).await?;
     let call = Call {
         rules: rules.clone(),
-        deadline: found.replicas.at(deadline.into()),
-        repeatable: found.repeatable,
+        deadline: replicas.at(deadline.into()),
+        repeatable: found.repeatable || !is_call,
         replayable: matches!(body, Kept::Whole(_)),
         hedging: if wishes.unhedged { Hedging::Never } else { found.hedging },
         verified: wishes.verified,
         forwarded: false,
     };
-    let shared = Shared { plane, fleet, found, identity, target, rest, head, body, rules, started, deadline };
+    let tenant = default_tenant();
+    let shared =
+        Shared { plane, fleet, found, identity, replicas, route, tenant, head, body, rules, started, deadline };
     let shared = &shared;
-    let ended = replicas::run(&found.replicas, call, |replica, attempt, _| shared.start(replica, attempt)).await;
+    let ended = replicas::run(&shared.replicas, call, |replica, attempt, _| shared.start(replica, attempt)).await;
     drop(lease);
     match ended {
         Ok(Won { answer: (mut response, place), attempts, stream, .. }) => {
@@ -193,7 +199,7 @@ async fn counted<T>(place: &Place, attempt: impl Future<Output = Outcome<T>>) ->
 impl<'a> Shared<'a> {
     /// Begins one attempt.
     fn start(&'a self, replica: ReplicaId, attempt: u8) -> Running<'a, Ended<'a>> {
-        let site = self.found.replicas.lock().replica(replica).map(|replica| replica.site.name.clone());
+        let site = self.replicas.lock().replica(replica).map(|replica| replica.site.name.clone());
         let place = site.and_then(|site| self.found.places.get(&*site));
         let Some(place) = place else {
             // The fleet has changed under the request, and this one has gone.
@@ -217,8 +223,9 @@ impl<'a> Shared<'a> {
         *request.version_mut() = self.head.version;
         *request.headers_mut() = self.head.headers.clone();
         let left = self.deadline.saturating_duration_since(self.started);
-        let response =
-            answered(self.plane, served, self.rest, (request, self.identity, self.started), Some(left)).await;
+        let asked = Asked { tenant: self.tenant.clone(), limit: Some(left), probe: false };
+        let call = (request, self.identity, self.started);
+        let response = answered(self.plane, served, self.route.rest(), call, asked).await;
         let whole = response.body().is_whole().then(|| response.body().length() as u64);
         let verdict = peers_verdict(response.status(), response.headers());
         Outcome::Answer { verdict, whole, answer: (response, place) }
@@ -257,12 +264,12 @@ impl<'a> Shared<'a> {
         let verdict = match upstream {
             Upstream::Peer(_) => {
                 if let Some(load) = wire::load_of(&head.headers) {
-                    let now = self.found.replicas.now();
-                    self.found.replicas.lock().report(replica, load, now);
+                    let now = self.replicas.now();
+                    self.replicas.lock().report(replica, load, now);
                 }
                 peers_verdict(head.status, &head.headers)
             }
-            Upstream::Foreign(_) => foreign_verdict(head.status, &head.headers, self.found.replicas.now()),
+            Upstream::Foreign(_) => foreign_verdict(head.status, &head.headers, self.replicas.now()),
         };
         self.received(Response::from_parts(head, body), verdict, place).await
     }
@@ -314,17 +321,26 @@ impl<'a> Shared<'a> {
         *request.version_mut() = Version::HTTP_2;
         *request.headers_mut() = self.to_site();
         let remaining = self.deadline.saturating_duration_since(Instant::now());
-        let told = Forwarded { remaining, digest: place.digest?, rules: self.rules.clone() };
-        told.stamp(request.headers_mut(), attempt.0, "default");
+        let told = Forwarded {
+            remaining,
+            digest: place.digest?,
+            rules: self.rules.clone(),
+            attempt: attempt.0,
+            tenant: self.tenant.clone(),
+            probe: false,
+        };
+        told.stamp(request.headers_mut());
         Some(request)
     }
 
     /// The head of the request as a foreign server gets it: it knows one version of the model.
     fn to_foreign(&self) -> Option<Request<()>> {
-        let path = format!("/v2/models/{}/infer", self.target.model);
-        if self.rest.is_some() {
-            return None;
-        }
+        let path = match self.route {
+            Route::Infer(target) => format!("/v2/models/{}/infer", target.model),
+            Route::Metadata(target) => format!("/v2/models/{}", target.model),
+            Route::ModelReady(target) => format!("/v2/models/{}/ready", target.model),
+            _ => return None,
+        };
         let mut request = Request::new(());
         *request.method_mut() = self.head.method.clone();
         *request.uri_mut() = path.parse().ok()?;

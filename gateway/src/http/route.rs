@@ -53,6 +53,14 @@ impl<'a> Route<'a> {
         }
     }
 
+    /// The guest's part of the path.
+    pub fn rest(&self) -> Option<&'a str> {
+        match self {
+            Route::Guest(_, rest) => Some(rest),
+            _ => None,
+        }
+    }
+
     /// The methods that the path takes, as `Allow` lists them; `None` for any.
     pub fn methods(&self) -> Option<&'static str> {
         match self {
