@@ -74,6 +74,17 @@ def explained(gateway: Gateway, model: str) -> dict:
     return json.loads(gateway.cli("explain", model, "--json").stdout)
 
 
+def metric(gateway, name: str, **labels) -> float:
+    """The sum of a metric over all of its series with these labels."""
+    token = (gateway.folder / "data" / "token").read_text().strip()
+    text = gateway.call("GET", gateway.control_url + "/metrics", headers={"authorization": f"Bearer {token}"}).body
+    total = 0.0
+    for line in text.decode().splitlines():
+        if line.startswith((name + "{", name + "_total{")) and all(f'{k}="{v}"' in line for k, v in labels.items()):
+            total += float(line.rsplit(" ", 1)[1])
+    return total
+
+
 def answers(gateway: Gateway, model: str, body: dict, **headers):
     """One inference with headers of the test's own."""
     import json

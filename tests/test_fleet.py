@@ -8,7 +8,7 @@ import threading
 import time
 
 import pytest
-from fleet import ADD, Fleet, answers, explained, until_site
+from fleet import ADD, Fleet, answers, explained, metric, until_site
 from harness import Gateway, wait_until
 
 BODY = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 2], "data": [1.5, 2.5]}]}
@@ -68,6 +68,23 @@ def test_an_entry_answers_from_any_site_and_says_which(trio):
     assert headers["windrose-engine"] == "rten" and headers["windrose-attempts"] == "1"
     assert "windrose-load" not in headers
     assert answers(entry, "nothing", BODY).status == 404
+
+
+def test_an_entry_tells_of_models_that_only_other_sites_serve(trio):
+    fleet, entry = trio
+    for path in (f"/v2/models/{MODEL}", f"/v2/models/{MODEL}/versions/1"):
+        told, own = entry.get(path), fleet.gateways["aws/one"].get(path)
+        assert told.status == 200 and told.json() == own.json(), told.body
+        assert told.headers["windrose-site"] in {"aws/one", "gcp/two"} and "windrose-site" not in own.headers
+        assert entry.get(path + "/ready").json() == {"name": MODEL, "version": "1", "ready": True}
+    for path in ("/v2/models/nothing", f"/v2/models/{MODEL}/versions/2"):
+        assert [entry.get(path + end).status for end in ("", "/ready")] == [404, 404]
+    # How long that took is no reason to choose one site or the other for a call.
+    assert explained(entry, MODEL)["decisions"] == []
+    fleet.gateways["aws/one"].stop(signal.SIGKILL)
+    assert [entry.get(f"/v2/models/{MODEL}/ready").status for _ in range(10)] == [200] * 10
+    fleet.gateways["gcp/two"].stop()
+    assert entry.get(f"/v2/models/{MODEL}/ready").status in {404, 503}
 
 
 def test_one_that_serves_the_model_itself_answers_the_same(trio):
@@ -234,16 +251,6 @@ def test_a_deadline_travels(make_fleet):
     assert late.status == 504 and time.monotonic() - began < 10
 
 
-def metric(gateway, name: str, **labels) -> float:
-    token = (gateway.folder / "data" / "token").read_text().strip()
-    text = gateway.call("GET", gateway.control_url + "/metrics", headers={"authorization": f"Bearer {token}"}).body
-    total = 0.0
-    for line in text.decode().splitlines():
-        if line.startswith((name + "{", name + "_total{")) and all(f'{k}="{v}"' in line for k, v in labels.items()):
-            total += float(line.rsplit(" ", 1)[1])
-    return total
-
-
 def test_attempts_are_counted_and_decisions_explained(trio):
     fleet, entry = trio
     for _ in range(10):
@@ -273,6 +280,11 @@ def test_the_law_holds_everywhere(make_fleet):
     assert "not allowed by the request" in none.json()["error"]
     assert metric(entry, "windrose_site_attempts") == before
     assert answers(entry, MODEL, BODY, windrose_allow="e u").status == 400
+    # What is told of a model comes from where its calls may go.
+    path = f"/v2/models/{MODEL}"
+    told = {entry.get(path, headers={"windrose-allow": "us"}).headers["windrose-site"] for _ in range(5)}
+    assert told == {"b"}
+    assert entry.get(path, headers={"windrose-allow": "ch"}).headers["windrose-error"] == "unlawful"
     text = entry.cli("explain", MODEL, "--deny", "us").stdout
     assert "denied by the request" in text
     # A manifest binds wherever the model is asked for; a client cannot loosen it.
@@ -317,6 +329,8 @@ def test_a_foreign_server_answers_only_what_the_file_names(make_fleet, tmp_path)
         assert answer.headers["windrose-site"] == "lab/triton" and answer.headers["windrose-digest"] == "unverified"
         assert answers(entry, MODEL, BODY, windrose_verified="true").status == 503
         assert answers(entry, "other", BODY).status == 404
+        assert entry.get(f"/v2/models/{MODEL}").json() == foreign.get(f"/v2/models/{MODEL}").json()
+        assert entry.get(f"/v2/models/{MODEL}/ready").status == 200 and entry.get("/v2/models/other").status == 404
         assert not explained(entry, MODEL)["repeatable"]
     finally:
         foreign.stop()

@@ -3,7 +3,7 @@ use std::io::{Read, Write};
 
 use wasip2::http::outgoing_handler;
 use wasip2::http::types::{
-    Fields, IncomingRequest, OutgoingBody, OutgoingRequest, OutgoingResponse, ResponseOutparam, Scheme,
+    Fields, IncomingBody, IncomingRequest, OutgoingBody, OutgoingRequest, OutgoingResponse, ResponseOutparam, Scheme,
 };
 use wasip2::sockets::network::{ErrorCode, IpAddress, IpAddressFamily, IpSocketAddress, Ipv4SocketAddress};
 use wasip2::sockets::{instance_network, ip_name_lookup, tcp_create_socket};
@@ -22,6 +22,10 @@ impl wasip2::exports::http::incoming_handler::Guest for Hostile {
             "/flood" => {
                 let chunk = [b'x'; 4096];
                 answer(out, &vec![&chunk[..]; 100_000], || ());
+            }
+            "/headers" => {
+                let text = headers(request);
+                answer(out, &[text.as_bytes()], || ());
             }
             "/fetch" => {
                 let text = fetch(rest).unwrap_or_else(|error| format!("refused: {error}"));
@@ -57,6 +61,21 @@ fn answer(out: ResponseOutparam, chunks: &[&[u8]], before_end: impl FnOnce()) {
     before_end();
     drop(stream);
     let _ = OutgoingBody::finish(body, None);
+}
+
+/// The names of all headers of a request and of its trailers, a line each.
+fn headers(request: IncomingRequest) -> String {
+    let mut names: Vec<String> = request.headers().entries().into_iter().map(|(name, _)| name).collect();
+    let Ok(body) = request.consume() else { return "the body is gone".to_owned() };
+    if let Ok(mut stream) = body.stream() {
+        let _ = stream.read_to_end(&mut Vec::new());
+    }
+    let trailers = IncomingBody::finish(body);
+    trailers.subscribe().block();
+    if let Some(Ok(Ok(Some(trailers)))) = trailers.get() {
+        names.extend(trailers.entries().into_iter().map(|(name, _)| name));
+    }
+    names.join("\n")
 }
 
 /// Gets `http://AUTHORITY/`.

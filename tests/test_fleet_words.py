@@ -1,0 +1,230 @@
+"""What gateways tell each other about a request: believed from a proven peer, and from nobody else."""
+
+import json
+import re
+import ssl
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import pytest
+from fleet import ADD, Fleet, answers, explained, metric
+from harness import ROOT, Gateway, wait_until
+
+MODEL = "rows"
+SITES = ["entry", "one"]
+# Two rows run as soon as they are there; one waits for company, longer than any pause of a busy machine.
+MANIFEST = """
+name = "rows"
+
+[graphs.model]
+file = "{graph}"
+batching = {{ max_size = 2, max_delay_us = 1000000 }}
+
+[test]
+input = "input.json"
+output = "output.json"
+"""
+BODY = {
+    "inputs": [
+        {"name": "x", "shape": [1, 4], "datatype": "FP32", "data": [1, 1, 1, 1]},
+        {"name": "ids", "shape": [1], "datatype": "INT64", "data": [1]},
+    ]
+}
+# What a gateway would say to a peer, as a client that wants to pass for one would write it.
+WORDS = {
+    "windrose-remaining-ms": "1",
+    "windrose-digest": "0" * 64,
+    "windrose-rules": "tenant allow= deny=",
+    "windrose-attempt": "7",
+    "windrose-hops": "1",
+    "windrose-tenant": "somebody",
+    "windrose-probe": "golden",
+    "windrose-load": "1 1 1 1",
+}
+
+
+def write_model(folder, golden: bool = True):
+    folder.mkdir()
+    text = MANIFEST.format(graph=ADD / "rows.onnx")
+    if golden:
+        outputs = [{"name": "y", "shape": [1, 4], "datatype": "FP32", "data": [41, 51, 61, 71]}]
+        (folder / "input.json").write_text(json.dumps(BODY))
+        (folder / "output.json").write_text(json.dumps({"outputs": outputs}))
+    else:
+        text = text[: text.index("[test]")]
+    (folder / "windrose.toml").write_text(text)
+    return folder
+
+
+class Peer:
+    """Speaks to a site's peer listener with the certificate of the entry, as its gateway does."""
+
+    def __init__(self, fleet: Fleet, site: str, digest: str):
+        context = ssl.create_default_context(cafile=fleet.certificates / "authority.pem")
+        context.check_hostname = False
+        context.load_cert_chain(fleet.certificates / "entry.pem", fleet.certificates / "entry-key.pem")
+        # Over HTTP/2 and no other.
+        self.client = httpx.Client(http1=False, http2=True, verify=context, timeout=60)
+        self.base, self.digest = f"https://127.0.0.1:{fleet.ports[site]}", digest
+
+    def infer(self, **words: str) -> httpx.Response:
+        said = {
+            "windrose-remaining-ms": "30000",
+            "windrose-digest": self.digest,
+            "windrose-attempt": "0",
+            "windrose-hops": "1",
+            "windrose-tenant": "default",
+        } | {f"windrose-{name}": value for name, value in words.items()}
+        return self.client.post(f"{self.base}/v2/models/{MODEL}/infer", json=BODY, headers=said)
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    """A site whose entry is a test, and no gateway."""
+    folder = tmp_path_factory.mktemp("pair")
+    fleet = Fleet(folder / "fleet", SITES)
+    try:
+        one = fleet.start("one", **{"log.filter": "info,windrose::access=debug"})
+        one.deploy(write_model(folder / "model"))
+        wait_until(lambda: answers(one, MODEL, BODY).status == 200, 30, "the model")
+        yield one, Peer(fleet, "one", explained(one, MODEL)["candidates"][0]["digest"])
+    finally:
+        fleet.stop()
+
+
+def counts(gateway: Gateway) -> tuple[int, int, int]:
+    """Requests that were answered, jobs that an engine answered, and its runs."""
+    (statistics,) = gateway.get(f"/v2/models/{MODEL}/stats").json()["model_stats"]
+    answered = statistics["inference_stats"]["success"]["count"]
+    return answered, statistics["inference_count"], statistics["execution_count"]
+
+
+def test_tenant_and_attempt_are_in_the_log_where_the_request_arrives(pair):
+    one, peer = pair
+    assert peer.infer(tenant="acme/eu", attempt="3").status_code == 200
+    line = next(line for line in one.tail().splitlines() if "acme/eu" in line)
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", line)
+    for said in ('site="entry"', 'tenant="acme/eu"', "attempt=3", "probe=false", "status=200"):
+        assert said in plain, plain
+    for wrong in ({"tenant": "a b"}, {"attempt": "x"}, {"probe": "cheap"}, {"hops": "2"}):
+        assert peer.infer(**wrong).status_code == 400, wrong
+
+
+def test_requests_of_tenants_that_a_peer_names_share_no_run(pair):
+    one, peer = pair
+
+    def runs(*tenants: str) -> int:
+        before = counts(one)
+        with ThreadPoolExecutor(len(tenants)) as pool:
+            answered = list(pool.map(lambda tenant: peer.infer(tenant=tenant), tenants))
+        assert [answer.status_code for answer in answered] == [200] * len(tenants), answered[0].text
+        after = counts(one)
+        assert after[1] - before[1] == len(tenants)
+        return after[2] - before[2]
+
+    assert runs("acme", "other") == 2
+    # Of one tenant they do, unless the machine kept them a second apart.
+    wait_until(lambda: runs("acme", "acme") == 1, 30, "two requests of a tenant in one run")
+
+
+def test_a_golden_probe_counts_as_no_request(pair):
+    one, peer = pair
+
+    def counted() -> dict[str, float]:
+        return {
+            "requests": metric(one, "windrose_requests"),
+            "durations": metric(one, "windrose_request_duration_seconds_count"),
+            "statistics": counts(one)[0],
+            "probes": metric(one, "windrose_site_probed", site="entry", probe="golden"),
+        }
+
+    before = counted()
+    assert peer.infer(probe="golden", tenant="probe").status_code == 200
+    # One that this site has to refuse is a probe too.
+    assert peer.infer(probe="golden", digest="0" * 64).status_code == 421
+    assert counted() == before | {"probes": before["probes"] + 2}
+    load = metric(one, "windrose_site_probed", site="entry", probe="load")
+    assert peer.client.get(f"{peer.base}/windrose/load").status_code == 200
+    assert metric(one, "windrose_site_probed", site="entry", probe="load") == load + 1
+    assert peer.infer().status_code == 200
+    assert counted()["requests"] == before["requests"] + 1
+
+
+def test_the_probes_of_a_fleet_are_told_apart_where_they_arrive(tmp_path):
+    fleet = Fleet(tmp_path / "fleet", SITES)
+    try:
+        one = fleet.start("one")
+        one.deploy(write_model(tmp_path / "model"))
+        entry = fleet.start("entry")
+        wait_until(lambda: answers(entry, MODEL, BODY).status == 200, 30, "an answer")
+        for probe in ("golden", "load"):
+            wait_until(
+                lambda probe=probe: metric(one, "windrose_site_probed", site="entry", probe=probe) >= 2, 20, probe
+            )
+        assert metric(entry, "windrose_site_probes", site="one") >= 2
+        assert metric(one, "windrose_requests", model=MODEL) == 1
+        # A client cannot pass its requests off as probes, nor as a tenant's, at an entry or at a site.
+        for gateway in (entry, one):
+            before = metric(one, "windrose_requests", model=MODEL, kind="ok")
+            said = answers(gateway, MODEL, BODY, **{k.replace("-", "_"): v for k, v in WORDS.items()})
+            assert said.status == 200, said.body
+            assert metric(one, "windrose_requests", model=MODEL, kind="ok") == before + 1
+    finally:
+        fleet.stop()
+
+
+def deploy_mirror(gateway: Gateway, folder):
+    """A component that answers with the names of the headers that reached it."""
+    folder.mkdir(exist_ok=True)
+    module = ROOT / "target" / "guests" / "hostile-http.wasm"
+    (folder / "windrose.toml").write_text(f'name = "mirror"\nmodule = "{module}"\n')
+    gateway.deploy(folder)
+
+
+def seen_by_guest(gateway: Gateway) -> set[str]:
+    """With the words of a gateway before the body, and behind it."""
+    trailers = "".join(f"{name}: {value}\r\n" for name, value in WORDS.items())
+    head = {"te": "trailers", "trailer": ",".join(WORDS), "x-own": "1", "transfer-encoding": "chunked"} | WORDS
+    lines = "".join(f"{name}: {value}\r\n" for name, value in head.items())
+    request = f"POST /models/mirror/headers HTTP/1.1\r\nhost: a\r\nconnection: close\r\n{lines}\r\n"
+    answer = raw(gateway, request + "3\r\nabc\r\n0\r\n" + trailers + "x-last: 1\r\n\r\n")
+    assert " 200 " in answer.splitlines()[0], answer
+    return set(answer.split("\r\n\r\n", 1)[1].lower().split())
+
+
+def raw(gateway: Gateway, text: str) -> str:
+    import socket
+
+    with socket.create_connection(("127.0.0.1", gateway.port), timeout=30) as stream:
+        stream.sendall(text.encode())
+        received = b""
+        while piece := stream.recv(65536):
+            received += piece
+    return received.decode()
+
+
+def test_a_guest_never_sees_the_words_of_a_gateway(make_gateway, tmp_path):
+    alone = make_gateway()
+    deploy_mirror(alone, tmp_path / "mirror")
+    names = seen_by_guest(alone)
+    assert {"x-own", "x-last"} <= names and not names & set(WORDS), names
+    fleet = Fleet(tmp_path / "fleet", SITES)
+    try:
+        deploy_mirror(fleet.start("one"), tmp_path / "mirror")
+        entry = fleet.start("entry")
+        wait_until(lambda: entry.get("/models/mirror/").status == 200, 30, "the component at the entry")
+        # Here, and by way of the entry.
+        for gateway in (fleet.gateways["one"], entry):
+            names = seen_by_guest(gateway)
+            assert "x-own" in names and not names & set(WORDS), names
+    finally:
+        fleet.stop()
+
+
+def test_a_model_gets_nothing_of_a_clients_headers(make_gateway, tmp_path):
+    """The world of models has no headers at all; what would bind or hurry a forwarded request binds no client's."""
+    gateway = make_gateway()
+    gateway.deploy(write_model(tmp_path / "model", golden=False))
+    said = answers(gateway, MODEL, BODY, **{name.replace("-", "_"): value for name, value in WORDS.items()})
+    assert said.status == 200, said.body
+    assert "parameters" not in said.json()
