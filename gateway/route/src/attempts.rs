@@ -6,7 +6,7 @@ use crate::explain::Purpose;
 use crate::law::Breach;
 use crate::replica::ReplicaId;
 use crate::router::{Ending, Router};
-use crate::time::{MILLISECOND, NEVER, Nanos};
+use crate::time::{MILLISECOND, NEVER, Nanos, SECOND};
 
 /// The most attempts that a request can have.
 pub const MAX_ATTEMPTS: usize = 8;
@@ -16,6 +16,9 @@ const SAME_AGAIN: Nanos = 5 * MILLISECOND;
 /// An answer that is later than this factor times the hedge's delay, and this span more, is given up where no hedge can
 /// go.
 const GIVE_UP: (u64, Nanos) = (4, 50 * MILLISECOND);
+
+/// After so long an attempt counts as one that failed, as far as the reserve of the budget is concerned.
+const AS_GOOD_AS_FAILED: Nanos = SECOND;
 
 /// One attempt of a request: 0 is the first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -337,8 +340,10 @@ impl Attempts {
                 self.late_at = self.given_up_at();
             }
             if now >= self.late_at {
+                let waited = self.newest().map_or(0, |this| now.saturating_sub(this.sent_at));
+                let least = if waited < AS_GOOD_AS_FAILED { router.retries.kept() } else { 0.0 };
                 if open
-                    && router.retries.left() >= 1.0
+                    && router.retries.left() >= least.max(1.0)
                     && let Some(replica) = self.instead(router, now)
                 {
                     router.retries.take();
@@ -347,8 +352,7 @@ impl Attempts {
                 }
                 // A budget or a replica may come back: look again once it has waited twice as long.
                 self.hedge_next = true;
-                self.late_at =
-                    self.newest().map_or(NEVER, |this| now + now.saturating_sub(this.sent_at).max(GIVE_UP.1));
+                self.late_at = self.newest().map_or(NEVER, |_| now + waited.max(GIVE_UP.1));
             }
         }
         Action::Wait { until: self.late_at.min(self.call.deadline) }

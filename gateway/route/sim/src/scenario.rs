@@ -103,6 +103,19 @@ pub fn fault(number: usize, seed: u64) -> Option<(&'static str, Plan)> {
     Some((name, plan))
 }
 
+/// [`four`] under 2,000 requests a second on a crowded machine: traffic has just begun when every site stands still for
+/// half a second, and then the nearest is killed with all that it held.
+pub fn young_and_crowded(seed: u64) -> Plan {
+    let mut plan = four(seed);
+    plan.rate = 1_000.0;
+    let killed = SECOND + 500 * MS;
+    let stall = |site| Fault { from: SECOND, to: killed, ..on(site, Kind::Late(SECOND)) };
+    plan.faults = (0..4).map(stall).collect();
+    plan.faults.push(Fault { from: killed, ..on(0, Kind::Killed) });
+    plan.until = 4 * SECOND;
+    plan
+}
+
 fn on(site: usize, kind: Kind) -> Fault {
     Fault { site, gateway: None, from: FAULT.0, to: FAULT.1, kind }
 }

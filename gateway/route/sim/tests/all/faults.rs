@@ -34,6 +34,15 @@ fn no_request_fails_in_any_of_the_thirteen() {
 }
 
 #[test]
+fn no_request_fails_where_a_site_dies_as_traffic_begins() {
+    each(53_000..53_200, |seed| {
+        let record = run(scenario::young_and_crowded(seed));
+        assert_eq!(record.failures(), 0, "seed {seed}");
+        assert_eq!((record.twice, record.outcomes.len() as u64), (0, record.asked), "seed {seed}");
+    });
+}
+
+#[test]
 fn the_first_seven_stay_within_the_next_sites_round_trip() {
     for number in 1..=7 {
         all(number, |seed, record| {

@@ -7,12 +7,10 @@ use windrose_route_sim::{run, scenario};
 
 use crate::each;
 
-/// Whether the machine was entitled to give up: the request may not be repeated, or the budget is spent.
+/// Whether a request may have failed: one lawful site is well all the time, so only what may not be repeated.
 fn excused(one: &windrose_route_sim::Outcome) -> bool {
     match one.failed {
-        Some(Reason::Budget) => one.budgets.0 < 1.0,
-        Some(Reason::Failed | Reason::Deadline) => !one.repeatable || one.budgets.0 < 1.0,
-        Some(Reason::Overloaded) => !one.repeatable || one.budgets.0 < 1.0,
+        Some(Reason::Failed | Reason::Deadline | Reason::Overloaded | Reason::Budget) => !one.repeatable,
         Some(Reason::Law(_) | Reason::NoReplica) => false,
         None => true,
     }
@@ -20,25 +18,17 @@ fn excused(one: &windrose_route_sim::Outcome) -> bool {
 
 #[test]
 fn the_law_and_the_promise_hold_over_three_thousand_seeds() {
-    let (failed, asked) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    let asked = AtomicUsize::new(0);
     each(100_000..103_000, |seed| {
         let record = run(scenario::random(seed));
         assert_eq!((record.forbidden, record.twice), (0, 0), "seed {seed}");
         assert_eq!(record.outcomes.len() as u64, record.asked, "seed {seed}: exactly one answer for each");
         for one in &record.outcomes {
-            // One lawful site is well all the time, so only what may not be repeated may fail.
             assert!(excused(one), "seed {seed}: {one:?}");
         }
-        failed.fetch_add(
-            record.outcomes.iter().filter(|o| o.failed.is_some() && o.repeatable).count(),
-            Ordering::Relaxed,
-        );
         asked.fetch_add(record.outcomes.len(), Ordering::Relaxed);
     });
-    let (failed, asked) = (failed.into_inner(), asked.into_inner());
-    assert!(asked > 2_000_000);
-    // The budget has to be spent for one to fail, and that is rare.
-    assert!(failed * 10_000 < asked, "{failed} of {asked}");
+    assert!(asked.into_inner() > 2_000_000);
 }
 
 #[test]
