@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
+use rustix::process::{Resource, getrlimit, setrlimit};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinHandle;
@@ -53,6 +54,7 @@ const LEAVE: Duration = Duration::from_millis(100);
 /// When it cannot start.
 pub fn run(config: Config) -> Result<(), StartError> {
     start_log(&config.log);
+    raise_file_limit();
     let mut runtime = tokio::runtime::Builder::new_multi_thread();
     runtime.enable_all().thread_keep_alive(BLOCKING_IDLE);
     let runtime = runtime.build().map_err(doing("starting the runtime"))?;
@@ -67,6 +69,15 @@ fn start_log(config: &LogConfig) {
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     // A test may have a log of its own already.
     let _ = if config.json { log.json().try_init() } else { log.with_ansi(false).try_init() };
+}
+
+/// As many open files as the system lets this process have: each connection and each file of a guest is one.
+fn raise_file_limit() {
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        tracing::warn!(%error, "the limit of open files could not be raised");
+    }
 }
 
 async fn bind(address: SocketAddr, key: &str) -> Result<(TcpListener, SocketAddr), StartError> {

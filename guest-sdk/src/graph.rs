@@ -17,6 +17,15 @@ impl Graph {
         Ok(Graph(RawGraph::by_name(name)?))
     }
 
+    /// A graph of the model's own bytes, in ONNX. It must ask for `load = true` in the manifest's `[grants]`, and the
+    /// operator must allow that; loading costs far more than computing, and the graph goes with the request.
+    ///
+    /// # Errors
+    /// When `load` is not granted, or the bytes are no graph that can be served.
+    pub fn from_onnx(onnx: &[u8]) -> Result<Graph> {
+        Ok(Graph(RawGraph::from_onnx(onnx)?))
+    }
+
     /// Computes the graph. Names are those of the graph's own inputs.
     ///
     /// # Errors

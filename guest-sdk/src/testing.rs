@@ -12,6 +12,7 @@ use crate::{Outputs, Result};
 /// assert_eq!(outputs.tensor("y")?.to_vec::<i64>()?, [1, 2]);
 /// # Ok::<(), Error>(())
 /// ```
+/// A graph that the model loads from its own bytes is the one of the name `onnx`.
 pub fn graph(name: &str, compute: impl Fn(Outputs) -> Result<Outputs> + 'static) {
     crate::host::register(name, compute);
 }

@@ -1,6 +1,8 @@
 //! A `wasi:http` component that does what it must not, by path; a fixture of the sandbox's tests.
 use std::io::{Read, Write};
 
+use wasip2::filesystem::preopens;
+use wasip2::filesystem::types::{DescriptorFlags, OpenFlags, PathFlags};
 use wasip2::http::outgoing_handler;
 use wasip2::http::types::{
     Fields, IncomingBody, IncomingRequest, OutgoingBody, OutgoingRequest, OutgoingResponse, ResponseOutparam, Scheme,
@@ -35,6 +37,10 @@ impl wasip2::exports::http::incoming_handler::Guest for Hostile {
                 let text = connect(rest).unwrap_or_else(|error| format!("refused: {error}"));
                 answer(out, &[text.as_bytes()], || ());
             }
+            "/files" => answer(out, &[hoard_files().as_bytes()], || ()),
+            "/sockets" => answer(out, &[hoard_sockets().as_bytes()], || ()),
+            "/names" => answer(out, &[hoard_names(rest).as_bytes()], || ()),
+            "/requests" => answer(out, &[hoard_requests(rest).as_bytes()], || ()),
             _ => answer(out, &[b"well"], || ()),
         }
     }
@@ -112,6 +118,51 @@ fn connect(target: &str) -> Result<String, String> {
         _ => resolve(host).map_err(|code| format!("{code:?}"))?,
     };
     open(Ipv4SocketAddress { port, address }).map_err(|code| format!("{code:?}"))
+}
+
+/// Opens an asset and keeps it.
+fn hoard_files() -> String {
+    let folders = preopens::get_directories();
+    let Some((folder, _)) = folders.first() else { return "no folder".to_owned() };
+    let mut kept = Vec::new();
+    loop {
+        match folder.open_at(PathFlags::empty(), "names.txt", OpenFlags::empty(), DescriptorFlags::READ) {
+            Ok(file) => kept.push(file),
+            Err(code) => return format!("{} files, then {code:?}", kept.len()),
+        }
+    }
+}
+
+/// Opens sockets and keeps them.
+fn hoard_sockets() -> String {
+    let mut kept = Vec::new();
+    loop {
+        match tcp_create_socket::create_tcp_socket(IpAddressFamily::Ipv4) {
+            Ok(socket) => kept.push(socket),
+            Err(code) => return format!("{} sockets, then {code:?}", kept.len()),
+        }
+    }
+}
+
+/// Looks a name up again and again, and keeps what would tell the addresses.
+fn hoard_names(name: &str) -> String {
+    let mut kept = Vec::new();
+    loop {
+        match ip_name_lookup::resolve_addresses(&instance_network::instance_network(), name) {
+            Ok(found) => kept.push(found),
+            Err(code) => return format!("{} names, then {code:?}", kept.len()),
+        }
+    }
+}
+
+/// Sends requests until one is refused.
+fn hoard_requests(target: &str) -> String {
+    for count in 0.. {
+        if let Err(error) = fetch(target) {
+            return format!("{count} requests, then {error}");
+        }
+    }
+    String::new()
 }
 
 fn resolve(name: &str) -> Result<(u8, u8, u8, u8), ErrorCode> {

@@ -5,6 +5,9 @@ use std::time::Duration;
 
 use windrose_guest::{Parameter, TensorType, prelude::*};
 
+/// What it loads by its own bytes, where that is granted.
+const GRAPH: &[u8] = include_bytes!("../../../models/test/identity_fp32.onnx");
+
 struct Hostile;
 
 impl Model for Hostile {
@@ -28,6 +31,9 @@ impl Model for Hostile {
             "refuse" => Err(Error::invalid_input("the caller is at fault")),
             "fail" => Err(Error::internal("the module is at fault")),
             "files" => files(),
+            "probe" => probe(),
+            "load" => Graph::from_onnx(GRAPH)?.run(request),
+            "loads" => hoard_graphs(),
             "undeclared" => Ok(Response::new().with("z", Tensor::new(&[1], &[1f32])?)),
             "wrong-type" => Ok(Response::new().with("y", Tensor::new(&[1], &[1u8])?)),
             "nothing" => Ok(Response::new()),
@@ -84,6 +90,23 @@ fn files() -> Result<Response> {
     let written = usize::from(std::fs::write("/written", b"x").is_ok());
     let variables = std::env::vars().count();
     Err(Error::invalid_input(format!("root {root}, outside {outside}, written {written}, variables {variables}")))
+}
+
+/// Opens what is not there far more often than it may open anything, and then what is.
+fn probe() -> Result<Response> {
+    let missing = (0..2000).filter(|_| std::fs::File::open("/missing.txt").is_err()).count();
+    let read = if std::fs::read("/names.txt").is_ok() { "read" } else { "refused" };
+    Err(Error::invalid_input(format!("missing {missing} times, and then {read}")))
+}
+
+fn hoard_graphs() -> Result<Response> {
+    let mut kept = Vec::new();
+    loop {
+        match Graph::from_onnx(GRAPH) {
+            Ok(graph) => kept.push(graph),
+            Err(error) => return Err(Error::invalid_input(format!("{} graphs, then {error}", kept.len()))),
+        }
+    }
 }
 
 windrose_guest::export!(Hostile);

@@ -10,6 +10,7 @@ mod command;
 mod engine;
 mod error;
 mod exchange;
+mod files;
 mod imports;
 mod infer;
 mod initialise;

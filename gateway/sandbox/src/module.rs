@@ -12,10 +12,11 @@ use windrose_engine::Residency;
 
 use crate::cache::{Cache, Form, hex};
 use crate::code::{Compiled, Refills};
+use crate::files::Bound;
 use crate::initialise::Initialised;
 use crate::state::State;
 use crate::ticker::Ticker;
-use crate::{Grants, ModuleError, engine, imports, nn, sockets};
+use crate::{Grants, ModuleError, engine, files, imports, nn, sockets};
 
 /// What a component can be served as, by what it exports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -75,6 +76,8 @@ pub struct Sandbox {
 pub(crate) struct Parts {
     pub(crate) engine: Engine,
     pub(crate) ticker: Ticker,
+    /// Files and sockets of all guests.
+    pub(crate) files: Bound,
     pub(crate) linker: Linker<State>,
     cache: Option<Cache>,
     /// Modules that were loaded from the cache, by digest, for as long as a program has them: models that name the same
@@ -148,7 +151,10 @@ impl Sandbox {
     ) -> Result<Sandbox, ModuleError> {
         let ticker = Ticker::new(&engine).map_err(|e| ModuleError::Host(format!("the ticker: {e}")))?;
         let (loaded, modules, refills) = (Mutex::default(), Residency::new(modules), Refills::default());
-        Ok(Sandbox { inner: Arc::new(Parts { engine, ticker, linker, cache, loaded, memory, modules, refills }) })
+        let files = Bound::of_process();
+        Ok(Sandbox {
+            inner: Arc::new(Parts { engine, ticker, files, linker, cache, loaded, memory, modules, refills }),
+        })
     }
 
     /// The compiled module of a component: from the cache where it is there and authentic, else compiled and cached.
@@ -259,6 +265,7 @@ pub(crate) fn link(engine: &Engine) -> wasmtime::Result<Linker<State>> {
     wasmtime_wasi_http::p2::add_only_http_to_linker_async(&mut linker)?;
     wasmtime_wasi_http::p3::add_to_linker(&mut linker)?;
     sockets::link(&mut linker)?;
+    files::link(&mut linker)?;
     nn::link(&mut linker)?;
     Ok(linker)
 }

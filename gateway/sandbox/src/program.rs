@@ -11,6 +11,7 @@ use wasmtime::{Engine, Store};
 use windrose_engine::{Engines, Graph, Share};
 
 use crate::code::{Code, InUse};
+use crate::files::Bound;
 use crate::module::Parts;
 use crate::net::Network;
 use crate::state::{State, Stdio};
@@ -91,6 +92,8 @@ pub(crate) struct Inner {
     /// What was granted of the network; `None` for nothing.
     pub(crate) network: Option<Arc<Network>>,
     pub(crate) is_command: bool,
+    /// Files and sockets of the calls that are running.
+    pub(crate) files: Bound,
     /// Whether this runs an initialiser, whose time stands still.
     pub(crate) initialising: bool,
 }
@@ -122,6 +125,7 @@ impl Program {
         let label: Arc<str> = config.label.into();
         let inner = Inner {
             engine: parts.engine.clone(),
+            files: parts.files.of_program(),
             sandbox: parts,
             is_command: config.module.kind() == ModuleKind::Command,
             module: config.module,

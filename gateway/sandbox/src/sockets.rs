@@ -15,8 +15,8 @@ use wasmtime_wasi::{WasiCtxBuilder, WasiView};
 use crate::net::Network;
 use crate::state::State;
 
-/// Names that a guest looks up at once, and addresses that it learns: enough for any honest one.
-const LOOKUPS: usize = 256;
+/// Addresses that a guest learns: enough for any honest one.
+const ADDRESSES: usize = 256;
 
 /// What the names that one call looked up resolved to.
 #[derive(Clone, Default)]
@@ -37,7 +37,7 @@ impl Lookups {
 
     fn learn(&self, ip: IpAddr, name: String) {
         let mut found = self.found();
-        if found.known.len() < LOOKUPS {
+        if found.known.len() < ADDRESSES {
             found.known.push((ip.to_canonical(), name));
         }
     }
@@ -118,8 +118,11 @@ impl p2::Host for View<'_> {
         network: Resource<NetworkHandle>,
         name: String,
     ) -> Result<Resource<ResolveAddressStream>, SocketError> {
-        if !self.granted(&name) || self.state.lookups.found().open.len() >= LOOKUPS {
+        if !self.granted(&name) {
             return Err(ErrorCode::AccessDenied.into());
+        }
+        if !self.state.opened().one_more_name() {
+            return Err(ErrorCode::NewSocketLimit.into());
         }
         let stream = self.with(|view| p2::Host::resolve_addresses(view, network, name.clone()))?;
         self.state.lookups.found().open.push((stream.rep(), name));
@@ -167,9 +170,18 @@ impl<T> p3::HostWithStore<T> for Named {
     ) -> wasmtime::Result<Result<Vec<types::IpAddress>, p3::ErrorCode>> {
         let lookups = store.with(|mut access| {
             let view = access.get();
-            view.granted(&name).then(|| view.state.lookups.clone())
+            if !view.granted(&name) {
+                return Err(p3::ErrorCode::AccessDenied);
+            }
+            if !view.state.opened().one_more_name() {
+                return Err(p3::ErrorCode::Other(Some("this call has looked up as many names as it may".into())));
+            }
+            Ok(view.state.lookups.clone())
         });
-        let Some(lookups) = lookups else { return Ok(Err(p3::ErrorCode::AccessDenied)) };
+        let lookups = match lookups {
+            Ok(lookups) => lookups,
+            Err(code) => return Ok(Err(code)),
+        };
         let Ok(found) = tokio::net::lookup_host((name.as_str(), 0)).await else {
             return Ok(Err(p3::ErrorCode::NameUnresolvable));
         };

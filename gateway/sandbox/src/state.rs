@@ -14,6 +14,7 @@ use wasmtime_wasi_http::{Error as HttpError, RequestOptions, WasiBody, WasiHttpC
 use wasmtime_wasi_http::{WasiHttpHooks, WasiHttpView};
 use windrose_engine::EngineError;
 
+use crate::files::Opened;
 use crate::net::{self, Network};
 use crate::output::Sink;
 use crate::program::Inner;
@@ -90,7 +91,7 @@ impl State {
             wasi: None,
             host_error: None,
             http: WasiHttpCtx::new(),
-            hooks: Hooks { network: program.network.clone() },
+            hooks: Hooks { opened: Opened::new(program) },
         };
         let mut store = Store::new(&program.engine, state);
         store.limiter(|state| state);
@@ -106,6 +107,11 @@ impl State {
     /// What the program's grants open.
     pub(crate) fn network(&self) -> Option<&Arc<Network>> {
         self.program.network.as_ref()
+    }
+
+    /// The files and sockets that the call has opened.
+    pub(crate) fn opened(&mut self) -> &mut Opened {
+        &mut self.hooks.opened
     }
 
     /// Why a call has failed: what ended it, what its engine said, or what the guest did.
@@ -196,7 +202,7 @@ impl WasiHttpView for State {
 
 /// Where a guest's own requests go.
 struct Hooks {
-    network: Option<Arc<Network>>,
+    opened: Opened,
 }
 
 type Driver = Box<dyn Future<Output = Result<(), HttpError>> + Send>;
@@ -204,9 +210,13 @@ type Sent = Box<dyn Future<Output = Result<(Response<WasiBody>, Driver), HttpErr
 
 impl WasiHttpHooks for Hooks {
     fn send_request(&mut self, request: Request<WasiBody>, options: Option<RequestOptions>, _: Driver) -> Sent {
-        let network = self.network.clone();
+        let network = self.opened.network().cloned();
+        let is_one_more = network.is_some() && self.opened.one_more();
         Box::new(async move {
             let network = network.ok_or(HttpError::HttpRequestDenied)?;
+            if !is_one_more {
+                return Err(HttpError::ConnectionLimitReached);
+            }
             let (response, driver) = net::send(&network, request, options).await?;
             Ok((response, Box::new(driver) as Driver))
         })

@@ -35,7 +35,15 @@ pub(crate) struct RawGraph {
 
 impl RawGraph {
     pub(crate) fn by_name(name: &str) -> Result<RawGraph> {
-        let graph = graph::load_by_name(name).map_err(|error| failed("load", &error))?;
+        RawGraph::prepared(&graph::load_by_name(name).map_err(|error| failed("load", &error))?)
+    }
+
+    pub(crate) fn from_onnx(onnx: &[u8]) -> Result<RawGraph> {
+        let loaded = graph::load(&[onnx.to_vec()], graph::GraphEncoding::Onnx, graph::ExecutionTarget::Cpu);
+        RawGraph::prepared(&loaded.map_err(|error| failed("load", &error))?)
+    }
+
+    fn prepared(graph: &graph::Graph) -> Result<RawGraph> {
         let context = graph.init_execution_context().map_err(|error| failed("prepare", &error))?;
         Ok(RawGraph { context })
     }

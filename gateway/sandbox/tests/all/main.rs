@@ -10,5 +10,6 @@ mod initialise;
 mod isolation;
 mod load;
 mod model;
+mod opened;
 mod support;
 mod wat;

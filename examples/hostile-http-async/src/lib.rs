@@ -1,0 +1,87 @@
+//! A `wasi:http` component of WASI 0.3 that opens files, sockets and names until it is refused, by path; a fixture of the
+//! sandbox's tests.
+#[allow(unsafe_code, reason = "generated from the contract")]
+mod bindings {
+    wit_bindgen::generate!({
+        path: "../../guest-sdk/wit",
+        inline: "
+            package windrose:hostile;
+            world hostile {
+                include wasi:http/service@0.3.0;
+                import wasi:filesystem/preopens@0.3.0;
+                import wasi:sockets/ip-name-lookup@0.3.0;
+            }
+        ",
+        world: "windrose:hostile/hostile",
+        generate_all,
+    });
+
+    use super::Hostile;
+    export!(Hostile);
+}
+
+use bindings::exports::wasi::http0_3_0::handler::Guest;
+use bindings::wasi::filesystem0_3_0::preopens;
+use bindings::wasi::filesystem0_3_0::types::{DescriptorFlags, OpenFlags, PathFlags};
+use bindings::wasi::http0_3_0::types::{ErrorCode, Fields, Request, Response};
+use bindings::wasi::sockets0_3_0::ip_name_lookup;
+use bindings::wasi::sockets0_3_0::types::{IpAddressFamily, TcpSocket};
+use bindings::{wit_future, wit_stream};
+
+struct Hostile;
+
+impl Guest for Hostile {
+    async fn handle(request: Request) -> Result<Response, ErrorCode> {
+        let target = request.get_path_with_query().unwrap_or_default();
+        let (path, name) = target.split_once('?').unwrap_or((&target, ""));
+        let text = match path {
+            "/files" => hoard_files().await,
+            "/sockets" => hoard_sockets(),
+            "/names" => hoard_names(name).await,
+            _ => "well".to_owned(),
+        };
+        let (trailers_out, trailers) = wit_future::new(|| Ok(None));
+        let (mut output, body) = wit_stream::new();
+        let (response, _sent) = Response::new(Fields::new(), Some(body), trailers);
+        wit_bindgen::spawn_local(async move {
+            output.write_all(text.into_bytes()).await;
+            drop(trailers_out);
+        });
+        Ok(response)
+    }
+}
+
+/// Opens an asset and keeps it.
+async fn hoard_files() -> String {
+    let folders = preopens::get_directories();
+    let Some((folder, _)) = folders.first() else { return "no folder".to_owned() };
+    let mut kept = Vec::new();
+    loop {
+        let path = "names.txt".to_owned();
+        match folder.open_at(PathFlags::empty(), path, OpenFlags::empty(), DescriptorFlags::READ).await {
+            Ok(file) => kept.push(file),
+            Err(code) => return format!("{} files, then {code:?}", kept.len()),
+        }
+    }
+}
+
+/// Opens sockets and keeps them.
+fn hoard_sockets() -> String {
+    let mut kept = Vec::new();
+    loop {
+        match TcpSocket::create(IpAddressFamily::Ipv4) {
+            Ok(socket) => kept.push(socket),
+            Err(code) => return format!("{} sockets, then {code:?}", kept.len()),
+        }
+    }
+}
+
+/// Looks a name up again and again.
+async fn hoard_names(name: &str) -> String {
+    for count in 0.. {
+        if let Err(code) = ip_name_lookup::resolve_addresses(name.to_owned()).await {
+            return format!("{count} names, then {code:?}");
+        }
+    }
+    String::new()
+}
