@@ -84,6 +84,29 @@ def test_infer_from_arrays(deployed, gateway, tmp_path):
     assert "Grüße" in said and "日本" in said
 
 
+def test_infer_of_halves(make_gateway, tmp_path):
+    """FP16 and BF16 have no JSON in the protocol: people write and read numbers, and binary tensors travel."""
+    gateway = make_gateway("onnxruntime")
+    for datatype, third in (("FP16", 0.0999755859375), ("BF16", 0.10009765625)):
+        name = f"identity-{datatype.lower()}"
+        told = gateway.deploy(ROOT / "models" / "test" / f"identity_{datatype.lower()}.onnx", "--name", name)
+        assert f"windrose infer {name} --input x=@FILE" in told.stdout + told.stderr
+        y = {"name": "y", "datatype": datatype, "shape": [2, 2], "data": [1.5, -2.0, third, 0.0]}
+        said = gateway.cli("infer", name, "--input", "x=[[1.5, -2], [0.1, 0]]", "--json").stdout
+        assert json.loads(said)["outputs"] == [y]
+        assert f"{datatype}   [2,2]        1.5, -2.0" in gateway.cli("infer", name, "--input", "x=[[1.5, -2], [0.1, 0]]").stdout
+        x = y | {"name": "x", "data": [[1.5, -2], [0.1, 0]]}
+        (tmp_path / "request.json").write_text(json.dumps({"id": "mine", "inputs": [x]}))
+        whole = json.loads(gateway.cli("infer", name, "--json-request", tmp_path / "request.json", "--json").stdout)
+        assert whole["id"] == "mine" and whole["outputs"] == [y]
+        for wrong in ("[[1e39]]", '[["a"]]'):
+            refused = gateway.cli("infer", name, "--input", f"x={wrong}", check=False)
+            assert refused.returncode == 2 and "x: element 0" in refused.stderr, refused
+        # Everybody else is told what to send.
+        answer = gateway.infer(name, [x])
+        assert answer.status == 400 and f"{datatype} has no JSON form" in answer.json()["error"], answer
+
+
 def test_exit_codes_tell_what_went_wrong(gateway, tmp_path):
     assert gateway.cli("nosuch", check=False).returncode == 2
     assert gateway.cli("inspect", "nosuch", check=False).returncode != 0

@@ -34,6 +34,8 @@ pub struct Client {
 pub struct Answer {
     /// Its status.
     pub status: StatusCode,
+    /// How much of the body is JSON, where binary data is behind it.
+    pub json_length: Option<usize>,
     /// Its body.
     pub body: Bytes,
 }
@@ -203,7 +205,9 @@ async fn read(response: Response<Incoming>) -> Result<Answer, Failure> {
     let (head, body) = response.into_parts();
     let body = http_body_util::Limited::new(body, MAX_ANSWER).collect().await;
     let body = body.map_err(|error| Failure::unreachable(format!("the answer broke off: {error}")))?.to_bytes();
-    Ok(Answer { status: head.status, body })
+    let json_length = head.headers.get("inference-header-content-length");
+    let json_length = json_length.and_then(|length| length.to_str().ok()?.parse().ok());
+    Ok(Answer { status: head.status, json_length, body })
 }
 
 /// What an answer with an error says.

@@ -10,7 +10,7 @@ use windrose_engine::Dim;
 
 use super::client::Client;
 use super::project::{Overrides, Project};
-use super::{Failure, Gateway, print_json};
+use super::{Failure, Gateway, halves, print_json};
 use crate::config::units::show_size;
 use crate::control::api::types::{DeployAnswer, LoadedView, TensorView, ValidateAnswer, VersionView};
 use crate::control::log::Preparation;
@@ -243,6 +243,12 @@ fn words(stage: &str) -> String {
 fn curl_line(url: &str, name: &str, kind: Option<&str>, loaded: &LoadedView) -> String {
     match (kind, &loaded.signature) {
         (Some("model"), Some(signature)) => {
+            // The protocol has no JSON for these, which is all that fits on a line of curl.
+            if signature.inputs.iter().any(|input| halves::is_half(&input.datatype)) {
+                let inputs: Vec<String> =
+                    signature.inputs.iter().map(|i| format!(" --input {}=@FILE", i.name)).collect();
+                return format!("windrose infer {name}{}", inputs.concat());
+            }
             let inputs: Option<Vec<String>> = signature.inputs.iter().map(example).collect();
             match inputs {
                 Some(inputs) => {
@@ -267,7 +273,6 @@ fn example(view: &TensorView) -> Option<String> {
     let element = match view.datatype.as_str() {
         "BYTES" => "\"text\"",
         "BOOL" => "false",
-        "FP16" | "BF16" => return None,
         _ => "0",
     };
     let data = vec![element; usize::try_from(count).ok()?].join(", ");

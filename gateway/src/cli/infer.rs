@@ -8,7 +8,7 @@ use http::Method;
 use serde_json::{Value, json};
 
 use super::client::{Answer, Client, refused};
-use super::{Failure, Gateway, npy, print_json};
+use super::{Failure, Gateway, halves, npy, print_json};
 
 /// Send one request to a model and show its answer.
 #[derive(clap::Args)]
@@ -19,6 +19,7 @@ use super::{Failure, Gateway, npy, print_json};
     --input text=@lines:file     each line of a file as one byte string\n  \
     --input text=@npy:names.npy  an array of strings that NumPy saved\n  \
     --json-request request.json  a whole request of the Open Inference Protocol\n  \
+                               (FP16 and BF16, for which it has no JSON, are written as numbers, too)\n  \
     --body table.csv             the body for a command or an http component"
 )]
 pub struct Infer {
@@ -74,15 +75,14 @@ impl Infer {
         }
         let version = self.model_version.as_ref().map(|version| format!("/versions/{version}")).unwrap_or_default();
         let model = format!("{base}/v2/models/{}{version}", self.name);
+        let metadata = client.data(&model, Method::GET, &[], Bytes::new()).await?;
+        if !metadata.status.is_success() {
+            return Err(refused(&metadata));
+        }
+        let metadata = serde_json::from_slice(&metadata.body).unwrap_or_default();
         let (headers, body) = match &self.json_request {
-            Some(file) => (vec![("content-type", "application/json".to_string())], read(file)?),
-            None => {
-                let metadata = client.data(&model, Method::GET, &[], Bytes::new()).await?;
-                if !metadata.status.is_success() {
-                    return Err(refused(&metadata));
-                }
-                self.build(&serde_json::from_slice(&metadata.body).unwrap_or_default())?
-            }
+            Some(file) => whole(read(file)?, &metadata)?,
+            None => self.build(&metadata)?,
         };
         let start = Instant::now();
         let answer = client.data(&format!("{model}/infer"), Method::POST, &headers, body).await?;
@@ -90,8 +90,7 @@ impl Infer {
         if !answer.status.is_success() {
             return Err(refused(&answer));
         }
-        let value: Value = serde_json::from_slice(&answer.body)
-            .map_err(|error| Failure::refused(format!("the answer is not JSON: {error}")))?;
+        let value = halves::answer(&answer.body, answer.json_length)?;
         if self.gateway.json {
             return print_json(&value);
         }
@@ -135,13 +134,32 @@ impl Infer {
                 _ => number_input(name, datatype, (value, rank), &mut binary)?,
             });
         }
-        let json = json!({ "inputs": inputs }).to_string();
-        let mut headers = vec![("content-type", "application/json".to_string())];
-        if !binary.is_empty() {
-            headers = vec![("inference-header-content-length", json.len().to_string())];
-        }
-        Ok((headers, [json.into_bytes(), binary].concat().into()))
+        let mut request = json!({ "inputs": inputs });
+        halves::ask_for_outputs(&mut request, metadata);
+        Ok(framed(&request, binary))
     }
+}
+
+/// A request that somebody wrote: sent as it is, but for what has no JSON form.
+fn whole(file: Bytes, metadata: &Value) -> Result<(Headers, Bytes), Failure> {
+    // What is no JSON is the gateway's to refuse, in its own words.
+    if let Ok(mut request) = serde_json::from_slice::<Value>(&file) {
+        let binary = halves::move_inputs(&mut request)?;
+        if halves::ask_for_outputs(&mut request, metadata) || !binary.is_empty() {
+            return Ok(framed(&request, binary));
+        }
+    }
+    Ok((vec![("content-type", "application/json".to_string())], file))
+}
+
+/// JSON with binary data behind it, where there is any.
+fn framed(request: &Value, binary: Vec<u8>) -> (Headers, Bytes) {
+    let json = request.to_string();
+    let header = match binary.is_empty() {
+        true => ("content-type", "application/json".to_string()),
+        false => ("inference-header-content-length", json.len().to_string()),
+    };
+    (vec![header], [json.into_bytes(), binary].concat().into())
 }
 
 /// Byte strings: the words, a whole file, or the lines of one.
@@ -198,6 +216,12 @@ fn number_input(
     let shape = with_batch(shape_of(&data), rank);
     let mut flat = Vec::new();
     flatten(data, &mut flat);
+    if halves::is_half(datatype) {
+        let bytes = halves::bytes(name, datatype, &flat)?;
+        let parameters = json!({ "binary_data_size": bytes.len() });
+        binary.extend(bytes);
+        return Ok(json!({ "name": name, "datatype": datatype, "shape": shape, "parameters": parameters }));
+    }
     Ok(json!({ "name": name, "datatype": datatype, "shape": shape, "data": flat }))
 }
 

@@ -4,6 +4,7 @@ mod client;
 mod deploy;
 mod explain;
 mod fleet;
+mod halves;
 mod infer;
 mod new;
 mod npy;
