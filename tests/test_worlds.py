@@ -5,6 +5,7 @@ import threading
 
 import numpy as np
 import pytest
+from harness import ROOT, Gateway
 from sending import close
 from sklearn.datasets import load_iris
 
@@ -97,3 +98,64 @@ def test_they_import_nothing_but_standard_interfaces(deployed):
         imports = [entry["name"] for entry in loaded["imports"]]
         assert "wasi:nn/graph@0.2.0-rc-2024-10-28" in imports
         assert all(one.startswith("wasi:") for one in imports), imports
+
+
+FOREIGN = """
+name = "{name}"
+module = "{module}"
+[graphs.iris]
+file = "{graph}"
+[assets]
+"iris.onnx" = "{graph}"
+[command]
+args = ["{argument}"]
+[grants]
+load = true
+"""
+
+
+@pytest.fixture(scope="module")
+def foreign(engine, tmp_path_factory):
+    """A gateway whose operator lets modules load graphs of their own, and how to deploy components of somebody else."""
+    gateway = Gateway(tmp_path_factory.mktemp("foreign"), engine, {"ceiling.load": "true"}).start()
+
+    def deploy(component: str, name: str, argument: str) -> str:
+        module = ROOT / "target" / "guests" / f"{component}.wasm"
+        # It was built without our SDK and without our contract, by plain bindings of public interfaces.
+        assert b"windrose" not in module.read_bytes()
+        folder = tmp_path_factory.mktemp(name)
+        graph = ROOT / "models" / "iris" / "model.onnx"
+        text = FOREIGN.format(name=name, module=module, graph=graph, argument=argument)
+        (folder / "windrose.toml").write_text(text)
+        gateway.deploy(folder)
+        return name
+
+    try:
+        yield gateway, deploy
+    finally:
+        assert gateway.stop() == 0, gateway.tail()
+
+
+def test_a_component_of_somebody_else_serves_under_its_path(foreign, reference):  # noqa: F811
+    (gateway, deploy), (rows, _, probabilities) = foreign, reference
+    name = deploy("foreign-http", "theirs", "")
+    for index in range(0, 150, 15):
+        answer = gateway.get(f"/models/{name}/deep/path?" + ",".join(map(str, rows[index])))
+        path, _, told = answer.body.decode().partition(" ")
+        assert (answer.status, path) == (200, "/deep/path"), answer
+        assert int(told.split(",")[0]) == probabilities[index].argmax()
+        close(np.array(float(told.split(",")[1])), np.array(probabilities[index].max()))
+    wrong = gateway.get(f"/models/{name}/?1,2")
+    assert wrong.status == 500 and b"ErrorCode" in wrong.body, wrong
+
+
+@pytest.mark.parametrize("argument", ["iris", "iris.onnx"])
+def test_a_command_of_somebody_else(foreign, reference, argument):  # noqa: F811
+    """It takes a graph of the host by name, or reads a file and loads that, as most published examples do."""
+    (gateway, deploy), (rows, _, probabilities) = foreign, reference
+    name = deploy("foreign-command", f"theirs-{argument.replace('.', '-')}", argument)
+    answer = gateway.call("POST", f"/models/{name}", csv(rows[::10]))
+    assert answer.status == 200, answer
+    lines = [line.split(",") for line in answer.body.decode().splitlines()]
+    assert [int(line[0]) for line in lines] == probabilities[::10].argmax(axis=1).tolist()
+    close(np.array([float(line[1]) for line in lines]), probabilities[::10].max(axis=1))
