@@ -159,6 +159,12 @@ def test_a_capture_sees_what_crosses_and_nothing_else(network, echoes, tmp_path)
     assert not far.packets, far.packets
 
 
+BUSY = (
+    b'HTTP/1.1 503 Busy\r\nx-site: near\r\nwindrose-error: unavailable\r\nwindrose-attempts: 3\r\n'
+    b'content-length: 16\r\n\r\n{"error":"no a"}'
+)
+
+
 class Answering:
     """A server in `near` that adds, badly where it is told to; one thread for each connection."""
 
@@ -183,6 +189,9 @@ class Answering:
                 result = self.behave(number)
                 if result is None:
                     return
+                if result == BUSY:
+                    stream.sendall(BUSY)
+                    continue
                 answer = b'{"outputs":[{"data":[%s,3.0]}]}' % str(result).encode()
                 stream.sendall(b"HTTP/1.1 200 OK\r\nx-site: near\r\ncontent-length: %d\r\n\r\n" % len(answer) + answer)
 
@@ -198,7 +207,7 @@ def test_the_load_keeps_its_schedule_and_its_record_is_true(network, tmp_path):
     def behave(number: int):
         if number == 20:
             time.sleep(0.2)
-        return {30: 1.25, 40: None}.get(number, number + 0.5)
+        return {30: 1.25, 40: None, 50: BUSY}.get(number, number + 0.5)
 
     server.behave = behave
     try:
@@ -212,11 +221,14 @@ def test_the_load_keeps_its_schedule_and_its_record_is_true(network, tmp_path):
     gaps = [round(gap, 4) for gap in (record.sent[1:] - record.sent[:-1]).tolist()]
     assert set(gaps) == {0.01}, "requests leave when the schedule says, whatever became of those before"
     assert record.verdict[30] == "wrong" and record.verdict[40] == "reset", record.problems()
-    assert (record.verdict == "right").sum() == 98
+    assert (record.status[50], record.error[50], record.attempts[50]) == (503, "unavailable", "3")
+    assert record.note[50] == '{"error":"no a"}' and record.note[50] in record.problems()[-1]
+    assert f"1 x status 503 `unavailable` by `near` over {target}" in record.kinds()
+    assert (record.verdict == "right").sum() == 97
     assert record.ms[20] > 200 and statistics.median(record.ms) < 100
     assert min(record.ms) >= network.round_trip_ms("clients", "near")
     assert set(record.site[record.verdict == "right"]) == {"near"}
     window = record.between()
-    assert (window.failed, window.wrong, window.sites) == (1, 1, {"near": 98})
-    picture = plot.latency(record, tmp_path / "latency.png", "one stall, one wrong answer, one reset")
+    assert (window.failed, window.wrong, window.sites) == (2, 1, {"near": 97})
+    picture = plot.latency(record, tmp_path / "latency.png", "one stall, one wrong answer, one error, one reset")
     assert picture.read_bytes().startswith(b"\x89PNG")

@@ -2,6 +2,7 @@
 
 import subprocess
 import time
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,8 +50,10 @@ class Record:
         self.status = np.array([int(row[2]) for row in rows])
         self.verdict = np.array([row[3] for row in rows])
         self.site = np.array([row[4] for row in rows])
-        self.entry = np.array([row[5] for row in rows])
-        self.note = [row[6] for row in rows]
+        self.error = np.array([row[5] for row in rows])
+        self.attempts = np.array([row[6] for row in rows])
+        self.entry = np.array([row[7] for row in rows])
+        self.note = [row[8] for row in rows]
 
     def __len__(self) -> int:
         return len(self.sent)
@@ -75,9 +78,18 @@ class Record:
         """The first requests that were not answered rightly, in words, for a test's message."""
         bad = np.flatnonzero(self.verdict != "right")
         return [
-            f"{self.sent[i] - self.began:.3f} s: {self.verdict[i]} {self.status[i]} after {self.ms[i]:.1f} ms "
-            f"by `{self.site[i]}` over {self.entry[i]}: {self.note[i]}"
+            f"{self.sent[i] - self.began:.3f} s: {self.verdict[i]} {self.status[i]} `{self.error[i]}` after "
+            f"{self.ms[i]:.1f} ms and `{self.attempts[i]}` attempts by `{self.site[i]}` over {self.entry[i]}: {self.note[i]}"
             for i in bad[:limit]
+        ]
+
+    def kinds(self) -> list[str]:
+        """How many requests were not answered rightly, by how they ended and where."""
+        bad = np.flatnonzero(self.verdict != "right")
+        ended = Counter((self.verdict[i], int(self.status[i]), self.error[i], self.site[i], self.entry[i]) for i in bad)
+        return [
+            f"{count} x {verdict} {status} `{error}` by `{site}` over {entry}"
+            for (verdict, status, error, site, entry), count in ended.most_common(20)
         ]
 
     def answered_by(self, site: str) -> np.ndarray:

@@ -8,7 +8,7 @@ from harness import BINARY
 
 from . import proxies
 from .link import ROOT, Network, Site
-from .load import Load
+from .load import Load, Record
 from .sites import DATA_PORT, Front, SiteGateway
 
 # One way, milliseconds. The round trip to the next site is what a failover costs at least.
@@ -171,6 +171,13 @@ class Fleet(Sites):
 
     def load(self, seconds: float, name: str, **options) -> Load:
         return super().load(seconds, name, hosts=self.hosts, **options)
+
+    def story(self, record: Record) -> str:
+        """Everything that may explain the failed requests of a record, for a test's message."""
+        lines = [str(record.between()), *record.kinds(), *record.problems()]
+        for number, entry in enumerate(self.entries):
+            lines += [f"--- the entry {number}:", entry.tail()]
+        return "\n".join(lines)
 
     def close(self) -> None:
         for entry in self.entries:

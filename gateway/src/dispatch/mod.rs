@@ -1,6 +1,8 @@
 //! Where an admitted request runs: here, in the sandbox, or at one replica after the other of those that [`replicas`]
 //! chooses. This is the only module that may try a second time.
 
+#[cfg(test)]
+mod law_tests;
 pub mod replicas;
 
 use std::time::{Duration, Instant};

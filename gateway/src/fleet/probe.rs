@@ -151,3 +151,82 @@ async fn ask(peer: &Peer, found: &Replicated, place: &Place, input: Bytes) -> Op
     told.stamp(request.headers_mut());
     fetch(peer, request, Outgoing::Whole(input)).await.ok()
 }
+
+#[cfg(test)]
+mod tests {
+    use http::HeaderValue;
+    use proptest::prelude::*;
+    use windrose_route::{Hedging, Jurisdiction, Price, Random, Router, Rules, Settings, Site, Source};
+
+    use super::super::catalog::Facts;
+    use super::super::upstream::Foreign;
+    use super::*;
+    use crate::dispatch::replicas::Replicas;
+
+    fn jurisdictions(names: &[&str]) -> Vec<Jurisdiction> {
+        names.iter().map(|name| Jurisdiction::new(name).unwrap()).collect()
+    }
+
+    fn place(at: usize, jurisdiction: &str, digest: Option<[u8; 32]>) -> Place {
+        let site = Arc::new(Site {
+            name: format!("site/{at}").into(),
+            cloud: "c".into(),
+            region: "r".into(),
+            jurisdiction: Jurisdiction::new(jurisdiction).ok(),
+            price: Price::default(),
+        });
+        Place {
+            site,
+            name: HeaderValue::from_static("site"),
+            facts: Facts::unverified("m"),
+            digest,
+            to: To::There(Arc::new(Upstream::Foreign(Foreign::new(vec![], None)))),
+            metrics: Arc::default(),
+        }
+    }
+
+    fn replicated(rules: Rules, places: Vec<Place>, repeatable: bool) -> Arc<Replicated> {
+        Arc::new(Replicated {
+            model: "m".to_owned(),
+            version: "1".to_owned(),
+            replicas: Replicas::new(Router::new(Settings::default(), Random::seeded(1))),
+            places: places.into_iter().map(|place| (place.site.name.clone(), place)).collect(),
+            shared_rules: Arc::new(rules.clone()),
+            rules,
+            repeatable,
+            hedging: Hedging::default(),
+            timeouts: (PATIENCE, PATIENCE),
+            golden: serde_json::from_value(serde_json::json!({"input": "a", "output": "b"})).unwrap(),
+            golden_digest: Some([1; 32]),
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn a_golden_input_goes_only_where_the_law_and_the_digest_allow_it(
+            sites in prop::collection::vec(("(eu|us|ch)?", prop::option::of(0u8..3)), 0..12),
+            allow in prop::option::of(prop::sample::subsequence(vec!["eu", "us", "ch"], 0..3)),
+            deny in prop::sample::subsequence(vec!["eu", "us", "ch"], 0..2),
+            repeatable in prop::bool::weighted(0.8),
+        ) {
+            let places: Vec<Place> =
+                sites.iter().enumerate().map(|(at, (law, digest))| place(at, law, digest.map(|d| [d; 32]))).collect();
+            let rules = Rules::none().and(Source::Manifest, allow.as_deref().map(jurisdictions), jurisdictions(&deny));
+            let bound = allow.is_some() || !deny.is_empty();
+            let may = |(law, digest): &(String, Option<u8>)| {
+                let lawful = match law.as_str() {
+                    "" => !bound,
+                    law => allow.as_ref().is_none_or(|allow| allow.contains(&law)) && !deny.contains(&law),
+                };
+                repeatable && lawful && *digest == Some(1)
+            };
+            let found = replicated(rules, places, repeatable);
+            let mut due: Vec<&str> = due(&found).into_iter().map(|(_, place)| &*place.site.name).collect();
+            due.sort_unstable();
+            let named = sites.iter().enumerate().filter(|(_, site)| may(site)).map(|(at, _)| format!("site/{at}"));
+            let mut named: Vec<String> = named.collect();
+            named.sort_unstable();
+            prop_assert_eq!(due, named);
+        }
+    }
+}

@@ -20,6 +20,13 @@ use self::pool::{Failed, Pool};
 use self::question::{Question, Request};
 use self::record::{Outcome, Record};
 
+/// What an answer says of its error, and of the attempts that there were.
+const ERROR: HeaderName = HeaderName::from_static("windrose-error");
+const ATTEMPTS: HeaderName = HeaderName::from_static("windrose-attempts");
+
+/// Bytes of an error's body that are kept.
+const NOTE: usize = 300;
+
 /// How the load generator is started.
 #[derive(clap::Args)]
 pub struct Arguments {
@@ -125,7 +132,7 @@ impl Sender {
             tokio::time::timeout_at((scheduled + self.patience).into(), self.exchange(request, &mut outcome));
         outcome.verdict = match answered.await {
             Ok(Ok(body)) if outcome.status != 200 => {
-                outcome.note = String::from_utf8_lossy(&body[..body.len().min(120)]).into_owned();
+                outcome.note = String::from_utf8_lossy(&body[..body.len().min(NOTE)]).into_owned();
                 "status"
             }
             Ok(Ok(body)) if self.question.is_right(number, &body) => "right",
@@ -143,9 +150,12 @@ impl Sender {
     async fn exchange(&self, request: Request, outcome: &mut Outcome) -> Result<bytes::Bytes, Failed> {
         let (answer, mut connection) = self.pool.send(request, &mut outcome.entry).await?;
         outcome.status = answer.status().as_u16();
-        if let Some(site) = answer.headers().get(&self.site_header) {
-            outcome.site = String::from_utf8_lossy(site.as_bytes()).into_owned();
-        }
+        let said = |name: &HeaderName| {
+            answer.headers().get(name).map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned())
+        };
+        outcome.site = said(&self.site_header).unwrap_or_default();
+        outcome.error = said(&ERROR).unwrap_or_default();
+        outcome.attempts = said(&ATTEMPTS).unwrap_or_default();
         let body = answer.into_body().collect().await.map_err(Failed::Cut)?.to_bytes();
         connection.answered();
         Ok(body)

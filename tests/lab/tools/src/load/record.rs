@@ -22,6 +22,10 @@ pub struct Outcome {
     pub verdict: &'static str,
     /// Which site the answer names.
     pub site: String,
+    /// The word for its error in the answer's header, where it has one.
+    pub error: String,
+    /// How many attempts the answer says that there were; empty where it says nothing.
+    pub attempts: String,
     /// The address that the request was sent to.
     pub entry: String,
     /// Why it failed, in words.
@@ -52,10 +56,11 @@ impl Record {
     /// # Errors
     /// When it cannot be written.
     pub fn add(&self, outcome: &Outcome) -> Result<()> {
-        let Outcome { scheduled, latency, status, verdict, site, entry, note } = outcome;
+        let Outcome { scheduled, latency, status, verdict, site, error, attempts, entry, note } = outcome;
         let (scheduled, latency) = (scheduled.as_micros(), latency.as_micros());
         let note = note.replace(['\t', '\n', '\r'], " ");
-        Ok(writeln!(self.file.borrow_mut(), "{scheduled}\t{latency}\t{status}\t{verdict}\t{site}\t{entry}\t{note}")?)
+        let said = format!("{site}\t{error}\t{attempts}");
+        Ok(writeln!(self.file.borrow_mut(), "{scheduled}\t{latency}\t{status}\t{verdict}\t{said}\t{entry}\t{note}")?)
     }
 
     /// Writes what is still in memory.
@@ -82,6 +87,8 @@ mod tests {
             status: 503,
             verdict: "status",
             site: "near".into(),
+            error: "unavailable".into(),
+            attempts: "3".into(),
             entry: "10.77.5.1:8000".into(),
             note: "two\nlines\tand a tab".into(),
         };
@@ -90,6 +97,6 @@ mod tests {
         let text = std::fs::read_to_string(path).unwrap();
         let lines: Vec<&str> = text.lines().collect();
         assert!(lines[0].parse::<u64>().unwrap() > 0);
-        assert_eq!(lines[1..], ["2000\t2345\t503\tstatus\tnear\t10.77.5.1:8000\ttwo lines and a tab"]);
+        assert_eq!(lines[1..], ["2000\t2345\t503\tstatus\tnear\tunavailable\t3\t10.77.5.1:8000\ttwo lines and a tab"]);
     }
 }
