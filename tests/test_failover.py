@@ -39,9 +39,19 @@ def question(values: int = 2) -> list[dict]:
     return [{"name": name, "datatype": "FP32", "shape": [1, values], "data": [1.5] * values} for name in ("a", "b")]
 
 
+# What engines may run beyond what clients asked for, and how often a run is repeated before it has to: a machine that
+# stalls makes every answer late, so that each is raced. The processes of these faults end, and their counts with them.
+EXTRA, TRIES = 0.05, 3
+UNCOUNTED = {1, 13}
+
+
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: f"{fault.number}-{fault.name.replace(' ', '-')}")
 def test_no_client_notices(fleet, fault):
-    serving(fleet, "near")
+    extra_work_is_small(fleet, lambda: noticed_by_none(fleet, fault), fault.number not in UNCOUNTED)
+
+
+def noticed_by_none(fleet, fault) -> int:
+    """Goes through a fault once; returns how many requests there were."""
     found_wrong = [ejections(entry, "wrong") for entry in fleet.entries]
     run = through(fleet, fault, 1, 3, 1.5)
     assert run.before.sites.get("near", 0) > 0, run.before
@@ -53,6 +63,33 @@ def test_no_client_notices(fleet, fault):
             assert "its answer to a golden input was wrong" in entry.log.read_text(), entry.tail()
     else:
         assert run.whole.wrong == 0, fleet.story(run.record)
+    return len(run.record)
+
+
+def test_a_quiet_fleet_runs_little_more_than_clients_ask_for(fleet):
+    def quiet() -> int:
+        record = fleet.load(2, "quiet").finish()
+        assert (record.verdict == "right").all(), fleet.story(record)
+        return len(record)
+
+    extra_work_is_small(fleet, quiet, True)
+
+
+def extra_work_is_small(fleet, load, counted: bool) -> None:
+    """Runs a load, which returns how many requests were answered, and counts at the engines what it took."""
+    shares = []
+    while not shares or (shares[-1] >= EXTRA and len(shares) < TRIES):
+        serving(fleet, "near")
+        before = executed(fleet) if counted else 0
+        requests = load()
+        if not counted:
+            return
+        # What was on its way when its client had another answer has run by now, or never will.
+        wait_until(lambda: in_flight(fleet) == 0, 10, "the sites to be idle")
+        shares.append((executed(fleet) - before) / requests - 1)
+        # A golden probe counts when it arrives, and its run a moment later.
+        assert shares[-1] > -0.01, "engines ran fewer jobs than clients were answered"
+    assert shares[-1] < EXTRA, f"engines ran more than clients asked for, by these shares: {shares}"
 
 
 def ejections(entry, why: str) -> float:
@@ -64,28 +101,6 @@ def executed(fleet) -> float:
     gateways = fleet.gateways.values()
     jobs = sum(metric(gateway, "windrose_graph_inferences", model="add") for gateway in gateways)
     return jobs - sum(metric(gateway, "windrose_site_probed", probe="golden") for gateway in gateways)
-
-
-@pytest.mark.parametrize("number", [None, 3], ids=["quiet", "answers-500-ms-late"])
-def test_engines_run_little_more_than_clients_ask_for(fleet, number):
-    """Counted at the engines. A machine that stalls makes every answer late, so that each is raced: hence several tries."""
-    shares = []
-    for _ in range(3):
-        serving(fleet, "near")
-        before = executed(fleet)
-        if number is None:
-            record = fleet.load(2, "quiet").finish()
-        else:
-            record = through(fleet, next(f for f in FAULTS if f.number == number), 0.5, 1.5, 0.5).record
-        assert record.between().failed == 0, fleet.story(record)
-        # What was still on its way when its client had another answer has run by then, or never will.
-        wait_until(lambda: in_flight(fleet) == 0, 10, "the sites to be idle")
-        shares.append((executed(fleet) - before) / len(record) - 1)
-        # A golden probe counts when it arrives, and its run a moment later.
-        assert shares[-1] > -0.01, "engines ran fewer jobs than clients were answered"
-        if shares[-1] < 0.05:
-            return
-    raise AssertionError(f"engines ran more than clients asked for, by these shares: {shares}")
 
 
 def in_flight(fleet) -> float:
