@@ -60,6 +60,12 @@ pub trait Session: Send {
     /// Calls `work` with this session where its runs are cheapest, and returns when `work` does: an engine with a
     /// thread pool of its own calls it on one of that pool's threads, so that no run has to change threads.
     fn serve(&mut self, work: &mut Work<'_>);
+
+    /// Another way to what this session runs, for a run on whatever thread, beside this one's; none where runs need a
+    /// thread or a process of their own.
+    fn beside(&self) -> Option<Box<dyn Session>> {
+        None
+    }
 }
 
 /// A worker's loop.

@@ -2,7 +2,7 @@
 //!
 //! This crate has never heard of WebAssembly or HTTP. A caller loads a graph with [`Engines::load`], gets a cheap
 //! handle ([`Graph`]) and awaits [`Graph::compute`]. Behind the handle stand a bounded queue and one worker thread
-//! per session; nobody locks a session.
+//! per session; runs that are known to be short happen on the caller's own thread.
 
 pub mod backend;
 mod batch;
@@ -13,6 +13,7 @@ mod dtype;
 mod engines;
 mod error;
 mod graph;
+mod inline;
 pub mod onnx;
 mod padding;
 pub mod process;

@@ -288,6 +288,13 @@ impl Queue {
         self.enough.notify_all();
     }
 
+    /// Whether a job may run at once beside the workers: none waits, and none is to wait for others. Says how many rows
+    /// may run together.
+    pub fn is_free(&self) -> Option<usize> {
+        let state = self.lock();
+        (state.open && state.lanes.jobs() == 0 && state.policy.delay.is_zero()).then_some(state.policy.max_rows)
+    }
+
     /// Jobs that wait.
     pub fn len(&self) -> usize {
         self.lock().lanes.jobs()

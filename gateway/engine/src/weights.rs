@@ -14,6 +14,7 @@ use bytes::Bytes;
 
 use crate::backend::{Loaded, Session};
 use crate::graph::Handle;
+use crate::inline::Seat;
 use crate::residency::{Evict, Held, LastUse, Residency};
 use crate::turnstile::{Gate, Turnstile};
 use crate::worker::{self, Shared};
@@ -31,6 +32,8 @@ pub(crate) struct Crew {
     pub cores: Option<Arc<Turnstile>>,
     /// What the graph has used of them.
     pub used: Arc<AtomicU64>,
+    /// Whether callers may run short jobs on their own threads.
+    pub inline: bool,
 }
 
 /// What a graph has whose weights can leave memory.
@@ -59,7 +62,7 @@ pub(crate) struct Use<'a>(&'a Residence);
 // === impl Crew ===
 
 impl Crew {
-    /// Starts a worker for each session.
+    /// Starts a worker for each session, and lets callers beside them where they may be.
     pub fn start(
         &self,
         sessions: Vec<Box<dyn Session>>,
@@ -67,6 +70,8 @@ impl Crew {
         info: &GraphInfo,
     ) -> Result<Vec<JoinHandle<()>>, EngineError> {
         let gate = || self.cores.as_ref().map(|cores| Gate::new(cores, &self.used, info.threads));
+        let beside = sessions.iter().filter(|_| self.inline).filter_map(|session| session.beside());
+        shared.inline.set(beside.map(|session| Seat { session, gate: gate() }).collect());
         worker::start(sessions, shared, &info.engine, gate)
     }
 }
@@ -179,6 +184,7 @@ impl Evict for Handle {
         if place.held.is_none() || !self.shared.queue.dismiss(idle) {
             return false;
         }
+        self.shared.inline.set(Vec::new());
         // The workers drop their sessions on their own threads, a moment later.
         place.held = None;
         true

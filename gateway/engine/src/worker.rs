@@ -4,20 +4,23 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, OnceLock};
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::backend::Session;
 use crate::batch::{self, Batch};
+use crate::check::Checked;
 use crate::counts::Counts;
+use crate::inline::Inline;
 use crate::queue::{Answer, Queue, Waiting};
 use crate::turnstile::Gate;
-use crate::{EngineError, Fault, Tensor};
+use crate::{EngineError, Fault, Released, Tensor};
 
 /// What a graph's handle and its workers share. The weights are the sessions' alone, so that they go with the workers.
-#[derive(Debug)]
 pub(crate) struct Shared {
     pub queue: Queue,
     pub counts: Counts,
+    /// For runs that need no worker.
+    pub inline: Inline,
     /// The inputs of the first job that was answered, where they are wanted.
     pub sample: Option<OnceLock<Vec<Tensor>>>,
 }
@@ -64,7 +67,7 @@ fn run(session: &mut dyn Session, batch: &mut Batch, shared: &Shared) {
     if let Some(reason) = batch.released {
         counts.released(reason);
     }
-    let rows: usize = batch.jobs.iter().map(rows).sum();
+    let rows: usize = batch.jobs.iter().map(|waiting| rows(&waiting.job)).sum();
     for waiting in &batch.jobs {
         counts.queued(batch.taken - waiting.since);
     }
@@ -76,8 +79,8 @@ fn run(session: &mut dyn Session, batch: &mut Batch, shared: &Shared) {
 }
 
 /// Rows as they are counted: a job without an axis is one.
-fn rows(waiting: &Waiting) -> usize {
-    waiting.job.rows.unwrap_or(1)
+fn rows(job: &Checked) -> usize {
+    job.rows.unwrap_or(1)
 }
 
 /// Ends a job that was not run: its caller has gone, or its deadline has passed.
@@ -88,19 +91,44 @@ fn withdraw(gone: Waiting, counts: &Counts) {
 
 /// Runs one job, on its own tensors.
 fn alone(session: &mut dyn Session, waiting: Waiting, shared: &Shared) {
+    let Waiting { reply, job, .. } = waiting;
+    let (answer, time) = execute(session, &job, shared);
+    shared.inline.observe(&job.inputs, time);
+    let _ = reply.send(answer);
+    // Inputs are freed here and not on the caller's way.
+    drop(job);
+}
+
+/// Runs a job on the caller's thread, if it is known to be short and everything is free; `None` where it is to be queued.
+pub(crate) fn here(shared: &Shared, job: &Checked, weight: u32) -> Option<Answer> {
+    shared.inline.run(
+        &job.inputs,
+        weight,
+        || shared.queue.is_free(),
+        |session, most| {
+            let (answer, time) = execute(session, job, shared);
+            if most > 1 {
+                shared.counts.released(Released::Idle);
+            }
+            shared.queue.observe(rows(job), time);
+            (answer, time)
+        },
+    )
+}
+
+/// Runs a job and counts it. Returns how long the engine took, too.
+fn execute(session: &mut dyn Session, job: &Checked, shared: &Shared) -> (Answer, Duration) {
     let counts = &shared.counts;
     let started = Instant::now();
     counts.begun();
-    let answer = guarded(session, &waiting.job.inputs, &waiting.job.outputs);
-    counts.ended(rows(&waiting), started.elapsed());
-    counts.answered(rows(&waiting), answer.is_ok());
+    let answer = guarded(session, &job.inputs, &job.outputs);
+    let time = started.elapsed();
+    counts.ended(rows(job), time);
+    counts.answered(rows(job), answer.is_ok());
     if let Some(sample) = shared.sample.as_ref().filter(|_| answer.is_ok()) {
-        sample.get_or_init(|| waiting.job.inputs.clone());
+        sample.get_or_init(|| job.inputs.clone());
     }
-    // Inputs are freed here and not on the caller's way.
-    let Waiting { reply, job, .. } = waiting;
-    let _ = reply.send(answer);
-    drop(job);
+    (answer, time)
 }
 
 /// Runs several jobs as one, and gives each its own rows. When that fails they run one by one: an input that the graph
@@ -110,7 +138,7 @@ fn together(session: &mut dyn Session, batch: &mut Batch, rows: usize, shared: &
     match run_together(session, batch, rows, counts) {
         Ok(answers) => {
             for (waiting, answer) in batch.jobs.drain(..).zip(answers) {
-                counts.answered(self::rows(&waiting), true);
+                counts.answered(self::rows(&waiting.job), true);
                 let Waiting { reply, job, .. } = waiting;
                 let _ = reply.send(Ok(answer));
                 drop(job);
@@ -119,7 +147,7 @@ fn together(session: &mut dyn Session, batch: &mut Batch, rows: usize, shared: &
         // No input is to blame: each alone would meet the same.
         Err(error) if matches!(error.fault(), Fault::Time | Fault::Unready | Fault::Host) => {
             for waiting in batch.jobs.drain(..) {
-                counts.answered(self::rows(&waiting), false);
+                counts.answered(self::rows(&waiting.job), false);
                 let _ = waiting.reply.send(Err(error.clone()));
             }
         }

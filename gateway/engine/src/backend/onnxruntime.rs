@@ -150,7 +150,8 @@ impl Engine for OnnxRuntime {
             (Device::Cpu, 1) => vec![core()?; sessions],
             _ => (0..sessions).map(|_| core()).collect::<Result<_, EngineError>>()?,
         };
-        let sessions = cores.into_iter().map(|core| -> Box<dyn Session> { Box::new(Runner { core }) });
+        let shared = device == Device::Cpu && threads == 1;
+        let sessions = cores.into_iter().map(|core| -> Box<dyn Session> { Box::new(Runner { core, shared }) });
         Ok(Loaded { info, sessions: sessions.collect() })
     }
 }
@@ -211,6 +212,8 @@ impl Core {
 /// One worker's access to a session.
 struct Runner {
     core: Arc<Core>,
+    /// Whether several may run at the same time.
+    shared: bool,
 }
 
 impl Session for Runner {
@@ -231,6 +234,10 @@ impl Session for Runner {
 
     fn serve(&mut self, work: &mut Work<'_>) {
         work(self);
+    }
+
+    fn beside(&self) -> Option<Box<dyn Session>> {
+        self.shared.then(|| Box::new(Runner { core: Arc::clone(&self.core), shared: true }) as Box<dyn Session>)
     }
 }
 

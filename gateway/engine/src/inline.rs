@@ -1,0 +1,292 @@
+//! Runs that are too short to be handed to another thread: the caller's own runs them.
+//!
+//! To wake a worker and to be woken by it costs several times what a tiny net takes. So where an engine can run a session
+//! on any thread, short runs happen where they are asked for, as long as the graph's queue is empty. Which runs are short
+//! is not guessed: a worker, or the last such run, took at most [`SHORT`] for inputs of the very same shapes, and the
+//! graph's operators are such that what a run costs follows from the shapes.
+
+use std::collections::BTreeSet;
+use std::hash::{BuildHasher, Hash, Hasher, RandomState};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Mutex, PoisonError, RwLock};
+use std::time::Duration;
+
+use crate::Tensor;
+use crate::backend::Session;
+use crate::turnstile::Gate;
+
+/// The longest run on a caller's thread. That thread has other requests to look after, which wait meanwhile.
+const SHORT: Duration = Duration::from_micros(30);
+
+/// Operators of ONNX whose work and whose outputs' shapes follow from the shapes of their inputs, whatever these hold.
+const STEADY: [&str; 63] = [
+    "Abs",
+    "Add",
+    "And",
+    "ArgMax",
+    "ArgMin",
+    "AveragePool",
+    "BatchNormalization",
+    "Cast",
+    "Ceil",
+    "Clip",
+    "Concat",
+    "Constant",
+    "Conv",
+    "Div",
+    "Dropout",
+    "Elu",
+    "Equal",
+    "Erf",
+    "Exp",
+    "Flatten",
+    "Floor",
+    "Gather",
+    "Gelu",
+    "Gemm",
+    "GlobalAveragePool",
+    "GlobalMaxPool",
+    "Greater",
+    "HardSigmoid",
+    "HardSwish",
+    "Identity",
+    "LSTM",
+    "LayerNormalization",
+    "LeakyRelu",
+    "Less",
+    "Log",
+    "LogSoftmax",
+    "MatMul",
+    "Max",
+    "MaxPool",
+    "Min",
+    "Mul",
+    "Neg",
+    "Not",
+    "Or",
+    "PRelu",
+    "Pow",
+    "Reciprocal",
+    "ReduceMax",
+    "ReduceMean",
+    "ReduceMin",
+    "Relu",
+    "Sigmoid",
+    "Softmax",
+    "Softplus",
+    "Sqrt",
+    "Sub",
+    "Sum",
+    "Tanh",
+    "Transpose",
+    "Where",
+    "ai.onnx.ml:LinearClassifier",
+    "ai.onnx.ml:Scaler",
+    "ai.onnx.ml:TreeEnsembleClassifier",
+];
+
+/// A graph's sessions for callers' own threads.
+#[derive(Default)]
+pub(crate) struct Inline {
+    /// None where the engine or the operators rule it out, and while the weights are not in memory.
+    seats: RwLock<Vec<Mutex<Seat>>>,
+    /// The shapes of the last run that was short, hashed; 0 for none.
+    short: AtomicU64,
+    /// Nobody outside can make two shapes look alike.
+    hasher: RandomState,
+}
+
+/// A session and its way to the machine's cores.
+pub(crate) struct Seat {
+    pub session: Box<dyn Session>,
+    pub gate: Option<Gate>,
+}
+
+/// Whether what a run costs follows from the shapes of its inputs.
+pub(crate) fn is_steady(operators: &BTreeSet<String>) -> bool {
+    operators.iter().all(|name| STEADY.contains(&name.as_str()))
+}
+
+impl Inline {
+    /// Sessions that callers may use from now on.
+    pub fn set(&self, seats: Vec<Seat>) {
+        *self.seats.write().unwrap_or_else(PoisonError::into_inner) = seats.into_iter().map(Mutex::new).collect();
+    }
+
+    /// Learns how long a run took.
+    pub fn observe(&self, inputs: &[Tensor], time: Duration) {
+        let shapes = self.shapes(inputs);
+        if time <= SHORT {
+            self.short.store(shapes, Relaxed);
+        } else {
+            let _ = self.short.compare_exchange(shapes, 0, Relaxed, Relaxed);
+        }
+    }
+
+    /// Lets `run` have a session if the run will be short, `free` says that nothing is before it, and a session and a core
+    /// are free. `run` gets what `free` said, and says how long it took. `None` where the job is to be queued.
+    pub fn run<F, R>(
+        &self,
+        inputs: &[Tensor],
+        weight: u32,
+        free: impl FnOnce() -> Option<F>,
+        run: impl FnOnce(&mut dyn Session, F) -> (R, Duration),
+    ) -> Option<R> {
+        let short = self.short.load(Relaxed);
+        if short == 0 || short != self.shapes(inputs) {
+            return None;
+        }
+        let seats = self.seats.try_read().ok()?;
+        let mut seat = seats.iter().find_map(|seat| seat.try_lock().ok())?;
+        let Seat { session, gate } = &mut *seat;
+        let free = free()?;
+        if gate.as_mut().is_some_and(|gate| !gate.try_pass()) {
+            return None;
+        }
+        let (result, time) = run(&mut **session, free);
+        if let Some(gate) = gate {
+            gate.leave(time, weight);
+        }
+        drop(seat);
+        self.observe(inputs, time);
+        Some(result)
+    }
+
+    fn shapes(&self, inputs: &[Tensor]) -> u64 {
+        let mut hasher = self.hasher.build_hasher();
+        inputs.iter().for_each(|input| input.shape().hash(&mut hasher));
+        hasher.finish().max(1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::AtomicUsize;
+    use std::thread::{self, ThreadId};
+
+    use super::*;
+    use crate::backend::{Loaded, Work};
+    use crate::graph::Setup;
+    use crate::onnx::Model;
+    use crate::queue::{Answer, Bounds};
+    use crate::{BatchPolicy, DataType, Dim, Graph, GraphInfo, GraphSpec, Isolation, Job, TensorSpec};
+
+    /// Says on which thread it ran, and takes as long as it is told to.
+    #[derive(Clone, Default)]
+    struct Anywhere {
+        ran: Arc<Mutex<Vec<ThreadId>>>,
+        nap_ms: Arc<AtomicUsize>,
+    }
+
+    impl Anywhere {
+        fn last(&self) -> ThreadId {
+            *self.ran.lock().expect("threads").last().expect("a run")
+        }
+    }
+
+    impl Session for Anywhere {
+        fn run(&mut self, inputs: &[Tensor], _: &[usize]) -> Answer {
+            self.ran.lock().expect("threads").push(thread::current().id());
+            match self.nap_ms.load(Relaxed) {
+                0 => {}
+                nap => thread::sleep(Duration::from_millis(nap as u64)),
+            }
+            Ok(inputs.to_vec())
+        }
+
+        fn serve(&mut self, work: &mut Work<'_>) {
+            work(self);
+        }
+
+        fn beside(&self) -> Option<Box<dyn Session>> {
+            Some(Box::new(self.clone()))
+        }
+    }
+
+    fn graph(operator: &str) -> (Graph, Anywhere) {
+        let info = GraphInfo {
+            engine: "anywhere".into(),
+            version: "0".into(),
+            provider: "CPU".into(),
+            sessions: 1,
+            threads: 1,
+            isolation: Isolation::Process,
+        };
+        let tensor = |name: &str| TensorSpec {
+            name: name.into(),
+            datatype: DataType::Uint8,
+            shape: Some(vec![Dim::Symbol("N".into())]),
+        };
+        let model = Model {
+            spec: GraphSpec { inputs: vec![tensor("x")], outputs: vec![tensor("y")] },
+            nodes: 1,
+            operators: [operator.to_owned()].into(),
+            elements: Default::default(),
+            weight_bytes: 0,
+            beyond_32_bits: None,
+        };
+        let session = Anywhere::default();
+        let loaded = Loaded { info, sessions: vec![Box::new(session.clone())] };
+        let bounds = Bounds { jobs: 8, wait: None, workers: 1 };
+        let setup = Setup { bounds, keeps_sample: false, cores: None, padding: None, residence: None };
+        (Graph::start(loaded, &model, setup).expect("a graph"), session)
+    }
+
+    /// Runs a job of so many elements on this thread; whether its run was here, too.
+    fn here(graph: &Graph, session: &Anywhere, elements: usize) -> bool {
+        let x = Tensor::from_vec([elements], vec![7u8; elements]).expect("bytes");
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        let job = Job { inputs: vec![("x".into(), x.clone())], ..Job::default() };
+        assert_eq!(runtime.block_on(graph.compute(job)).expect("an answer"), [("y".to_owned(), x)]);
+        session.last() == thread::current().id()
+    }
+
+    /// Until a worker's run happened to be short: a busy machine may interrupt any.
+    fn learn(graph: &Graph, session: &Anywhere, elements: usize) {
+        for _ in 0..10_000 {
+            if here(graph, session, elements) {
+                return;
+            }
+        }
+        panic!("no run was short");
+    }
+
+    #[test]
+    fn what_was_short_runs_here_and_other_shapes_do_not() {
+        let (graph, session) = graph("Relu");
+        assert!(!here(&graph, &session, 3), "nothing is known of it yet");
+        learn(&graph, &session, 3);
+        assert!(!here(&graph, &session, 4));
+        let counts = graph.counts();
+        assert_eq!(
+            (counts.executions, counts.inferences),
+            (session.ran.lock().unwrap().len() as u64, counts.executions)
+        );
+    }
+
+    #[test]
+    fn a_run_that_was_not_short_is_the_last_one_here() {
+        let (graph, session) = graph("Relu");
+        learn(&graph, &session, 3);
+        session.nap_ms.store(2, Relaxed);
+        // At most this one.
+        here(&graph, &session, 3);
+        assert!(!here(&graph, &session, 3));
+    }
+
+    #[test]
+    fn nothing_runs_here_where_values_decide_what_it_costs() {
+        let (graph, session) = graph("Loop");
+        assert!((0..100).all(|_| !here(&graph, &session, 3)));
+    }
+
+    #[test]
+    fn nothing_runs_here_that_is_to_wait_for_others() {
+        let (graph, session) = graph("Relu");
+        assert_eq!(graph.declared_axis(), Ok(()));
+        learn(&graph, &session, 3);
+        graph.set_batching(BatchPolicy { max_rows: 8, delay: Duration::from_micros(10) });
+        assert!((0..100).all(|_| !here(&graph, &session, 3)));
+    }
+}
