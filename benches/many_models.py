@@ -1,13 +1,21 @@
-"""Deploys thousands of models that share one module and one graph, and says what each of them costs.
+"""Deploys thousands of models, and says what each of them costs.
 
     target/venv/bin/python benches/many_models.py --models 2000
 
-It prints how long the deployments took, what an idle model adds to the gateway's memory, how many copies of the weights the
-gateway holds, how long a restart takes until every model answers, and the latency of each model's first request after it.
-The graph is made here: a matrix product whose weights (--weights, MiB) are large enough for a second copy to be seen.
+`same`: they share one module and one graph. It prints how long the deployments took, what an idle model adds to the
+gateway's memory, how many copies of the weights the gateway holds, how long a restart takes until every model answers, and
+the latency of each model's first request after it. The graph is made here: a matrix product whose weights (--weights, MiB)
+are large enough for a second copy to be seen.
+
+`different`: each has a module of its own, the built-in one with another digest, on a gateway where no idle module stays in
+memory: what an idle model adds beyond its code, and the latency of its next request.
+
+`real`: examples on that gateway, each asked after its module has left memory, beside the same on a gateway where it stays.
+The floor of loading a module, bare wasmtime's, is printed by `windrose-bench sandbox`.
 """
 
 import argparse
+import hashlib
 import http.client
 import json
 import statistics
@@ -50,10 +58,18 @@ class Client:
         self.headers = headers | {"content-type": "application/json"}
 
     def call(self, method: str, path: str, body=None):
-        self.connection.request(method, path, None if body is None else json.dumps(body), self.headers)
+        return self.send(method, path, None if body is None else json.dumps(body))
+
+    def upload(self, content: bytes) -> str:
+        digest = hashlib.sha256(content).hexdigest()
+        self.send("PUT", f"/v1/blobs/{digest}", content)
+        return digest
+
+    def send(self, method: str, path: str, body):
+        self.connection.request(method, path, body, self.headers)
         answer = self.connection.getresponse()
         content = answer.read()
-        if answer.status != 200:
+        if answer.status >= 300:
             raise RuntimeError(f"{method} {path}: {answer.status} {content[:300]!r}")
         return json.loads(content) if content else None
 
@@ -74,15 +90,19 @@ def first_requests(gateway: Gateway, names: list[str]) -> list[float]:
     return times
 
 
-def run(models: int, weights: int, folder: Path):
+def control_of(gateway: Gateway) -> Client:
+    token = (gateway.folder / "data" / "token").read_text().strip()
+    return Client(gateway.control_port, {"authorization": f"Bearer {token}"})
+
+
+def same(models: int, weights: int, folder: Path):
     graph(folder / "wide.onnx", weights)
     gateway = Gateway(folder / "gateway", settings={"engines.default": "rten"}).start()
     before = gateway.resident()
     gateway.deploy(folder / "wide.onnx", "--name", "m0")
     first_requests(gateway, ["m0"])
     one = gateway.resident()
-    token = (gateway.folder / "data" / "token").read_text().strip()
-    control = Client(gateway.control_port, {"authorization": f"Bearer {token}"})
+    control = control_of(gateway)
     manifest = control.call("GET", "/v1/models/m0/versions/1")["manifest"]
     names, took = [f"m{number}" for number in range(models)], []
     tenth = max(1, models // 10)
@@ -113,13 +133,79 @@ def run(models: int, weights: int, folder: Path):
     gateway.stop()
 
 
+def different(models: int, folder: Path):
+    module = (ROOT / "gateway" / "sandbox" / "passthrough" / "passthrough.wasm").read_bytes()
+    graph(folder / "small.onnx", 1)
+    settings = {"engines.default": "rten", "memory.modules": "1"}
+    gateway = Gateway(folder / "different", settings=settings).start()
+    control = control_of(gateway)
+    weights = control.upload((folder / "small.onnx").read_bytes())
+    names, began, tenth = [f"m{number}" for number in range(models)], time.monotonic(), max(1, models // 10)
+    for number, name in enumerate(names):
+        # A custom section behind the component: another digest, the same code.
+        section = b"\x06number" + number.to_bytes(4, "little")
+        digest = control.upload(module + b"\x00" + bytes([len(section)]) + section)
+        manifest = {"name": name, "version": "1", "module": digest, "graphs": {"model": {"digest": weights}}}
+        control.call("PUT", f"/v1/models/{name}/versions/1", manifest)
+        if number + 1 == tenth:
+            first_requests(gateway, names[:tenth])
+            some = gateway.resident()
+    print(f"\n{models} models, each with a module of its own that leaves memory when it is idle; "
+          f"deployed in {time.monotonic() - began:.1f} s")
+    first = first_requests(gateway, names)
+    later = first_requests(gateway, names)
+    added = (gateway.resident() - some) / 1024 / (models - tenth)
+    code = statistics.median(path.stat().st_size for path in (gateway.folder / "data" / "cache").iterdir()) / 1024
+    print(f"memory, MiB: {gateway.resident() / 2**20:.0f}; each after the first tenth {added:.1f} KiB, "
+          f"its code of {code:.0f} KiB not in memory")
+    for what, times in (("request after the module has left", first), ("once more", later)):
+        print(f"{what}, ms: median {statistics.median(times):.2f}, p99 {quantile(times, 0.99):.2f}, largest {max(times):.2f}")
+    gateway.stop()
+
+
+def real(folder: Path, turns: int = 25):
+    """The gateways take turns; an idle module of the second has left memory before it is asked."""
+    print("\nrequest to an example whose module is in memory, and after it has left, ms")
+    gateways = [
+        Gateway(folder / name, settings={"engines.default": "rten", "memory.modules": budget}).start()
+        for name, budget in (("stays", "2GiB"), ("leaves", "1"))
+    ]
+    for example in ("iris", "embed", "magika", "python-iris"):
+        known = set((gateways[1].folder / "data" / "cache").glob("*"))
+        for gateway in gateways:
+            gateway.deploy(ROOT / "examples" / example)
+        (entry,) = set((gateways[1].folder / "data" / "cache").glob("*")) - known
+        body = (ROOT / "examples" / example / "test-input.json").read_bytes()
+        clients = [Client(gateway.port, {}) for gateway in gateways]
+        times = [[], []]
+        for _ in range(turns):
+            for client, kept in zip(clients, times):
+                # Idle modules leave a moment after their call.
+                time.sleep(0.05)
+                began = time.perf_counter()
+                client.send("POST", f"/v2/models/{example}/infer", body)
+                kept.append(1e3 * (time.perf_counter() - began))
+        stays, leaves = (statistics.median(kept[1:]) for kept in times)
+        print(f"  {example:12} {entry.stat().st_size / 2**20:6.2f} MiB of code  in memory {stays:7.2f}  "
+              f"left {leaves:7.2f}, largest {max(times[1][1:]):7.2f}  adds {leaves - stays:7.2f}")
+    for gateway in gateways:
+        gateway.stop()
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", default=["same", "different", "real"], help="same, different, real")
     parser.add_argument("--models", type=int, default=2000, help="at least 20")
     parser.add_argument("--weights", type=int, default=64, metavar="MIB")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        run(arguments.models, arguments.weights, Path(folder))
+        folder = Path(folder)
+        if "same" in arguments.parts:
+            same(arguments.models, arguments.weights, folder)
+        if "different" in arguments.parts:
+            different(arguments.models, folder)
+        if "real" in arguments.parts:
+            real(folder)
 
 
 if __name__ == "__main__":

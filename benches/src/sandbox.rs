@@ -26,7 +26,16 @@ impl Host {
     /// A sandbox of the gateway's own settings, without a cache.
     pub fn new() -> Result<Host> {
         let config = SandboxConfig { cache: None, cache_key: None, instances: 16, memory: 1 << 30, modules: None };
-        let sandbox = Sandbox::new(config)?;
+        Host::with(Sandbox::new(config)?)
+    }
+
+    /// One with a cache, in which no idle module stays in memory.
+    fn forgetful(folder: &Path) -> Result<Host> {
+        let (cache, cache_key) = (Some(folder.join("cache")), Some(folder.join("key")));
+        Host::with(Sandbox::new(SandboxConfig { cache, cache_key, instances: 16, memory: 1 << 30, modules: Some(1) })?)
+    }
+
+    fn with(sandbox: Sandbox) -> Result<Host> {
         let engines =
             EnginesConfig { onnxruntime: OnnxRuntimeLibrary::Search, search: vec!["target/onnxruntime".into()] };
         Ok(Host { sandbox, engines: Arc::new(Engines::new(engines)?) })
@@ -76,6 +85,14 @@ pub async fn section(rounds: usize) -> Result<()> {
     for (name, wasm) in [("pass-through", PASSTHROUGH.to_vec()), ("scores, a guest of the SDK", guest("scores")?)] {
         instance(&host, name, &wasm, rounds).await?;
     }
+    let folder = tempfile::tempdir()?;
+    let forgetful = Host::forgetful(folder.path())?;
+    heading("A call of a module that is loaded for it and leaves again: from the cache on disk, beside bare wasmtime");
+    for (name, wasm) in
+        [("pass-through", PASSTHROUGH.to_vec()), ("scores", guest("scores")?), ("embed", guest("embed")?)]
+    {
+        reload(&forgetful, name, &wasm, rounds).await?;
+    }
     heading("An inference behind the sandbox, beside the bare engine (its queue and worker included)");
     for (title, wasm) in [("pass-through", PASSTHROUGH.to_vec()), ("scores", guest("scores")?)] {
         let tiny = ("models/tiny/model.onnx", &[1, 16][..]);
@@ -124,6 +141,23 @@ async fn instance(host: &Host, name: &str, wasm: &[u8], rounds: usize) -> Result
         Ok(())
     };
     Pairs::take((rounds, 500), ours, async || bare.describe().await).await?.print(name);
+    Ok(())
+}
+
+async fn reload(host: &Host, name: &str, wasm: &[u8], rounds: usize) -> Result<()> {
+    let graph = host.graph("models/tiny/model.onnx")?;
+    let (bare, program) = (Bare::new(wasm)?, host.program(wasm, Some(graph))?);
+    let modules = host.sandbox.modules();
+    let before = modules.counts().reloads;
+    let ours = async || {
+        program.describe(&context()).await?;
+        // What the call's end has begun on another thread ends here.
+        modules.trim();
+        Ok(())
+    };
+    let title = format!("{name}, {} KiB of code", bare.size() >> 10);
+    Pairs::take((rounds, 50), ours, async || bare.load().await).await?.print(&title);
+    anyhow::ensure!(modules.counts().reloads - before >= 50 * rounds as u64, "some calls found the module in memory");
     Ok(())
 }
 

@@ -23,7 +23,10 @@ use bindings::windrose::model::types::{ByteStrings, NamedValue, Parameter, Reque
 /// A guest that bare wasmtime runs. Its imports trap: it is only asked for what needs none.
 pub struct Bare {
     engine: Engine,
+    linker: Linker<()>,
     pre: ModelPre<()>,
+    /// Its code, as wasmtime writes it to a file.
+    code: Vec<u8>,
 }
 
 impl Bare {
@@ -45,13 +48,32 @@ impl Bare {
         let mut linker = Linker::new(&engine);
         linker.define_unknown_imports_as_traps(&component).map_err(|e| anyhow!("{e:#}"))?;
         let pre = linker.instantiate_pre(&component).and_then(ModelPre::new).map_err(|e| anyhow!("{e:#}"))?;
-        Ok(Bare { engine, pre })
+        let code = component.serialize().map_err(|e| anyhow!("{e:#}"))?;
+        Ok(Bare { engine, linker, pre, code })
+    }
+
+    /// Bytes of its code.
+    pub fn size(&self) -> usize {
+        self.code.len()
+    }
+
+    /// Loads the code from memory, links it, asks an instance for its signature, and drops all of it.
+    #[expect(unsafe_code, reason = "a precompiled module is native code")]
+    pub async fn load(&self) -> Result<()> {
+        // SAFETY: these are the bytes that `Component::serialize` returned for this very engine.
+        let component = unsafe { Component::deserialize(&self.engine, &self.code) }.map_err(|e| anyhow!("{e:#}"))?;
+        let pre = self.linker.instantiate_pre(&component).and_then(ModelPre::new).map_err(|e| anyhow!("{e:#}"))?;
+        self.ask(&pre).await
     }
 
     /// A fresh instance, asked for its signature, and dropped.
     pub async fn describe(&self) -> Result<()> {
+        self.ask(&self.pre).await
+    }
+
+    async fn ask(&self, pre: &ModelPre<()>) -> Result<()> {
         let mut store = Store::new(&self.engine, ());
-        let model = self.pre.instantiate_async(&mut store).await.map_err(|e| anyhow!("{e:#}"))?;
+        let model = pre.instantiate_async(&mut store).await.map_err(|e| anyhow!("{e:#}"))?;
         model.windrose_model_handler().call_describe(&mut store).await.map_err(|e| anyhow!("{e:#}"))?;
         Ok(())
     }

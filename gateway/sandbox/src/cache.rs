@@ -7,6 +7,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::hash::{Hash, Hasher};
 use std::io::{self, Read, Write};
+use std::ops::Deref;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -30,6 +31,17 @@ pub(crate) enum Form {
     Plain,
     /// What its initialiser made of it.
     Initialised,
+}
+
+/// A whole entry that is authentic; what it lends is the artifact behind its head.
+pub(crate) struct Artifact(Vec<u8>);
+
+impl Deref for Artifact {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.0[MAGIC.len() + MAC..]
+    }
 }
 
 /// The folder of compiled modules.
@@ -60,9 +72,9 @@ impl Cache {
     }
 
     /// The artifact of a module for `engine`, if there is an authentic one.
-    pub(crate) fn get(&self, engine: &Engine, digest: &str, form: Form) -> Option<Vec<u8>> {
+    pub(crate) fn get(&self, engine: &Engine, digest: &str, form: Form) -> Option<Artifact> {
         let name = name(engine, digest, form);
-        let mut entry = match read(&self.folder.join(&name)) {
+        let entry = match read(&self.folder.join(&name)) {
             Ok(entry) => entry,
             Err(error) => {
                 if error.kind() != io::ErrorKind::NotFound {
@@ -83,8 +95,7 @@ impl Cache {
             );
             return None;
         }
-        entry.drain(..MAGIC.len() + MAC);
-        Some(entry)
+        Some(Artifact(entry))
     }
 
     /// Keeps an artifact: written aside, synced, and renamed over what was there.

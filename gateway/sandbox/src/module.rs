@@ -10,7 +10,7 @@ use wasmtime::Engine;
 use wasmtime::component::{Component, Linker};
 use windrose_engine::Residency;
 
-use crate::cache::{Cache, Form, hex};
+use crate::cache::{Artifact, Cache, Form, hex};
 use crate::code::{Compiled, Refills};
 use crate::files::Bound;
 use crate::initialise::Initialised;
@@ -98,7 +98,7 @@ impl Parts {
     }
 
     /// The form of a module that calls start from: the initialised one where there is one.
-    pub(crate) fn artifact(&self, digest: &str) -> Option<Vec<u8>> {
+    pub(crate) fn artifact(&self, digest: &str) -> Option<Artifact> {
         let cache = self.cache.as_ref()?;
         let form = |form| cache.get(&self.engine, digest, form);
         form(Form::Initialised).or_else(|| form(Form::Plain))
