@@ -7,11 +7,11 @@ gateway's memory, how many copies of the weights the gateway holds, how long a r
 the latency of each model's first request after it. The graph is made here: a matrix product whose weights (--weights, MiB)
 are large enough for a second copy to be seen.
 
-`different`: each has a module of its own, the built-in one with another digest, on a gateway where no idle module stays in
-memory: what an idle model adds beyond its code, and the latency of its next request.
+`different`: each has a module of its own, the built-in one with another digest, on a gateway with a budget for modules
+(--budget; by default no idle one stays in memory): what an idle model adds, and the latency of a request after all others.
 
-`real`: examples on that gateway, each asked after its module has left memory, beside the same on a gateway where it stays.
-The floor of loading a module, bare wasmtime's, is printed by `windrose-bench sandbox`.
+`real`: examples on a gateway where no idle module stays in memory, each asked after it has left, beside the same on a gateway
+where it stays. The floor of loading a module, bare wasmtime's, is printed by `windrose-bench sandbox`.
 """
 
 import argparse
@@ -133,10 +133,10 @@ def same(models: int, weights: int, folder: Path):
     gateway.stop()
 
 
-def different(models: int, folder: Path):
+def different(models: int, budget: str, folder: Path):
     module = (ROOT / "gateway" / "sandbox" / "passthrough" / "passthrough.wasm").read_bytes()
     graph(folder / "small.onnx", 1)
-    settings = {"engines.default": "rten", "memory.modules": "1"}
+    settings = {"engines.default": "rten", "memory.modules": budget}
     gateway = Gateway(folder / "different", settings=settings).start()
     control = control_of(gateway)
     weights = control.upload((folder / "small.onnx").read_bytes())
@@ -150,15 +150,16 @@ def different(models: int, folder: Path):
         if number + 1 == tenth:
             first_requests(gateway, names[:tenth])
             some = gateway.resident()
-    print(f"\n{models} models, each with a module of its own that leaves memory when it is idle; "
+    print(f"\n{models} models, each with a module of its own, of which {budget} may be in memory; "
           f"deployed in {time.monotonic() - began:.1f} s")
     first = first_requests(gateway, names)
     later = first_requests(gateway, names)
     added = (gateway.resident() - some) / 1024 / (models - tenth)
     code = statistics.median(path.stat().st_size for path in (gateway.folder / "data" / "cache").iterdir()) / 1024
-    print(f"memory, MiB: {gateway.resident() / 2**20:.0f}; each after the first tenth {added:.1f} KiB, "
-          f"its code of {code:.0f} KiB not in memory")
-    for what, times in (("request after the module has left", first), ("once more", later)):
+    kept = sum(control.call("GET", f"/v1/models/{name}/versions/1")["loaded"]["module_resident"] for name in names)
+    print(f"memory, MiB: {gateway.resident() / 2**20:.0f}; each after the first tenth {added:.1f} KiB; "
+          f"{kept} modules of {code:.0f} KiB of code are in memory")
+    for what, times in (("first request", first), ("next request, all others between", later)):
         print(f"{what}, ms: median {statistics.median(times):.2f}, p99 {quantile(times, 0.99):.2f}, largest {max(times):.2f}")
     gateway.stop()
 
@@ -197,13 +198,14 @@ def main():
     parser.add_argument("parts", nargs="*", default=["same", "different", "real"], help="same, different, real")
     parser.add_argument("--models", type=int, default=2000, help="at least 20")
     parser.add_argument("--weights", type=int, default=64, metavar="MIB")
+    parser.add_argument("--budget", default="1", metavar="BYTES", help="of `different`, as `memory.modules` takes it")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         if "same" in arguments.parts:
             same(arguments.models, arguments.weights, folder)
         if "different" in arguments.parts:
-            different(arguments.models, folder)
+            different(arguments.models, arguments.budget, folder)
         if "real" in arguments.parts:
             real(folder)
 
