@@ -251,7 +251,7 @@ impl Graph {
             job.outputs.iter().filter_map(|&at| Some(signature.spec.outputs.get(at)?.name.clone())).collect();
         let named = |tensors| Ok(names.into_iter().zip(tensors).collect());
         let _use = self.handle.residence.as_ref().map(Residence::begin);
-        if let Some(answer) = worker::here(shared, &job, share.weight) {
+        if let Some(answer) = worker::here(shared, &job, share.weight, since) {
             return named(answer?);
         }
         let (reply, answer) = oneshot::channel();

@@ -1,15 +1,16 @@
 //! Runs that are too short to be handed to another thread: the caller's own runs them.
 //!
 //! To wake a worker and to be woken by it costs several times what a tiny net takes. So where an engine can run a session
-//! on any thread, short runs happen where they are asked for, as long as the graph's queue is empty. Which runs are short
-//! is not guessed: a worker, or the last such run, took at most [`SHORT`] for inputs of the very same shapes, and the
-//! graph's operators are such that what a run costs follows from the shapes.
+//! on any thread, short runs happen where they are asked for, as long as the graph's queue is empty and jobs are sparse:
+//! when they are dense a worker is awake anyway, and several jobs make one run. Which runs are short is not guessed: a
+//! worker, or the last such run, took at most [`SHORT`] for inputs of the very same shapes, and the graph's operators are
+//! such that what a run costs follows from the shapes.
 
 use std::collections::BTreeSet;
 use std::hash::{BuildHasher, Hash, Hasher, RandomState};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError, RwLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::Tensor;
 use crate::backend::Session;
@@ -17,6 +18,10 @@ use crate::turnstile::Gate;
 
 /// The longest run on a caller's thread. That thread has other requests to look after, which wait meanwhile.
 const SHORT: Duration = Duration::from_micros(30);
+
+/// Jobs that come after one another by less, on average, are dense. About as long as a worker takes to wake up and its
+/// caller after it.
+const SPARSE: Duration = Duration::from_micros(100);
 
 /// Operators of ONNX whose work and whose outputs' shapes follow from the shapes of their inputs, whatever these hold.
 const STEADY: [&str; 63] = [
@@ -86,7 +91,6 @@ const STEADY: [&str; 63] = [
 ];
 
 /// A graph's sessions for callers' own threads.
-#[derive(Default)]
 pub(crate) struct Inline {
     /// None where the engine or the operators rule it out, and while the weights are not in memory.
     seats: RwLock<Vec<Mutex<Seat>>>,
@@ -94,6 +98,18 @@ pub(crate) struct Inline {
     short: AtomicU64,
     /// Nobody outside can make two shapes look alike.
     hasher: RandomState,
+    begin: Instant,
+    /// When the last job came, nanoseconds after the beginning.
+    last: AtomicU64,
+    /// Nanoseconds from job to job, of late.
+    gap: AtomicU64,
+}
+
+impl Default for Inline {
+    fn default() -> Inline {
+        let [short, last, gap] = [const { AtomicU64::new(0) }; 3];
+        Inline { seats: RwLock::default(), short, hasher: RandomState::new(), begin: Instant::now(), last, gap }
+    }
 }
 
 /// A session and its way to the machine's cores.
@@ -111,6 +127,18 @@ impl Inline {
     /// Sessions that callers may use from now on.
     pub fn set(&self, seats: Vec<Seat>) {
         *self.seats.write().unwrap_or_else(PoisonError::into_inner) = seats.into_iter().map(Mutex::new).collect();
+    }
+
+    /// A job came: whether they are sparse.
+    pub fn is_sparse(&self, now: Instant) -> bool {
+        let sparse = SPARSE.as_nanos() as u64;
+        let now = u64::try_from(now.saturating_duration_since(self.begin).as_nanos()).unwrap_or(u64::MAX);
+        // One long pause is not to hide what comes after it.
+        let passed = now.saturating_sub(self.last.swap(now, Relaxed)).min(16 * sparse);
+        let old = self.gap.load(Relaxed);
+        let gap = old - old / 8 + passed / 8;
+        self.gap.store(gap, Relaxed);
+        gap > sparse
     }
 
     /// Learns how long a run took.
@@ -238,6 +266,8 @@ mod tests {
         let x = Tensor::from_vec([elements], vec![7u8; elements]).expect("bytes");
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         let job = Job { inputs: vec![("x".into(), x.clone())], ..Job::default() };
+        // Sparse.
+        thread::sleep(Duration::from_millis(2));
         assert_eq!(runtime.block_on(graph.compute(job)).expect("an answer"), [("y".to_owned(), x)]);
         session.last() == thread::current().id()
     }
@@ -266,6 +296,25 @@ mod tests {
     }
 
     #[test]
+    fn dense_jobs_are_told_from_sparse_ones() {
+        let inline = Inline::default();
+        let mut now = inline.begin;
+        let mut come = |times: u32, gap: u64| {
+            (0..times)
+                .map(|_| {
+                    now += Duration::from_micros(gap);
+                    inline.is_sparse(now)
+                })
+                .last()
+        };
+        assert_eq!(come(20, 150), Some(true));
+        assert_eq!(come(30, 40), Some(false));
+        assert_eq!(come(1, 60_000_000), Some(true));
+        assert_eq!(come(30, 40), Some(false), "soon after a pause");
+        assert_eq!(come(30, 200), Some(true));
+    }
+
+    #[test]
     fn a_run_that_was_not_short_is_the_last_one_here() {
         let (graph, session) = graph("Relu");
         learn(&graph, &session, 3);
@@ -278,7 +327,7 @@ mod tests {
     #[test]
     fn nothing_runs_here_where_values_decide_what_it_costs() {
         let (graph, session) = graph("Loop");
-        assert!((0..100).all(|_| !here(&graph, &session, 3)));
+        assert!((0..30).all(|_| !here(&graph, &session, 3)));
     }
 
     #[test]
@@ -287,6 +336,6 @@ mod tests {
         assert_eq!(graph.declared_axis(), Ok(()));
         learn(&graph, &session, 3);
         graph.set_batching(BatchPolicy { max_rows: 8, delay: Duration::from_micros(10) });
-        assert!((0..100).all(|_| !here(&graph, &session, 3)));
+        assert!((0..30).all(|_| !here(&graph, &session, 3)));
     }
 }
