@@ -11,7 +11,7 @@ use http_body::{Body as _, Frame, SizeHint};
 use tokio::sync::OwnedSemaphorePermit;
 use windrose_sandbox::HttpBody;
 
-use super::body::{Coding, compress};
+use super::coding::{Coding, compress};
 use super::oip;
 use crate::dispatch::replicas::Stream;
 use crate::error::{Error, Kind};

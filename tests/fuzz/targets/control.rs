@@ -1,4 +1,11 @@
-//! The control plane's part that reads manifests.
+//! The control plane's parts that read manifests and what is stored.
+
+use std::collections::BTreeMap;
+
+use windrose_engine::Calibration;
+
+#[path = "../../../gateway/src/control/log.rs"]
+pub mod log;
 
 #[path = "../../../gateway/src/control/manifest.rs"]
 pub mod manifest;
@@ -10,5 +17,48 @@ pub mod api {
         /// Only a name for the API's description.
         #[derive(utoipa::ToSchema)]
         pub struct GrantsView {}
+
+        /// Only a name for the API's description.
+        #[derive(utoipa::ToSchema)]
+        pub struct CalibrationView {}
+    }
+}
+
+/// What a preparation answers, which nobody reads here.
+pub mod prepare {
+    use super::{BTreeMap, Calibration};
+
+    /// One graph.
+    pub struct Graph {
+        pub batching: Calibration,
+    }
+
+    /// All of it.
+    pub struct Prepared {
+        pub graphs: BTreeMap<String, Graph>,
+        pub timings_ms: BTreeMap<String, u64>,
+        pub warnings: Vec<String>,
+    }
+}
+
+/// Digests, of which reading what is stored does not depend.
+pub mod store {
+    /// Stands for sha256.
+    pub fn hex_digest(bytes: &[u8]) -> String {
+        format!("{:064x}", bytes.len())
+    }
+}
+
+/// Reads an object of the store in every way there is; what was accepted survives being written again.
+pub fn check_stored(data: &[u8]) {
+    if let Ok(revision) = log::Revision::from_json(data) {
+        assert_eq!(log::Revision::from_json(&revision.to_json()).expect("it was just written"), revision);
+        let versions: usize = revision.models.values().map(BTreeMap::len).sum();
+        assert_eq!(revision.versions().len(), versions);
+    }
+    if let Ok(record) = serde_json::from_slice::<log::Record>(data) {
+        let written = serde_json::to_vec(&record).expect("memory takes everything");
+        let again: log::Record = serde_json::from_slice(&written).expect("it was just written");
+        assert_eq!(again, record);
     }
 }

@@ -20,6 +20,7 @@ pub mod oip;
 #[path = "../../../gateway/src/request.rs"]
 pub mod request;
 
+pub mod body;
 pub mod control;
 pub mod head;
 
@@ -32,6 +33,13 @@ pub mod config {
         pub fn jurisdictions(names: &[String]) -> Result<Vec<Jurisdiction>, String> {
             names.iter().map(|name| Jurisdiction::new(name).map_err(|e| e.to_string())).collect()
         }
+    }
+}
+
+/// The order of versions, which reading what is stored does not depend on.
+mod snapshot {
+    pub fn compare_versions(a: &str, b: &str) -> std::cmp::Ordering {
+        a.cmp(b)
     }
 }
 
