@@ -249,5 +249,6 @@ fn no_attempt_of_any_kind_goes_where_a_rule_forbids_it() {
         clock.block_on(dispatched(case, &mut cell.borrow_mut()))
     });
     ran.unwrap_or_else(|error| panic!("{error}"));
-    assert!(seen.hedges > 20 && seen.retries > 100 && seen.unlawful > 50, "{seen:?}");
+    // Random cases: far below what they come to, and enough to show that each was tried.
+    assert!(seen.hedges > 0 && seen.retries > 20 && seen.unlawful > 20, "{seen:?}");
 }
