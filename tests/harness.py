@@ -89,11 +89,14 @@ class Gateway:
         kept = {key: value for key, value in os.environ.items() if not key.startswith("WINDROSE_")}
         return kept | named | {"HOME": str(self.folder), "XDG_DATA_HOME": "", "NO_COLOR": "1"}
 
+    def command(self) -> list:
+        return [BINARY, "serve"]
+
     def start(self) -> "Gateway":
         self.folder.mkdir(parents=True, exist_ok=True)
         with open(self.log, "ab") as log:
             self.process = subprocess.Popen(
-                [BINARY, "serve"],
+                self.command(),
                 env=self.environment(),
                 stdout=log,
                 stderr=log,

@@ -1,4 +1,4 @@
-//! A `wasi:http` component of WASI 0.3 that opens files, sockets and names until it is refused, by path; a fixture of the
+//! A `wasi:http` component of WASI 0.3 that opens files, sockets and names until it is refused, or connections, by path; a fixture of the
 //! sandbox's tests.
 #[allow(unsafe_code, reason = "generated from the contract")]
 mod bindings {
@@ -25,7 +25,7 @@ use bindings::wasi::filesystem0_3_0::preopens;
 use bindings::wasi::filesystem0_3_0::types::{DescriptorFlags, OpenFlags, PathFlags};
 use bindings::wasi::http0_3_0::types::{ErrorCode, Fields, Request, Response};
 use bindings::wasi::sockets0_3_0::ip_name_lookup;
-use bindings::wasi::sockets0_3_0::types::{IpAddressFamily, TcpSocket};
+use bindings::wasi::sockets0_3_0::types::{IpAddress, IpAddressFamily, IpSocketAddress, Ipv4SocketAddress, TcpSocket};
 use bindings::{wit_future, wit_stream};
 
 struct Hostile;
@@ -38,6 +38,7 @@ impl Guest for Hostile {
             "/files" => hoard_files().await,
             "/sockets" => hoard_sockets(),
             "/names" => hoard_names(name).await,
+            "/connect-each" => connect_each(name).await,
             _ => "well".to_owned(),
         };
         let (trailers_out, trailers) = wit_future::new(|| Ok(None));
@@ -84,4 +85,25 @@ async fn hoard_names(name: &str) -> String {
         }
     }
     String::new()
+}
+
+/// Opens a connection to each IPv4 address of `NAME:PORT`, and says how that went, a line each.
+async fn connect_each(target: &str) -> String {
+    let Some((name, port)) = target.split_once(':') else { return "no port".to_owned() };
+    let Ok(port) = port.parse() else { return "no port".to_owned() };
+    let addresses = match ip_name_lookup::resolve_addresses(name.to_owned()).await {
+        Ok(addresses) => addresses,
+        Err(code) => return format!("{code:?}"),
+    };
+    let mut lines = String::new();
+    for address in addresses {
+        let IpAddress::Ipv4(address @ (a, b, c, d)) = address else { continue };
+        let how = match TcpSocket::create(IpAddressFamily::Ipv4) {
+            Ok(socket) => socket.connect(IpSocketAddress::Ipv4(Ipv4SocketAddress { port, address })).await,
+            Err(code) => Err(code),
+        };
+        let how = how.map_or_else(|code| format!("{code:?}"), |()| "connected".to_owned());
+        lines += &format!("{a}.{b}.{c}.{d} {how}\n");
+    }
+    lines
 }

@@ -37,6 +37,7 @@ impl wasip2::exports::http::incoming_handler::Guest for Hostile {
                 let text = connect(rest).unwrap_or_else(|error| format!("refused: {error}"));
                 answer(out, &[text.as_bytes()], || ());
             }
+            "/connect-each" => answer(out, &[connect_each(rest).as_bytes()], || ()),
             "/files" => answer(out, &[hoard_files().as_bytes()], || ()),
             "/sockets" => answer(out, &[hoard_sockets().as_bytes()], || ()),
             "/names" => answer(out, &[hoard_names(rest).as_bytes()], || ()),
@@ -115,9 +116,20 @@ fn connect(target: &str) -> Result<String, String> {
     let octets: Vec<u8> = host.split('.').filter_map(|octet| octet.parse().ok()).collect();
     let address = match octets[..] {
         [a, b, c, d] => (a, b, c, d),
-        _ => resolve(host).map_err(|code| format!("{code:?}"))?,
+        _ => *resolve(host).map_err(|code| format!("{code:?}"))?.first().ok_or("no address")?,
     };
     open(Ipv4SocketAddress { port, address }).map_err(|code| format!("{code:?}"))
+}
+
+/// Opens a connection to each IPv4 address of `NAME:PORT`, and says how that went, a line each.
+fn connect_each(target: &str) -> String {
+    let Some((name, port)) = target.split_once(':') else { return "no port".to_owned() };
+    let (Ok(port), Ok(addresses)) = (port.parse(), resolve(name)) else { return "no address".to_owned() };
+    let lines = addresses.into_iter().map(|address @ (a, b, c, d)| {
+        let how = open(Ipv4SocketAddress { port, address }).unwrap_or_else(|code| format!("{code:?}"));
+        format!("{a}.{b}.{c}.{d} {how}\n")
+    });
+    lines.collect()
 }
 
 /// Opens an asset and keeps it.
@@ -165,14 +177,16 @@ fn hoard_requests(target: &str) -> String {
     String::new()
 }
 
-fn resolve(name: &str) -> Result<(u8, u8, u8, u8), ErrorCode> {
-    let found = ip_name_lookup::resolve_addresses(&instance_network::instance_network(), name)?;
+/// The IPv4 addresses of a name.
+fn resolve(name: &str) -> Result<Vec<(u8, u8, u8, u8)>, ErrorCode> {
+    let stream = ip_name_lookup::resolve_addresses(&instance_network::instance_network(), name)?;
+    let mut found = Vec::new();
     loop {
-        found.subscribe().block();
-        match found.resolve_next_address() {
-            Ok(Some(IpAddress::Ipv4(address))) => return Ok(address),
+        stream.subscribe().block();
+        match stream.resolve_next_address() {
+            Ok(Some(IpAddress::Ipv4(address))) => found.push(address),
             Ok(Some(_)) | Err(ErrorCode::WouldBlock) => {}
-            Ok(None) => return Err(ErrorCode::NameUnresolvable),
+            Ok(None) => return Ok(found),
             Err(code) => return Err(code),
         }
     }

@@ -20,7 +20,7 @@ use crate::state::State;
 /// Files and sockets that one call may open, what it has closed again included: a stream over a file keeps it open where
 /// nobody sees. The child that prepares a deployment has descriptors for one such call.
 const CALL: usize = 500;
-/// Names that one call may look up: each occupies a thread until it is resolved, whether the guest waits for it or not.
+/// Names that one call may look up.
 const LOOKUPS: usize = 256;
 /// All guests may have one such part of the process's descriptors, and one program one such part of that.
 const GUESTS: usize = 2;
@@ -135,11 +135,11 @@ pub(crate) fn link(linker: &mut Linker<State>) -> wasmtime::Result<()> {
     shadow(linker, "wasi:sockets/types@0.3.0", create_socket_3)
 }
 
-type Define = fn(&mut LinkerInstance<'_, State>) -> wasmtime::Result<()>;
+pub(crate) type Define = fn(&mut LinkerInstance<'_, State>) -> wasmtime::Result<()>;
 
 /// Defines a function in the place of another, which must be there: under a name that WASI's implementation does not have,
 /// it would count nothing.
-fn shadow(linker: &mut Linker<State>, interface: &str, define: Define) -> wasmtime::Result<()> {
+pub(crate) fn shadow(linker: &mut Linker<State>, interface: &str, define: Define) -> wasmtime::Result<()> {
     if define(&mut linker.instance(interface)?).is_ok() {
         wasmtime::bail!("{interface} has no such function to count");
     }

@@ -16,6 +16,7 @@ mod infer;
 mod initialise;
 mod limits;
 mod module;
+mod names;
 mod net;
 mod nn;
 mod output;

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
+use tokio::sync::Semaphore;
 use wasmtime::Engine;
 use wasmtime::component::{Component, Linker};
 use windrose_engine::Residency;
@@ -14,6 +15,7 @@ use crate::cache::{Artifact, Cache, Form, hex};
 use crate::code::{Compiled, Refills};
 use crate::files::Bound;
 use crate::initialise::Initialised;
+use crate::names::Names;
 use crate::state::State;
 use crate::ticker::Ticker;
 use crate::{Grants, ModuleError, engine, files, imports, nn, sockets};
@@ -78,6 +80,8 @@ pub(crate) struct Parts {
     pub(crate) ticker: Ticker,
     /// Files and sockets of all guests.
     pub(crate) files: Bound,
+    /// Names that guests look up at a time.
+    pub(crate) names: Arc<Semaphore>,
     pub(crate) linker: Linker<State>,
     cache: Option<Cache>,
     /// Modules that were loaded from the cache, by digest, for as long as a program has them: models that name the same
@@ -151,9 +155,9 @@ impl Sandbox {
     ) -> Result<Sandbox, ModuleError> {
         let ticker = Ticker::new(&engine).map_err(|e| ModuleError::Host(format!("the ticker: {e}")))?;
         let (loaded, modules, refills) = (Mutex::default(), Residency::new(modules), Refills::default());
-        let files = Bound::of_process();
+        let (files, names) = (Bound::of_process(), Names::of_process());
         Ok(Sandbox {
-            inner: Arc::new(Parts { engine, ticker, files, linker, cache, loaded, memory, modules, refills }),
+            inner: Arc::new(Parts { engine, ticker, files, names, linker, cache, loaded, memory, modules, refills }),
         })
     }
 

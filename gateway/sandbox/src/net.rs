@@ -4,6 +4,7 @@
 //! machine or its neighbours; an address literal that was granted opens that very address. The gateway's own listeners
 //! stay closed unless a grant names address and port.
 
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -21,6 +22,7 @@ use wasmtime_wasi_http::io::TokioIo;
 use wasmtime_wasi_http::{Error, RequestOptions, WasiBody};
 
 use crate::Grants;
+use crate::names::Names;
 
 /// Waits that a guest can only shorten.
 const CONNECT: Duration = Duration::from_secs(10);
@@ -32,6 +34,7 @@ const BETWEEN_BYTES: Duration = Duration::from_secs(60);
 pub(crate) struct Network {
     rules: Vec<Rule>,
     closed: Vec<SocketAddr>,
+    resolver: Names,
 }
 
 #[derive(Debug)]
@@ -48,15 +51,23 @@ enum Host {
 
 impl Network {
     /// The network that `grants` opens, without the gateway's own listeners.
-    pub(crate) fn new(grants: &Grants, closed: &[SocketAddr]) -> Network {
+    pub(crate) fn new(grants: &Grants, closed: &[SocketAddr], resolver: Names) -> Network {
         let rules = grants.network.iter().map(|grant| rule(grant)).collect();
-        Network { rules, closed: closed.to_vec() }
+        Network { rules, closed: closed.to_vec(), resolver }
     }
 
     /// Whether a guest may ask for the addresses of `name`.
     pub(crate) fn names(&self, name: &str) -> bool {
         let host = host(name);
         self.rules.iter().any(|rule| rule.host == host)
+    }
+
+    /// The addresses of `name`, whether a guest may connect there or not.
+    pub(crate) async fn look_up(&self, name: &str) -> io::Result<Vec<IpAddr>> {
+        if let Host::Address(ip) = host(name) {
+            return Ok(vec![ip]);
+        }
+        Ok(self.resolver.look_up(name, 0).await?.into_iter().map(|address| address.ip().to_canonical()).collect())
     }
 
     /// Whether a guest may connect to `address`, which it has as `name` or, without one, as a literal.
@@ -89,8 +100,8 @@ impl Network {
         if !self.rules.iter().any(|r| r.host == host(name) && r.port.is_none_or(|p| p == port)) {
             return Err(Error::HttpRequestDenied);
         }
-        let found = tokio::net::lookup_host((name, port)).await;
-        let found: Vec<_> = found.map_err(|_| Error::DnsError { rcode: None, info_code: None })?.collect();
+        let found = self.resolver.look_up(name, port).await;
+        let found = found.map_err(|_| Error::DnsError { rcode: None, info_code: None })?;
         if found.is_empty() {
             return Err(Error::DestinationNotFound);
         }
@@ -246,7 +257,7 @@ mod tests {
     fn network(grants: &[&str], closed: &[&str]) -> Network {
         let network = grants.iter().map(|s| s.to_string()).collect();
         let closed: Vec<_> = closed.iter().map(|a| a.parse().unwrap()).collect();
-        Network::new(&Grants { network, load: false }, &closed)
+        Network::new(&Grants { network, load: false }, &closed, Names::of_program(&Names::of_process()))
     }
 
     #[test]

@@ -13,6 +13,7 @@ use windrose_engine::{Engines, Graph, Share};
 use crate::code::{Code, InUse};
 use crate::files::Bound;
 use crate::module::Parts;
+use crate::names::Names;
 use crate::net::Network;
 use crate::state::{State, Stdio};
 use crate::ticker::{Registration, Watch};
@@ -121,7 +122,8 @@ impl Program {
         if config.assets.as_ref().is_some_and(|assets| !assets.is_dir()) {
             return Err(ModuleError::Host("the model's assets are not a folder".into()));
         }
-        let network = (!config.grants.network.is_empty()).then(|| Network::new(&config.grants, &config.closed));
+        let network = (!config.grants.network.is_empty())
+            .then(|| Network::new(&config.grants, &config.closed, Names::of_program(&parts.names)));
         let label: Arc<str> = config.label.into();
         let inner = Inner {
             engine: parts.engine.clone(),

@@ -1,44 +1,39 @@
 //! `wasi:sockets` within the network grants: names only of granted hosts, connections only to what they resolved to.
 
+use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::vec::IntoIter;
 
-use wasmtime::component::{Accessor, HasData, Linker, Resource};
-use wasmtime_wasi::p2::DynPollable;
-use wasmtime_wasi::p2::SocketError;
-use wasmtime_wasi::p2::bindings::sockets::ip_name_lookup::{self as p2, ResolveAddressStream};
-use wasmtime_wasi::p2::bindings::sockets::network::{self, ErrorCode, IpAddress, Network as NetworkHandle};
+use wasmtime::component::{Accessor, HasData, Linker, LinkerInstance, Resource, ResourceType};
+use wasmtime_wasi::p2::bindings::sockets::network::{ErrorCode, IpAddress};
+use wasmtime_wasi::p2::{DynPollable, Network as NetworkHandle, Pollable, subscribe};
 use wasmtime_wasi::p3::bindings::sockets::{ip_name_lookup as p3, types};
-use wasmtime_wasi::sockets::{SocketAddrUse, WasiSocketsCtxView};
-use wasmtime_wasi::{WasiCtxBuilder, WasiView};
+use wasmtime_wasi::runtime::{AbortOnDropJoinHandle, poll_noop, spawn};
+use wasmtime_wasi::sockets::SocketAddrUse;
+use wasmtime_wasi::{WasiCtxBuilder, async_trait};
 
+use crate::files::shadow;
 use crate::net::Network;
 use crate::state::State;
 
 /// Addresses that a guest learns: enough for any honest one.
 const ADDRESSES: usize = 256;
 
-/// What the names that one call looked up resolved to.
+/// The addresses that one call has learnt, with the names that they are known by.
 #[derive(Clone, Default)]
-pub(crate) struct Lookups(Arc<Mutex<Found>>);
-
-#[derive(Default)]
-struct Found {
-    /// Lookups under way: the resource and its name.
-    open: Vec<(u32, String)>,
-    /// Addresses with the name that they are known by.
-    known: Vec<(IpAddr, String)>,
-}
+pub(crate) struct Lookups(Arc<Mutex<Vec<(IpAddr, String)>>>);
 
 impl Lookups {
-    fn found(&self) -> MutexGuard<'_, Found> {
+    /// Nothing panics under it.
+    fn known(&self) -> MutexGuard<'_, Vec<(IpAddr, String)>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn learn(&self, ip: IpAddr, name: String) {
-        let mut found = self.found();
-        if found.known.len() < ADDRESSES {
-            found.known.push((ip.to_canonical(), name));
+    fn learn(&self, ip: IpAddr, name: &str) {
+        let mut known = self.known();
+        if known.len() < ADDRESSES {
+            known.push((ip, name.to_owned()));
         }
     }
 
@@ -46,13 +41,13 @@ impl Lookups {
     fn allow(&self, network: &Network, address: SocketAddr) -> bool {
         let ip = address.ip().to_canonical();
         network.allows(address, None)
-            || self.found().known.iter().any(|(known, name)| *known == ip && network.allows(address, Some(name)))
+            || self.known().iter().any(|(known, name)| *known == ip && network.allows(address, Some(name)))
     }
 }
 
 /// Opens TCP connections within `network`, and nothing else.
 pub(crate) fn grant(builder: &mut WasiCtxBuilder, network: Arc<Network>, lookups: Lookups) {
-    builder.allow_tcp(true).allow_udp(false).allow_ip_name_lookup(true).socket_addr_check(move |address, using| {
+    builder.allow_tcp(true).allow_udp(false).socket_addr_check(move |address, using| {
         let allowed = match using {
             SocketAddrUse::TcpConnect => lookups.allow(&network, address),
             // The implicit bind before a connection.
@@ -63,14 +58,105 @@ pub(crate) fn grant(builder: &mut WasiCtxBuilder, network: Arc<Network>, lookups
     });
 }
 
-/// Puts our name lookup in the place of the one that resolves every name.
+/// Puts our name lookup in the place of the one that resolves every name, as many at a time as guests like.
 pub(crate) fn link(linker: &mut Linker<State>) -> wasmtime::Result<()> {
+    shadow(linker, "wasi:sockets/ip-name-lookup@0.2.12", lookup_2)?;
     linker.allow_shadowing(true);
-    p2::add_to_linker::<State, Named>(linker, |state| View { state })?;
     p3::add_to_linker::<State, Named>(linker, |state| View { state })?;
     linker.allow_shadowing(false);
     Ok(())
 }
+
+impl State {
+    /// What a guest may look `name` up in, which is then counted.
+    fn look_up<E>(&mut self, name: &str, denied: E, too_many: E) -> Result<Arc<Network>, E> {
+        let network = self.network().filter(|network| network.names(name)).cloned().ok_or(denied)?;
+        if self.opened().one_more_name() { Ok(network) } else { Err(too_many) }
+    }
+}
+
+// === wasi:sockets 0.2 ===
+
+/// A look-up, under way or done.
+struct Stream {
+    name: String,
+    found: Found,
+}
+
+enum Found {
+    Coming(AbortOnDropJoinHandle<io::Result<Vec<IpAddr>>>),
+    Here(IntoIter<IpAddr>),
+    Failed,
+}
+
+impl From<io::Result<Vec<IpAddr>>> for Found {
+    fn from(found: io::Result<Vec<IpAddr>>) -> Found {
+        found.map_or(Found::Failed, |addresses| Found::Here(addresses.into_iter()))
+    }
+}
+
+impl Stream {
+    fn next(&mut self) -> Result<Option<IpAddr>, ErrorCode> {
+        if let Found::Coming(coming) = &mut self.found {
+            let Some(found) = poll_noop(std::pin::Pin::new(coming)) else { return Err(ErrorCode::WouldBlock) };
+            self.found = found.into();
+        }
+        match &mut self.found {
+            Found::Here(addresses) => Ok(addresses.next()),
+            Found::Coming(_) | Found::Failed => Err(ErrorCode::NameUnresolvable),
+        }
+    }
+}
+
+#[async_trait]
+impl Pollable for Stream {
+    async fn ready(&mut self) {
+        if let Found::Coming(coming) = &mut self.found {
+            self.found = coming.await.into();
+        }
+    }
+}
+
+fn lookup_2(instance: &mut LinkerInstance<'_, State>) -> wasmtime::Result<()> {
+    instance.resource("resolve-address-stream", ResourceType::host::<Stream>(), |mut store, rep| {
+        store.data_mut().table.delete(Resource::<Stream>::new_own(rep))?;
+        Ok(())
+    })?;
+    instance.func_wrap("resolve-addresses", |mut store, (handle, name): (Resource<NetworkHandle>, String)| {
+        let state: &mut State = store.data_mut();
+        state.table.get(&handle)?;
+        let network = match state.look_up(&name, ErrorCode::AccessDenied, ErrorCode::NewSocketLimit) {
+            Ok(network) => network,
+            Err(code) => return Ok((Err(code),)),
+        };
+        let coming = spawn({
+            let name = name.clone();
+            async move { network.look_up(&name).await }
+        });
+        Ok((Ok(state.table.push(Stream { name, found: Found::Coming(coming) })?),))
+    })?;
+    instance.func_wrap(
+        "[method]resolve-address-stream.resolve-next-address",
+        |mut store, (stream,): (Resource<Stream>,)| {
+            let state: &mut State = store.data_mut();
+            let stream = state.table.get_mut(&stream)?;
+            let next = stream.next();
+            if let Ok(Some(ip)) = next {
+                state.lookups.learn(ip, &stream.name);
+            }
+            Ok((next.map(|ip| ip.map(IpAddress::from)),))
+        },
+    )?;
+    instance.func_wrap(
+        "[method]resolve-address-stream.subscribe",
+        |mut store, (stream,): (Resource<Stream>,)| -> wasmtime::Result<(Resource<DynPollable>,)> {
+            let state: &mut State = store.data_mut();
+            Ok((subscribe(&mut state.table, stream)?,))
+        },
+    )
+}
+
+// === wasi:sockets 0.3 ===
 
 struct Named;
 
@@ -83,84 +169,6 @@ pub(crate) struct View<'a> {
     state: &'a mut State,
 }
 
-impl View<'_> {
-    fn granted(&self, name: &str) -> bool {
-        self.state.network().is_some_and(|network| network.names(name))
-    }
-
-    fn with<R>(&mut self, f: impl FnOnce(&mut WasiSocketsCtxView<'_>) -> R) -> R {
-        let view = self.state.ctx();
-        f(&mut WasiSocketsCtxView { ctx: view.ctx.sockets(), table: view.table })
-    }
-}
-
-// === impl wasi:sockets 0.2 ===
-
-impl network::HostNetwork for View<'_> {
-    fn drop(&mut self, handle: Resource<NetworkHandle>) -> wasmtime::Result<()> {
-        self.with(|view| network::HostNetwork::drop(view, handle))
-    }
-}
-
-impl network::Host for View<'_> {
-    fn convert_error_code(&mut self, error: SocketError) -> wasmtime::Result<ErrorCode> {
-        error.downcast()
-    }
-
-    fn network_error_code(&mut self, error: Resource<wasmtime::Error>) -> wasmtime::Result<Option<ErrorCode>> {
-        self.with(|view| network::Host::network_error_code(view, error))
-    }
-}
-
-impl p2::Host for View<'_> {
-    fn resolve_addresses(
-        &mut self,
-        network: Resource<NetworkHandle>,
-        name: String,
-    ) -> Result<Resource<ResolveAddressStream>, SocketError> {
-        if !self.granted(&name) {
-            return Err(ErrorCode::AccessDenied.into());
-        }
-        if !self.state.opened().one_more_name() {
-            return Err(ErrorCode::NewSocketLimit.into());
-        }
-        let stream = self.with(|view| p2::Host::resolve_addresses(view, network, name.clone()))?;
-        self.state.lookups.found().open.push((stream.rep(), name));
-        Ok(stream)
-    }
-}
-
-impl p2::HostResolveAddressStream for View<'_> {
-    fn resolve_next_address(
-        &mut self,
-        stream: Resource<ResolveAddressStream>,
-    ) -> Result<Option<IpAddress>, SocketError> {
-        let rep = stream.rep();
-        let address = self.with(|view| p2::HostResolveAddressStream::resolve_next_address(view, stream))?;
-        let name = self.state.lookups.found().open.iter().find(|(open, _)| *open == rep).map(|(_, name)| name.clone());
-        if let (Some(address), Some(name)) = (&address, name) {
-            let ip = match *address {
-                IpAddress::Ipv4((a, b, c, d)) => IpAddr::from([a, b, c, d]),
-                IpAddress::Ipv6((a, b, c, d, e, f, g, h)) => IpAddr::from([a, b, c, d, e, f, g, h]),
-            };
-            self.state.lookups.learn(ip, name);
-        }
-        Ok(address)
-    }
-
-    fn subscribe(&mut self, stream: Resource<ResolveAddressStream>) -> wasmtime::Result<Resource<DynPollable>> {
-        self.with(|view| p2::HostResolveAddressStream::subscribe(view, stream))
-    }
-
-    fn drop(&mut self, stream: Resource<ResolveAddressStream>) -> wasmtime::Result<()> {
-        let rep = stream.rep();
-        self.state.lookups.found().open.retain(|(open, _)| *open != rep);
-        self.with(|view| p2::HostResolveAddressStream::drop(view, stream))
-    }
-}
-
-// === impl wasi:sockets 0.3 ===
-
 impl p3::Host for View<'_> {}
 
 impl<T> p3::HostWithStore<T> for Named {
@@ -168,26 +176,21 @@ impl<T> p3::HostWithStore<T> for Named {
         store: &Accessor<T, Self>,
         name: String,
     ) -> wasmtime::Result<Result<Vec<types::IpAddress>, p3::ErrorCode>> {
-        let lookups = store.with(|mut access| {
-            let view = access.get();
-            if !view.granted(&name) {
-                return Err(p3::ErrorCode::AccessDenied);
-            }
-            if !view.state.opened().one_more_name() {
-                return Err(p3::ErrorCode::Other(Some("this call has looked up as many names as it may".into())));
-            }
-            Ok(view.state.lookups.clone())
+        let allowed = store.with(|mut access| {
+            let state = access.get().state;
+            let too_many = p3::ErrorCode::Other(Some("this call has looked up as many names as it may".into()));
+            let network = state.look_up(&name, p3::ErrorCode::AccessDenied, too_many)?;
+            Ok((network, state.lookups.clone()))
         });
-        let lookups = match lookups {
-            Ok(lookups) => lookups,
+        let (network, lookups) = match allowed {
+            Ok(allowed) => allowed,
             Err(code) => return Ok(Err(code)),
         };
-        let Ok(found) = tokio::net::lookup_host((name.as_str(), 0)).await else {
+        let Ok(found) = network.look_up(&name).await else {
             return Ok(Err(p3::ErrorCode::NameUnresolvable));
         };
-        let found: Vec<IpAddr> = found.map(|address| address.ip().to_canonical()).collect();
         for ip in &found {
-            lookups.learn(*ip, name.clone());
+            lookups.learn(*ip, &name);
         }
         Ok(Ok(found.into_iter().map(Into::into).collect()))
     }
