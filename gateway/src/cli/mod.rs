@@ -189,7 +189,8 @@ fn run_server(serve: Serve) -> Result<(), Failure> {
     set.extend(serve.set);
     let config =
         Config::load(&Sources::process(serve.config, set)).map_err(|error| Failure::usage(error.to_string()))?;
-    crate::serve::run(config).map_err(|error| Failure::refused(error.to_string()))
+    crate::serve::run(config).map_err(|error| Failure::refused(error.to_string()))?;
+    windrose_engine::process::leave(0)
 }
 
 fn run_client(command: Command) -> Result<(), Failure> {
