@@ -107,6 +107,38 @@ fn hostile_graphs_are_refused_with_their_reason_and_the_old_version_stays() {
     }
 }
 
+#[test]
+fn a_version_that_fails_its_own_test_does_not_go_live() {
+    let server = Server::start(&[]);
+    let folder = server.dir.path().join("m");
+    std::fs::create_dir(&folder).unwrap();
+    std::fs::copy(checkout("models/test/identity_fp32.onnx"), folder.join("g.onnx")).unwrap();
+    let text = "name = \"m\"\n[graphs.model]\nfile = \"g.onnx\"\n[test]\ninput = \"in.json\"\noutput = \"out.json\"\n";
+    std::fs::write(folder.join("windrose.toml"), text).unwrap();
+    let tensor =
+        |name: &str, data: [f32; 2]| json!([{"name": name, "datatype": "FP32", "shape": [1, 2], "data": data}]);
+    std::fs::write(folder.join("in.json"), json!({"inputs": tensor("x", [1.0, 2.0])}).to_string()).unwrap();
+    let expect =
+        |data| std::fs::write(folder.join("out.json"), json!({"outputs": tensor("y", data)}).to_string()).unwrap();
+    let folder_path = folder.to_str().unwrap();
+    let refused = |said: &str| {
+        let (status, text) = server.refused(&["deploy", folder_path]);
+        assert!(status == 1 && text.contains(said), "{text}");
+    };
+    expect([1.0, 2.5]);
+    refused("self-test: output `y` differs from the golden one at element 1: 2 instead of 2.5");
+    assert_eq!(server.infer("m").0, 404, "it never went live");
+    expect([1.0, 2.0]);
+    server.ok(&["deploy", folder_path]);
+    assert_eq!(server.infer("m").0, 200);
+    // The next one fails, and this one stays.
+    let before: serde_json::Value = serde_json::from_str(&server.ok(&["inspect", "m", "--json"])).unwrap();
+    std::fs::write(folder.join("in.json"), json!({"inputs": tensor("z", [1.0, 2.0])}).to_string()).unwrap();
+    refused("self-test: input: the model has no input `z`");
+    assert_eq!(serde_json::from_str::<serde_json::Value>(&server.ok(&["inspect", "m", "--json"])).unwrap(), before);
+    assert_eq!(server.infer("m").0, 200);
+}
+
 /// A component whose one core module has many large functions: compiling it takes longer than its budget.
 fn endless_to_compile() -> Vec<u8> {
     fn leb(mut value: usize, out: &mut Vec<u8>) {

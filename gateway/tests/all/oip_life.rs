@@ -58,6 +58,17 @@ async fn a_deadline_by_header_or_parameter_holds() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn nobody_waits_longer_than_the_models_maximum() {
+    let gateway = Gateway::start(&[Model { max_timeout: Duration::from_millis(500), ..slow(64) }]).await;
+    let long = turns(turns_for(&gateway, Duration::from_secs(4)).await);
+    let started = Instant::now();
+    gateway.infer_with("loop", long.clone(), &[("windrose-timeout-ms", "60000")]).await.error(504, "deadline");
+    let with_parameter = long.replacen('{', "{\"parameters\":{\"timeout\":60000000},", 1);
+    gateway.infer("loop", with_parameter).await.error(504, "deadline");
+    assert!(started.elapsed() < Duration::from_secs(4), "{:?}", started.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_body_that_does_not_come_meets_the_deadline() {
     let gateway = Gateway::start(&[Model { timeout: Duration::from_millis(100), ..slow(64) }]).await;
     let mut stream = TcpStream::connect(gateway.address).await.unwrap();

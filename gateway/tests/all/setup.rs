@@ -29,11 +29,13 @@ pub struct Model {
     pub graph: &'static str,
     pub concurrency: u32,
     pub timeout: Duration,
+    pub max_timeout: Duration,
 }
 
 impl Model {
     pub fn new(name: &'static str, version: &'static str, graph: &'static str) -> Model {
-        Model { name, version, graph, concurrency: 64, timeout: Duration::from_secs(30) }
+        let (timeout, max_timeout) = (Duration::from_secs(30), Duration::from_secs(60));
+        Model { name, version, graph, concurrency: 64, timeout, max_timeout }
     }
 
     fn load(&self) -> Arc<Served> {
@@ -86,7 +88,7 @@ impl Model {
             permits: Arc::new(Semaphore::new(self.concurrency as usize)),
             limits,
             default_timeout: self.timeout,
-            max_timeout: Duration::from_secs(60),
+            max_timeout: self.max_timeout,
             metrics: Default::default(),
         })
     }
