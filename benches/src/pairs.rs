@@ -77,7 +77,8 @@ async fn turn(calls: usize, call: &mut impl AsyncFnMut() -> Result<()>) -> Resul
     Ok(Cost { wall: median(times.iter().map(|time| time.as_secs_f64() * 1e6)), cpu })
 }
 
-fn process_cpu() -> Duration {
+/// Processor time of this process so far.
+pub fn process_cpu() -> Duration {
     let time = clock_gettime(ClockId::ProcessCPUTime);
     Duration::new(time.tv_sec.try_into().unwrap_or(0), time.tv_nsec.try_into().unwrap_or(0))
 }

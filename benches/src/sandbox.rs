@@ -129,7 +129,7 @@ pub fn picture_request(file: &[u8], helper: &str, times: i64) -> InferRequest {
             ("helper".into(), Parameter::Text(helper.into())),
             ("times".into(), Parameter::Integer(times)),
         ],
-        ..InferRequest::default()
+        outputs: vec!["sum".into()],
     }
 }
 

@@ -85,7 +85,7 @@ impl Bare {
         let file = Value::Strings(ByteStrings { shape: vec![1], elements: vec![file.to_vec()] });
         let request = Request {
             inputs: vec![NamedValue { name: "file".into(), value: file }],
-            outputs: Vec::new(),
+            outputs: vec!["sum".into()],
             parameters: vec![
                 ("helper".into(), Parameter::Text(helper.into())),
                 ("times".into(), Parameter::Integer(times)),

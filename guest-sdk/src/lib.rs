@@ -92,6 +92,8 @@ mod strings;
 mod tensor;
 #[cfg(not(target_family = "wasm"))]
 pub mod testing;
+#[cfg(all(feature = "resize", any(target_family = "wasm", test)))]
+mod transpose;
 
 pub use error::{Error, Result};
 pub use graph::{Graph, Outputs};

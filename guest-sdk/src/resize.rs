@@ -1,9 +1,15 @@
 //! Resizing of pictures, with the SIMD instructions of the target.
 
-use fast_image_resize::images::{Image, ImageRef};
-use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
+use fast_image_resize::images::{TypedImage, TypedImageRef};
+#[cfg(any(target_family = "wasm", test))]
+use fast_image_resize::pixels::U8;
+#[cfg(not(target_family = "wasm"))]
+use fast_image_resize::pixels::U8x3;
+use fast_image_resize::{FilterType, PixelTrait, ResizeAlg, ResizeOptions, Resizer};
 
 use crate::pixels::Picture;
+#[cfg(any(target_family = "wasm", test))]
+use crate::transpose::transpose;
 use crate::{Error, Result};
 
 /// How pixels become more or fewer.
@@ -49,16 +55,56 @@ pub fn resize(picture: &Picture, width: usize, height: usize, filter: Filter) ->
     if (width, height) == (picture.width(), picture.height()) {
         return Ok(picture.clone());
     }
+    let pixels = resampled(picture, width, height, filter).map_err(Error::wrap("resize"))?;
+    Picture::new(width, height, pixels)
+}
+
+/// Both sides in one go, pixel by pixel.
+#[cfg(not(target_family = "wasm"))]
+fn resampled(picture: &Picture, width: usize, height: usize, filter: Filter) -> Result<Vec<u8>, String> {
+    scaled::<U8x3>(picture.pixels(), (picture.width(), picture.height()), (width, height), filter)
+}
+
+#[cfg(target_family = "wasm")]
+fn resampled(picture: &Picture, width: usize, height: usize, filter: Filter) -> Result<Vec<u8>, String> {
+    by_rows(picture, width, height, filter)
+}
+
+/// One side after the other, both as the height of a table of bytes: many of them are weighted alike at a time, where
+/// the three colours of a pixel leave most lanes of WebAssembly's short vectors empty. The same numbers.
+#[cfg(any(target_family = "wasm", test))]
+fn by_rows(picture: &Picture, width: usize, height: usize, filter: Filter) -> Result<Vec<u8>, String> {
+    let columns = 3 * picture.width();
+    let rows = scaled::<U8>(picture.pixels(), (columns, picture.height()), (columns, height), filter)?;
+    // What stood in a column are three rows now, a colour each, and together one row of the table that comes next.
+    let turned = transpose(&rows, columns);
+    let columns = height.checked_mul(3).ok_or("too many pixels")?;
+    let rows = scaled::<U8>(&turned, (columns, picture.width()), (columns, width), filter)?;
+    Ok(transpose(&rows, height))
+}
+
+/// A table of pixels with this many columns and rows, as one with others.
+fn scaled<P: PixelTrait>(
+    pixels: &[u8],
+    (columns, rows): (usize, usize),
+    (width, height): (usize, usize),
+    filter: Filter,
+) -> Result<Vec<u8>, String> {
     let side = |side: usize| match u32::try_from(side) {
-        Ok(0) | Err(_) => Err(Error::internal(format!("resize: a side of {side} pixels"))),
+        Ok(0) | Err(_) => Err(format!("a side of {side} pixels")),
         Ok(side) => Ok(side),
     };
-    let source = ImageRef::new(side(picture.width())?, side(picture.height())?, picture.pixels(), PixelType::U8x3)
-        .map_err(Error::wrap("resize"))?;
-    let mut target = Image::new(side(width)?, side(height)?, PixelType::U8x3);
+    let source = TypedImageRef::<P>::from_buffer(side(columns)?, side(rows)?, pixels);
+    let size =
+        width.checked_mul(height).and_then(|count| count.checked_mul(size_of::<P>())).ok_or("too many pixels")?;
+    let mut made = vec![0; size];
+    let mut target =
+        TypedImage::<P>::from_buffer(side(width)?, side(height)?, &mut made).map_err(|error| error.to_string())?;
     let options = ResizeOptions::new().resize_alg(filter.algorithm()).use_alpha(false);
-    Resizer::new().resize(&source, &mut target, &options).map_err(Error::wrap("resize"))?;
-    Picture::new(width, height, target.into_vec())
+    // By its type: what chooses among all types of pixels brings the code of each into the module.
+    let resized = Resizer::new().resize_typed(&source.map_err(|error| error.to_string())?, &mut target, &options);
+    resized.map_err(|error| error.to_string())?;
+    Ok(made)
 }
 
 /// The picture at the largest size that lies within `width` x `height`, proportions kept.
@@ -78,6 +124,21 @@ mod tests {
     fn ramp(width: usize, height: usize) -> Picture {
         let pixels = (0..height).flat_map(|y| (0..width).flat_map(move |x| [(4 * x) as u8, (4 * y) as u8, 7]));
         Picture::new(width, height, pixels.collect()).unwrap()
+    }
+
+    #[test]
+    fn one_side_after_the_other_gives_the_same_numbers() {
+        let noise = |width: usize, height: usize| {
+            let pixels = (0..3 * width * height).map(|i| (i * i * 31 % 256) as u8).collect();
+            Picture::new(width, height, pixels).unwrap()
+        };
+        let source = noise(53, 37);
+        for filter in [Filter::Nearest, Filter::Bilinear, Filter::Smooth, Filter::Area, Filter::Lanczos] {
+            for (width, height) in [(16, 16), (53, 20), (20, 37), (100, 11), (11, 100), (1, 1), (106, 74)] {
+                let direct = resampled(&source, width, height, filter).unwrap();
+                assert_eq!(by_rows(&source, width, height, filter).unwrap(), direct, "{filter:?} {width} x {height}");
+            }
+        }
     }
 
     #[test]

@@ -4,51 +4,72 @@ use windrose_guest::resize::{Filter, resize};
 use windrose_guest::{Parameter, numeric, picture, prelude::*};
 
 /// The helpers, by the names that the parameter `helper` takes.
-pub const HELPERS: [&str; 6] = ["decode", "smooth", "bilinear", "lanczos", "normalize", "softmax"];
+pub const HELPERS: [&str; 7] = ["decode", "smooth", "bilinear", "area", "lanczos", "normalize", "softmax"];
 /// Width and height of what nets for pictures take.
 const SIDE: usize = 224;
 
-/// Runs a helper `times` times over a picture's file and returns a sum over what it made, so that none is left out.
+/// What a helper makes.
+pub enum Made {
+    Picture(Picture),
+    Numbers(Vec<f32>),
+}
+
+impl Made {
+    /// Of the first and the last of it, so that nothing is left out.
+    fn sum_of_ends(&self) -> f64 {
+        fn ends<T: Copy + Into<f64>>(all: &[T]) -> f64 {
+            [all.first(), all.last()].into_iter().flatten().map(|&end| end.into()).sum()
+        }
+        match self {
+            Made::Picture(picture) => ends(picture.pixels()),
+            Made::Numbers(numbers) => ends(numbers),
+        }
+    }
+}
+
+/// Runs a helper `times` times over a picture's file; returns a sum over all that it made, and the last of it.
 ///
 /// # Errors
 /// When the file is no picture, or there is no such helper.
-pub fn work(file: &[u8], helper: &str, times: usize) -> Result<f64> {
+pub fn work(file: &[u8], helper: &str, times: usize) -> Result<(f64, Option<Made>)> {
     let decoded = picture::decode(file)?;
-    let mut sum = 0.0;
+    let (mut sum, mut last) = (0.0, None);
     for _ in 0..times {
-        sum += once(file, &decoded, helper)?;
+        drop(last.take());
+        let made = once(file, &decoded, helper)?;
+        sum += made.sum_of_ends();
+        last = Some(made);
     }
-    Ok(sum)
+    Ok((sum, last))
 }
 
-fn once(file: &[u8], decoded: &Picture, helper: &str) -> Result<f64> {
-    let resized = |filter| resize(decoded, SIDE, SIDE, filter);
-    let made = match helper {
-        "decode" => picture::decode(file)?,
-        "smooth" => resized(Filter::Smooth)?,
-        "bilinear" => resized(Filter::Bilinear)?,
-        "lanczos" => resized(Filter::Lanczos)?,
-        "normalize" => return Ok(sum_of_ends(&Normalize::imagenet().planes(decoded))),
+fn once(file: &[u8], decoded: &Picture, helper: &str) -> Result<Made> {
+    let resized = |filter| resize(decoded, SIDE, SIDE, filter).map(Made::Picture);
+    match helper {
+        "decode" => picture::decode(file).map(Made::Picture),
+        "smooth" => resized(Filter::Smooth),
+        "bilinear" => resized(Filter::Bilinear),
+        "area" => resized(Filter::Area),
+        "lanczos" => resized(Filter::Lanczos),
+        "normalize" => Ok(Made::Numbers(Normalize::imagenet().planes(decoded))),
         "softmax" => {
             let mut scores: Vec<f32> = decoded.pixels().iter().map(|&pixel| f32::from(pixel) / 255.0).collect();
             numeric::softmax(&mut scores);
-            return Ok(sum_of_ends(&scores));
+            Ok(Made::Numbers(scores))
         }
-        other => return Err(Error::invalid_input(format!("helper: {other:?} is not one of {HELPERS:?}"))),
-    };
-    let pixels = made.pixels();
-    Ok(f64::from(pixels[0]) + f64::from(pixels[pixels.len() - 1]))
-}
-
-fn sum_of_ends(values: &[f32]) -> f64 {
-    f64::from(values.first().copied().unwrap_or(0.0)) + f64::from(values.last().copied().unwrap_or(0.0))
+        other => Err(Error::invalid_input(format!("helper: {other:?} is not one of {HELPERS:?}"))),
+    }
 }
 
 struct Pictures;
 
 impl Model for Pictures {
     fn describe() -> Signature {
-        Signature::new().input("file", DataType::Bytes, &[1]).output("sum", DataType::Fp64, &[1])
+        Signature::new()
+            .input("file", DataType::Bytes, &[1])
+            .output("sum", DataType::Fp64, &[1])
+            .output("pixels", DataType::Uint8, &[ANY, ANY, 3])
+            .output("numbers", DataType::Fp32, &[ANY])
     }
 
     fn infer(mut request: Request) -> Result<Response> {
@@ -62,7 +83,19 @@ impl Model for Pictures {
         };
         let files = request.strings("file")?.into_elements();
         let file = files.first().ok_or_else(|| Error::invalid_input("file: is empty"))?;
-        Ok(Response::new().with("sum", Tensor::new(&[1], &[work(file, &helper, times)?])?))
+        let (sum, made) = work(file, &helper, times)?;
+        let mut response = Response::new().with("sum", Tensor::new(&[1], &[sum])?);
+        if request.wants("pixels") {
+            let none = Picture::new(0, 0, Vec::new())?;
+            let picture = if let Some(Made::Picture(picture)) = &made { picture } else { &none };
+            let shape = [picture.height(), picture.width(), 3];
+            response = response.with("pixels", Tensor::new(&shape, picture.pixels())?);
+        }
+        if request.wants("numbers") {
+            let numbers = if let Some(Made::Numbers(numbers)) = &made { &numbers[..] } else { &[] };
+            response = response.with("numbers", Tensor::new(&[numbers.len()], numbers)?);
+        }
+        Ok(response)
     }
 }
 
@@ -78,16 +111,16 @@ mod tests {
     #[test]
     fn every_helper_works_as_often_as_asked() {
         for helper in HELPERS {
-            let one = work(FILE, helper, 1).unwrap();
-            assert!(one != 0.0, "{helper}");
-            assert_eq!(work(FILE, helper, 3).unwrap(), 3.0 * one, "{helper}");
+            let (one, made) = work(FILE, helper, 1).unwrap();
+            assert!(one != 0.0 && made.is_some(), "{helper}");
+            assert_eq!(work(FILE, helper, 3).unwrap().0, 3.0 * one, "{helper}");
         }
     }
 
     #[test]
     fn what_is_asked_wrongly_is_the_callers_fault() {
-        assert!(work(FILE, "sharpen", 1).unwrap_err().is_invalid_input());
-        assert!(work(b"no picture", "smooth", 1).unwrap_err().is_invalid_input());
+        assert!(work(FILE, "sharpen", 1).is_err_and(|error| error.is_invalid_input()));
+        assert!(work(b"no picture", "smooth", 1).is_err_and(|error| error.is_invalid_input()));
         let file = || Strings::row([FILE.to_vec()]);
         assert!(Pictures::infer(Request::new().with("file", file())).unwrap_err().is_invalid_input());
     }
