@@ -2,43 +2,16 @@
 form it is asked for."""
 
 import asyncio
-import json
 
-import inputs
 import kserve
 import numpy as np
 import pytest
 import tritonclient.http as triton
-from harness import ROOT
-from sending import strings
-
-NUMPY = {"FP32": np.float32, "INT32": np.int32, "INT64": np.int64, "BYTES": object}
+from questions import NOT_ASKED, PAGES, examples, inferences
 
 
-def questions() -> dict[str, list[tuple[str, str, np.ndarray]]]:
-    """What each example is asked: its own golden input, where it has one."""
-    found = {
-        "ocr": [("image", "BYTES", strings(inputs.pictures()["drawn01.png"]))],
-        "scores": [("x", "FP32", np.linspace(-1, 1, 16, dtype=np.float32).reshape(1, 16))],
-    }
-    for file in sorted((ROOT / "examples").glob("*/test-input.json")):
-        asked = json.loads(file.read_text())["inputs"]
-        found[file.parent.name] = [(i["name"], i["datatype"], array(i)) for i in asked]
-    return found
-
-
-def array(tensor: dict) -> np.ndarray:
-    data = tensor["data"]
-    if tensor["datatype"] == "BYTES":
-        data = [text.encode() for text in data]
-    return np.array(data, NUMPY[tensor["datatype"]]).reshape(tensor["shape"])
-
-
-def examples() -> list[str]:
-    """Those that answer inferences: what has a manifest and no world of its own. `pictures` wants a parameter, for benches."""
-    others = ("http-", "cli-", "passthrough", "pictures")
-    manifests = (ROOT / "examples").glob("*/windrose.toml")
-    return sorted(file.parent.name for file in manifests if not file.parent.name.startswith(others))
+def test_every_example_is_asked():
+    assert inferences().keys() | PAGES.keys() | NOT_ASKED == set(examples())
 
 
 def as_bytes(value: np.ndarray) -> np.ndarray:
@@ -85,9 +58,9 @@ def with_kserve(gateway, model: str, question, binary: bool) -> dict[str, np.nda
     return {output.name: as_bytes(output.as_numpy()) for output in answer.outputs}
 
 
-@pytest.mark.parametrize("example", examples())
+@pytest.mark.parametrize("example", sorted(inferences()))
 def test_one_answer_in_every_way(deployed, example):
-    model, question = deployed.example(example), questions()[example]
+    model, question = deployed.example(example), inferences()[example]
     expected = with_triton(deployed.gateway, model, question, binary=True)
     assert expected
     # A file that is no UTF-8 has no form in JSON.

@@ -4,18 +4,21 @@ The wheel `onnxruntime` is built for the CPU. Name a library that has the CUDA p
 WINDROSE_ENGINES_ONNXRUNTIME=/path/to/libonnxruntime.so (PyPI `onnxruntime-gpu` has one, beside its providers).
 """
 
-import json
 import os
+import re
 import shutil
 import subprocess
-import tomllib
 
 import numpy as np
 import pytest
 from harness import ROOT, Gateway
+from questions import PAGES, examples, inferences
+from sending import infer
 
-EXAMPLES = ["iris", "magika", "vad", "embed", "ocr"]
 LIBRARY = os.environ.get("WINDROSE_ENGINES_ONNXRUNTIME")
+# How far floats may be apart: the two add up in different orders.
+RELATIVE, ABSOLUTE = 1e-3, 1e-4
+NUMBER = re.compile(rb"-?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?")
 
 
 def gpu() -> str | None:
@@ -33,20 +36,15 @@ pytestmark = [
 
 
 def on_device(example: str, device: str, folder):
-    """A copy of an example's manifest with all of its graphs on a device; its self-test is left out."""
-    source = ROOT / "examples" / example
-    manifest = tomllib.loads((source / "windrose.toml").read_text())
-    lines = [f"name = {json.dumps(f'{example}-{device}')}", 'version = "1"']
-    lines.append(f"module = {json.dumps(str(ROOT / 'target' / 'guests' / manifest['module']))}")
-    for name, graph in manifest["graphs"].items():
-        path = json.dumps(str((source / graph["file"]).resolve()))
-        lines += [f"[graphs.{name}]", f"file = {path}", 'engine = "onnxruntime"', f'device = "{device}"']
-    if manifest.get("assets"):
-        lines.append("[assets]")
-        lines += [f"{json.dumps(k)} = {json.dumps(str((source / v).resolve()))}" for k, v in manifest["assets"].items()]
+    """A copy of an example with all of its graphs on a device; its self-test, which is the CPU's, is left out."""
     made = folder / f"{example}-{device}"
-    made.mkdir()
-    (made / "windrose.toml").write_text("\n".join(lines) + "\n")
+    shutil.copytree(ROOT / "examples" / example, made)
+    manifest = (made / "windrose.toml").read_text().partition("\n[test]")[0].replace('"../../', f'"{ROOT}/')
+    manifest = re.sub(r"^name = .*", f'name = "{made.name}"', manifest, flags=re.MULTILINE)
+    manifest = re.sub(r'^module = "', f'module = "{ROOT}/target/guests/', manifest, flags=re.MULTILINE)
+    there = f'\\1\nengine = "onnxruntime"\ndevice = "{device}"'
+    manifest = re.sub(r"^(\[graphs\.[^].]+\])$", there, manifest, flags=re.MULTILINE)
+    (made / "windrose.toml").write_text(manifest)
     return made
 
 
@@ -58,17 +56,47 @@ def gateway(tmp_path_factory):
     gateway.stop()
 
 
-@pytest.mark.parametrize("example", EXAMPLES)
+def ask(gateway, example: str, model: str) -> dict:
+    """What a model says: its outputs, or the text of a page and the numbers in it."""
+    if example not in PAGES:
+        return infer(gateway, model, **{name: value for name, _, value in inferences()[example]})
+    page = PAGES[example]
+    answer = gateway.call(page.method, f"/models/{model}{page.path}", page.body)
+    assert answer.status == 200, answer
+    numbers = np.array([float(number) for number in NUMBER.findall(answer.body)])
+    return {"text": np.array(NUMBER.sub(b"#", answer.body), object), "numbers": numbers}
+
+
+def assert_same(cpu: dict, cuda: dict) -> None:
+    assert cpu and cpu.keys() == cuda.keys()
+    for name, expected in cpu.items():
+        assert (cuda[name].dtype, cuda[name].shape) == (expected.dtype, expected.shape), name
+        if expected.dtype.kind == "f":
+            np.testing.assert_allclose(cuda[name], expected, RELATIVE, ABSOLUTE, err_msg=name)
+        else:
+            assert (cuda[name] == expected).all(), name
+
+
+@pytest.mark.parametrize("example", examples(part="[graphs."))
 def test_the_gpu_answers_what_the_cpu_answers(gateway, tmp_path, example):
-    body = json.loads((ROOT / "examples" / example / "test-input.json").read_text())
-    answers = []
     for device in ("cpu", "cuda"):
         gateway.deploy(on_device(example, device, tmp_path))
-        answers.append(gateway.post_json(f"/v2/models/{example}-{device}/infer", body).json()["outputs"])
-    assert "CUDA" in gateway.get(f"/v2/models/{example}-cuda").body.decode()
-    for cpu, cuda in zip(*answers):
-        assert (cpu["name"], cpu["shape"]) == (cuda["name"], cuda["shape"])
-        if cpu["datatype"].startswith("FP"):
-            np.testing.assert_allclose(cuda["data"], cpu["data"], rtol=1e-3, atol=1e-4)
-        else:
-            assert cuda["data"] == cpu["data"]
+    assert "CUDA" in gateway.cli("inspect", f"{example}-cuda", "--json").stdout
+    assert "CUDA" not in gateway.cli("inspect", f"{example}-cpu", "--json").stdout
+    assert_same(ask(gateway, example, f"{example}-cpu"), ask(gateway, example, f"{example}-cuda"))
+
+
+def test_a_graph_without_a_module(gateway):
+    """The sixth example: each file that is served as it is, through the pass-through module."""
+    rows = np.linspace(-1, 1, 64, dtype=np.float32).reshape(4, 16)
+    answers = []
+    for device in ("cpu", "cuda"):
+        folder = gateway.folder / f"bare-{device}"
+        folder.mkdir()
+        (folder / "windrose.toml").write_text(
+            f'name = "bare-{device}"\n[graphs.model]\nfile = "{ROOT}/models/tiny/model.onnx"\n'
+            f'engine = "onnxruntime"\ndevice = "{device}"\n'
+        )
+        gateway.deploy(folder)
+        answers.append(infer(gateway, f"bare-{device}", x=rows))
+    assert_same(*answers)

@@ -105,7 +105,8 @@ impl OnnxRuntime {
         let mut builder = self.builder(threads).map_err(|e| failed("cannot make a session", &e))?;
         if device != Device::Cpu {
             // Registered first and as an error if that fails: what was asked for is never replaced by the CPU.
-            let cuda = [CUDA::default().build().error_on_failure()];
+            // And in full precision: unless it is told not to, it rounds what it multiplies to 10 bits (TF32).
+            let cuda = [CUDA::default().with_tf32(false).build().error_on_failure()];
             let registered = builder.with_execution_providers(cuda);
             builder =
                 registered.map_err(|e| unavailable(format!("the CUDA provider does not start: {}", cleaned(&e))))?;
