@@ -55,8 +55,8 @@ fn check_path(path: &str) {
     for part in [Some(target.model), target.version].into_iter().flatten() {
         assert!(!part.is_empty() && !part.contains('/'), "{path}");
     }
-    match route {
-        Route::Guest(_, rest) => assert_eq!(path, whole + rest),
-        _ => assert!(path.starts_with("/v2/models/")),
+    match route.rest() {
+        Some(rest) => assert_eq!(path, whole + rest),
+        None => assert!(path.starts_with("/v2/models/")),
     }
 }
