@@ -26,11 +26,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "tests"))
-
-from harness import Gateway  # noqa: E402
+from asking import ROOT, Client, Gateway, control_of
 
 GRAPHS = ROOT / "models" / "test"
 FP32 = {"name": "x", "datatype": "FP32", "shape": [1, 16], "data": [0.5] * 16}
@@ -40,27 +36,10 @@ JUDGED = ("ratio", "rss_mib", "fds", "threads", "disk_kib")
 TOLERATED = 0.02
 
 
-class Control:
-    """The control API over one connection."""
-
-    def __init__(self, gateway: Gateway):
-        token = (gateway.folder / "data" / "token").read_text().strip()
-        self.headers = {"authorization": f"Bearer {token}", "content-type": "application/json"}
-        self.connection = http.client.HTTPConnection("127.0.0.1", gateway.control_port, timeout=300)
-
-    def call(self, method: str, path: str, body=None):
-        self.connection.request(method, path, None if body is None else json.dumps(body), self.headers)
-        answer = self.connection.getresponse()
-        content = answer.read()
-        if answer.status != 200:
-            raise RuntimeError(f"{method} {path}: {answer.status} {content[:300]!r}")
-        return json.loads(content)
-
-
 class Subject:
     """One model that lives through the cycles."""
 
-    def __init__(self, control: Control, name: str, source: str):
+    def __init__(self, control: Client, name: str, source: str):
         self.control, self.name = control, name
         self.manifest = control.call("GET", f"/v1/models/{source}/versions/1")["manifest"]
         self.number = 0
@@ -193,7 +172,7 @@ def measure(gateway: Gateway) -> tuple[float, int, int, float]:
 def subjects_of(gateway: Gateway, module: Path) -> list[Subject]:
     gateway.deploy(GRAPHS / "tiny.onnx", "--name", "bystander")
     gateway.deploy(module, "--name", "module-source")
-    control = Control(gateway)
+    control = control_of(gateway)
     return [Subject(control, "graph", "bystander"), Subject(control, "module", "module-source")]
 
 

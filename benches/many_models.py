@@ -15,23 +15,15 @@ where it stays. The floor of loading a module, bare wasmtime's, is printed by `w
 """
 
 import argparse
-import hashlib
-import http.client
-import json
 import statistics
-import sys
 import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
 import onnx
+from asking import ROOT, Client, Gateway, control_of, quantile
 from onnx import TensorProto, helper, numpy_helper
-
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "tests"))
-
-from harness import Gateway  # noqa: E402
 
 WIDTH = 16
 
@@ -50,37 +42,9 @@ def graph(path: Path, mebibytes: int):
     onnx.save(helper.make_model(made, opset_imports=[helper.make_opsetid("", 13)], ir_version=8), path)
 
 
-class Client:
-    """One connection to a listener."""
-
-    def __init__(self, port: int, headers: dict[str, str]):
-        self.connection = http.client.HTTPConnection("127.0.0.1", port, timeout=300)
-        self.headers = headers | {"content-type": "application/json"}
-
-    def call(self, method: str, path: str, body=None):
-        return self.send(method, path, None if body is None else json.dumps(body))
-
-    def upload(self, content: bytes) -> str:
-        digest = hashlib.sha256(content).hexdigest()
-        self.send("PUT", f"/v1/blobs/{digest}", content)
-        return digest
-
-    def send(self, method: str, path: str, body):
-        self.connection.request(method, path, body, self.headers)
-        answer = self.connection.getresponse()
-        content = answer.read()
-        if answer.status >= 300:
-            raise RuntimeError(f"{method} {path}: {answer.status} {content[:300]!r}")
-        return json.loads(content) if content else None
-
-
-def quantile(values: list[float], share: float) -> float:
-    return sorted(values)[min(len(values) - 1, int(len(values) * share))]
-
-
 def first_requests(gateway: Gateway, names: list[str]) -> list[float]:
     """Milliseconds of one request to each model, one after the other."""
-    client = Client(gateway.port, {})
+    client = Client(gateway.port)
     body = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, WIDTH], "data": [0.5] * WIDTH}]}
     times = []
     for name in names:
@@ -88,11 +52,6 @@ def first_requests(gateway: Gateway, names: list[str]) -> list[float]:
         client.call("POST", f"/v2/models/{name}/infer", body)
         times.append(1e3 * (time.perf_counter() - began))
     return times
-
-
-def control_of(gateway: Gateway) -> Client:
-    token = (gateway.folder / "data" / "token").read_text().strip()
-    return Client(gateway.control_port, {"authorization": f"Bearer {token}"})
 
 
 def same(models: int, weights: int, folder: Path):
@@ -177,7 +136,7 @@ def real(folder: Path, turns: int = 25):
             gateway.deploy(ROOT / "examples" / example)
         (entry,) = set((gateways[1].folder / "data" / "cache").glob("*")) - known
         body = (ROOT / "examples" / example / "test-input.json").read_bytes()
-        clients = [Client(gateway.port, {}) for gateway in gateways]
+        clients = [Client(gateway.port) for gateway in gateways]
         times = [[], []]
         for _ in range(turns):
             for client, kept in zip(clients, times):

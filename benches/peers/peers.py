@@ -23,8 +23,9 @@ WINDROSE = ROOT / "target" / "release" / "windrose"
 INSTANCES = os.cpu_count() or 1
 # As in servers/work.py, which is imported by the peers' own Pythons only.
 GRAPHS = {"tiny": "models/tiny/model.onnx", "mobilenet": "target/models/mobilenet/model.onnx"}
-# Calls of Windrose at the same time, which refuses more by default: the others queue without a bound.
-CONCURRENCY = 256
+# Calls of Windrose at the same time, which refuses more by default, as it does what would wait for long: the others queue
+# without a bound.
+CONCURRENCY, WAIT = 256, "2m"
 # Seconds that a server may take to its first answer.
 PATIENCE = 120
 
@@ -193,7 +194,8 @@ class Windrose(Peer):
     def prepare(self):
         self.control = free_port()
         lines = [f'name = "{self.model}"', f'module = "{ROOT}/target/guests/scores.wasm"', "[graphs.model]"]
-        lines += [f'file = "{ROOT}/{GRAPHS[self.model]}"', "[limits]", f"concurrency = {CONCURRENCY}"]
+        lines += [f'file = "{ROOT}/{GRAPHS[self.model]}"', f"queue = {CONCURRENCY}", f'queue_wait = "{WAIT}"']
+        lines += ["[limits]", f"concurrency = {CONCURRENCY}"]
         (self.folder / "windrose.toml").write_text("\n".join(lines))
 
     def command(self):

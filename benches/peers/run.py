@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Windrose beside the model servers that packages give, in one run: `make bench-peers`.
 
-    benches/peers/run.py [--rounds N] [--seconds S] [--only NAME,NAME] [--json FILE]
+    benches/peers/run.py [--rounds N] [--seconds S] [--only NAME,NAME] [--connections N,N] [--json FILE]
 
 The same ONNX file, the same release of ONNX Runtime, one thread an instance and an instance a core for everybody; the same
 work in the path of every request (servers/work.py, examples/scores). The servers run side by side and take turns under
@@ -15,19 +15,18 @@ import random
 import statistics
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 sys.dont_write_bytecode = True
 
-from peers import ALL, BENCH, FOLDER, ROOT, SERVERS, Peer, PeerError, python  # noqa: E402
+from peers import ALL, BENCH, FOLDER, ROOT, SERVERS, Peer, PeerError, Windrose, python  # noqa: E402
 
+OURS, BARE = Windrose.name, "bare ONNX Runtime"
 SHAPES = {"tiny": ("x", [1, 16]), "mobilenet": ("input", [1, 3, 224, 224])}
-# Model, whether binary, connections.
-CASES = [
-    ("tiny", False, (1, 8, 64, 256)),
-    ("mobilenet", True, (8,)),
-    ("mobilenet", False, (8,)),
-]
+# Model, and whether its tensors are binary.
+CASES = [("tiny", False), ("mobilenet", True), ("mobilenet", False)]
+CONNECTIONS = [1, 8, 64, 256]
 
 
 def values(shape: list[int]) -> list[float]:
@@ -111,7 +110,7 @@ def table(title: str, connections: int, seen: dict[str, list[dict[str, float]]])
     """Prints medians, and their ratios to Windrose in the same round."""
     print(f"\n{title}, {connections} connections")
     print("                 req/s     x    p50 us     x    p99 us     x   CPU us     x     MB   p99 / queueing bound")
-    rows, ours = [], seen.get("windrose", [])
+    rows, ours = [], seen.get(OURS, [])
     for name, runs in seen.items():
         row: dict = {"case": title, "connections": connections, "server": name}
         line = f"  {name:12}"
@@ -128,14 +127,21 @@ def table(title: str, connections: int, seen: dict[str, list[dict[str, float]]])
     return rows
 
 
-def bare(model: str, seconds: float) -> float | None:
-    """Microseconds of CPU that ONNX Runtime alone takes for one run."""
+def bare(model: str, seconds: float) -> list[dict]:
+    """ONNX Runtime alone, called from a loop of Python."""
     try:
-        command = [python("litserve"), SERVERS / "work.py", model, str(seconds)]
-        return float(subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout)
+        command = [python("litserve"), SERVERS / "work.py", model, str(seconds), str(time.time())]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     except (PeerError, subprocess.CalledProcessError) as error:
-        print(f"  bare ONNX Runtime: {error}")
-        return None
+        print(f"  {BARE}: not measured: {error}", flush=True)
+        return []
+    seen = json.loads(done.stdout)
+    print(
+        f"  {BARE}, one instance of one thread: first answer after {seen['first_ms']:.0f} ms, {seen['rate']:.0f} runs/s, "
+        f"p50 {seen['p50']:.0f}, p99 {seen['p99']:.0f}, CPU {seen['cpu']:.1f} us a run, {seen['mb']:.0f} MB",
+        flush=True,
+    )
+    return [{"case": model, "server": BARE, **seen}]
 
 
 def start(peer: Peer, content: bytes) -> None:
@@ -147,6 +153,12 @@ def start(peer: Peer, content: bytes) -> None:
         peer.start(content)
 
 
+def times(up: list[Peer]) -> str:
+    """The last one's time to its first answer, as a ratio to Windrose's."""
+    ours = [peer.first_ms for peer in up if peer.name == OURS]
+    return f" ({up[-1].first_ms / ours[0]:6.2f} x)" if ours else ""
+
+
 def start_all(model: str, only: list[str], up: list[Peer]) -> None:
     """Starts every server that can be, one after the other, each alone while it does; what runs is in `up`."""
     for kind in ALL:
@@ -156,7 +168,7 @@ def start_all(model: str, only: list[str], up: list[Peer]) -> None:
         up.append(peer)
         try:
             start(peer, body(model, False)[0])
-            print(f"  {peer.name:12} first answer after {peer.first_ms:6.0f} ms, {peer.megabytes():5.0f} MB", flush=True)
+            print(f"  {peer.name:12} first answer after {peer.first_ms:6.0f} ms{times(up)}, {peer.megabytes():5.0f} MB", flush=True)
         except (PeerError, OSError) as error:
             up.remove(peer)
             peer.stop()
@@ -169,12 +181,11 @@ def model_section(model: str, arguments) -> list[dict]:
     up: list[Peer] = []
     try:
         start_all(model, arguments.only, up)
-        engine = bare(model, arguments.seconds)
-        if engine is not None:
-            print(f"  bare ONNX Runtime, one thread, through Python: {engine:.1f} us of CPU a run")
-        for name, binary, counts in CASES:
+        rows += [{"case": model, "server": peer.name, "first_ms": peer.first_ms} for peer in up]
+        rows += bare(model, arguments.seconds)
+        for name, binary in CASES:
             able = [peer for peer in up if peer.binary or not binary]
-            for connections in counts if name == model else ():
+            for connections in arguments.connections if name == model else ():
                 title = f"{model}, {'binary' if binary else 'JSON'}"
                 rows += table(title, connections, turns(able, binary, connections, arguments))
     finally:
@@ -188,6 +199,8 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=2.0, help="of one turn")
     parser.add_argument("--only", type=lambda text: text.split(","), default=[], help="names of servers")
+    counts = lambda text: [int(count) for count in text.split(",")]  # noqa: E731
+    parser.add_argument("--connections", type=counts, default=CONNECTIONS, help="at the same time, one number or several")
     parser.add_argument("--json", type=Path, help="write the figures there as well")
     arguments = parser.parse_args()
     FOLDER.mkdir(parents=True, exist_ok=True)

@@ -50,6 +50,11 @@ impl Host {
 
     /// A guest as a model.
     pub fn program(&self, wasm: &[u8], graph: Option<Graph>) -> Result<Program> {
+        self.program_of(wasm, graph, 1)
+    }
+
+    /// A guest as a model whose instances answer so many requests each.
+    fn program_of(&self, wasm: &[u8], graph: Option<Graph>, reuse: u32) -> Result<Program> {
         let config = ProgramConfig {
             module: self.sandbox.module(wasm)?,
             label: "bench".into(),
@@ -58,7 +63,7 @@ impl Host {
             assets: None,
             args: Vec::new(),
             env: Vec::new(),
-            limits: Limits { memory: 1 << 30, ..Limits::default() },
+            limits: Limits { memory: 1 << 30, reuse, ..Limits::default() },
             grants: Grants::default(),
             engines: self.engines.clone(),
             closed: Vec::new(),
@@ -100,7 +105,8 @@ pub async fn section(rounds: usize) -> Result<()> {
         let large = ("models/test/identity_fp32.onnx", &[150_000][..]);
         inference(&host, &format!("600 KB, {title}"), &wasm, large, rounds).await?;
     }
-    Ok(())
+    heading("An inference in an instance that is used again, beside one in a fresh instance");
+    reuse(&host, "tiny, scores", &guest("scores")?, rounds).await
 }
 
 /// A guest's own work with epochs, limits and a watch over its CPU time, beside the same without.
@@ -158,6 +164,20 @@ async fn reload(host: &Host, name: &str, wasm: &[u8], rounds: usize) -> Result<(
     let title = format!("{name}, {} KiB of code", bare.size() >> 10);
     Pairs::take((rounds, 50), ours, async || bare.load().await).await?.print(&title);
     anyhow::ensure!(modules.counts().reloads - before >= 50 * rounds as u64, "some calls found the module in memory");
+    Ok(())
+}
+
+async fn reuse(host: &Host, title: &str, wasm: &[u8], rounds: usize) -> Result<()> {
+    let graph = host.graph("models/tiny/model.onnx")?;
+    let (fresh, again) = (host.program(wasm, Some(graph.clone()))?, host.program_of(wasm, Some(graph), 1000)?);
+    let signature = fresh.describe(&context()).await?;
+    let x = Tensor::from_vec([1, 16], vec![1f32; 16])?;
+    let request = InferRequest { inputs: vec![("x".into(), x)], ..InferRequest::default() };
+    let ask = async |program: &Program| {
+        program.infer(&signature, request.clone(), &context()).await?;
+        Ok(())
+    };
+    Pairs::take((rounds, 300), async || ask(&again).await, async || ask(&fresh).await).await?.print(title);
     Ok(())
 }
 

@@ -1,6 +1,7 @@
 """What every Python peer does in the path of a request, the same as the guest `scores`: it refuses numbers that are not
 finite, has ONNX Runtime compute the graph on one thread, and turns each row of scores into probabilities."""
 
+import json
 import os
 import sys
 import time
@@ -46,16 +47,27 @@ def encode(model: str, array: np.ndarray) -> dict:
 
 
 def main() -> None:
-    """The engine alone, for the time of a load run: microseconds of CPU of one run, through Python's own binding."""
-    model, seconds = sys.argv[1], float(sys.argv[2])
+    """The engine alone, one thread, through Python's own binding: runs a second, CPU of one run, memory, and the time from
+    the start of the process to the first answer."""
+    model, seconds, began = sys.argv[1], float(sys.argv[2]), float(sys.argv[3])
     engine = session(model)
     _, given, wanted, shape = MODELS[model]
     array = np.linspace(-1, 1, num=int(np.prod(shape)), dtype=np.float32).reshape(shape)
-    runs, began = 0, time.process_time()
-    while time.process_time() - began < seconds:
+    engine.run([wanted], {given: array})
+    first = time.time() - began
+    times, used = [], time.process_time()
+    ends = time.perf_counter() + seconds
+    while not times or times[-1][1] < ends:
+        start = time.perf_counter()
         engine.run([wanted], {given: array})
-        runs += 1
-    print((time.process_time() - began) / runs * 1e6)
+        times.append((start, time.perf_counter()))
+    used = time.process_time() - used
+    took = sorted(end - start for start, end in times)
+    at = lambda share: took[int((len(took) - 1) * share)] * 1e6  # noqa: E731
+    memory = next(line for line in Path("/proc/self/smaps_rollup").read_text().splitlines() if line.startswith("Pss:"))
+    seen = {"rate": len(times) / (times[-1][1] - times[0][0]), "p50": at(0.5), "p99": at(0.99)}
+    seen |= {"cpu": used / len(times) * 1e6, "mb": int(memory.split()[1]) * 1024 / 1e6, "first_ms": first * 1e3}
+    print(json.dumps(seen))
 
 
 if __name__ == "__main__":

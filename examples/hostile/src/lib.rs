@@ -1,7 +1,8 @@
 //! Does everything that a guest must not. The parameter `act` says what: each runs into a limit of the sandbox or is
 //! refused by it. `none` answers as the graph named `model` does.
 use std::hint::black_box;
-use std::time::Duration;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
 
 use windrose_guest::{Parameter, TensorType, prelude::*};
 
@@ -32,6 +33,8 @@ impl Model for Hostile {
             "fail" => Err(Error::internal("the module is at fault")),
             "files" => files(),
             "probe" => probe(),
+            "count" => count(),
+            "busy" => busy(),
             "load" => Graph::from_onnx(GRAPH)?.run(request),
             "loads" => hoard_graphs(),
             "undeclared" => Ok(Response::new().with("z", Tensor::new(&[1], &[1f32])?)),
@@ -97,6 +100,26 @@ fn probe() -> Result<Response> {
     let missing = (0..2000).filter(|_| std::fs::File::open("/missing.txt").is_err()).count();
     let read = if std::fs::read("/names.txt").is_ok() { "read" } else { "refused" };
     Err(Error::invalid_input(format!("missing {missing} times, and then {read}")))
+}
+
+/// How often it was asked in this instance. It says so in the log, too, and opens its asset if it has one.
+fn count() -> Result<Response> {
+    static CALLS: AtomicU32 = AtomicU32::new(0);
+    let calls = CALLS.fetch_add(1, Ordering::Relaxed) + 1;
+    println!("call {calls}");
+    if std::fs::exists("/names.txt").unwrap_or_default() && std::fs::File::open("/names.txt").is_err() {
+        return Err(Error::internal("its asset was refused"));
+    }
+    Ok(Response::new().with("y", Tensor::new(&[1], &[calls as f32])?))
+}
+
+/// Works for 50 ms, and then counts.
+fn busy() -> Result<Response> {
+    let start = Instant::now();
+    while start.elapsed() < Duration::from_millis(50) {
+        black_box(start);
+    }
+    count()
 }
 
 fn hoard_graphs() -> Result<Response> {

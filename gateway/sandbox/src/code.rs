@@ -60,7 +60,7 @@ pub(crate) struct InUse<'a> {
 }
 
 /// Makes the room that was wanted while code was in use.
-struct Trim<'a>(&'a Parts);
+pub(crate) struct Trim<'a>(pub(crate) &'a Parts);
 
 /// What all modules that come back share.
 pub(crate) struct Refills {
@@ -218,9 +218,9 @@ impl Entry {
 // === impl InUse ===
 
 impl std::ops::Deref for InUse<'_> {
-    type Target = Code;
+    type Target = Arc<Code>;
 
-    fn deref(&self) -> &Code {
+    fn deref(&self) -> &Arc<Code> {
         &self.code
     }
 }

@@ -74,6 +74,9 @@ pub enum ModuleError {
     /// Its initialiser failed, or left behind what no other instance can start from.
     #[error("initialiser: {0}")]
     Initialiser(String),
+    /// Its instances cannot answer more than one request; says why not.
+    #[error("limits.reuse must be 1 here: {0}")]
+    Reuse(&'static str),
     /// Ours: the cache folder, the compiler.
     #[error("sandbox error: {0}")]
     Host(String),

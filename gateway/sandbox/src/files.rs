@@ -34,24 +34,31 @@ pub(crate) struct Bound {
 }
 
 impl Bound {
+    /// Of `most`, none taken.
+    pub(crate) fn new(most: usize) -> Bound {
+        Bound { taken: AtomicUsize::new(0), most }
+    }
+
     /// For all guests of this process.
     pub(crate) fn of_process() -> Bound {
         let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
         let limit = limit.and_then(|limit| usize::try_from(limit).ok()).unwrap_or(usize::MAX);
-        Bound { taken: AtomicUsize::new(0), most: limit / GUESTS }
+        Bound::new(limit / GUESTS)
     }
 
     /// For one program of a process whose guests have `self`: a part of it, but not less than one call may have.
     pub(crate) fn of_program(&self) -> Bound {
-        Bound { taken: AtomicUsize::new(0), most: (self.most / PROGRAM).max(CALL) }
+        Bound::new((self.most / PROGRAM).max(CALL))
     }
 
-    fn take(&self) -> bool {
+    /// Counts one more, unless there are as many as may be.
+    pub(crate) fn take(&self) -> bool {
         let more = |taken| (taken < self.most).then_some(taken + 1);
         self.taken.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_ok()
     }
 
-    fn give_back(&self, count: usize) {
+    /// So many are gone.
+    pub(crate) fn give_back(&self, count: usize) {
         self.taken.fetch_sub(count, Ordering::Relaxed);
     }
 }
@@ -60,6 +67,8 @@ impl Bound {
 pub(crate) struct Opened {
     program: Arc<Inner>,
     count: usize,
+    /// What earlier calls of the same instance have opened, and it may still hold.
+    earlier: usize,
     lookups: usize,
     /// Whether the log says that there was no more.
     is_told: bool,
@@ -68,7 +77,17 @@ pub(crate) struct Opened {
 impl Opened {
     /// Nothing yet.
     pub(crate) fn new(program: &Arc<Inner>) -> Opened {
-        Opened { program: program.clone(), count: 0, lookups: 0, is_told: false }
+        Opened { program: program.clone(), count: 0, earlier: 0, lookups: 0, is_told: false }
+    }
+
+    /// Whether the instance may have another call: it then holds at most what two may.
+    pub(crate) fn may_wait(&self) -> bool {
+        self.count <= CALL
+    }
+
+    /// Begins to count for another call of the instance.
+    pub(crate) fn again(&mut self) {
+        (self.earlier, self.lookups, self.is_told) = (self.count, 0, false);
     }
 
     /// What the program's grants open.
@@ -78,7 +97,7 @@ impl Opened {
 
     /// Whether the call may open one more, which is then counted.
     pub(crate) fn one_more(&mut self) -> bool {
-        let whose = if self.count >= CALL {
+        let whose = if self.count - self.earlier >= CALL {
             "this call"
         } else if !self.program.files.take() {
             "all calls of this model"
@@ -239,7 +258,7 @@ mod tests {
 
     #[test]
     fn a_bound_holds_and_takes_back() {
-        let bound = Bound { taken: AtomicUsize::new(0), most: 2 };
+        let bound = Bound::new(2);
         assert!(bound.take() && bound.take() && !bound.take());
         bound.give_back(1);
         assert!(bound.take() && !bound.take());
@@ -247,7 +266,7 @@ mod tests {
 
     #[test]
     fn a_program_has_a_part_and_never_less_than_a_call() {
-        let of = |most| Bound { taken: AtomicUsize::new(0), most }.of_program().most;
+        let of = |most| Bound::new(most).of_program().most;
         assert_eq!((of(80_000), of(400), of(0)), (20_000, CALL, CALL));
     }
 }

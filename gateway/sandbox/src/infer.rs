@@ -6,10 +6,11 @@ use wasmtime::Store;
 use windrose_engine::{DataType, Dim, Fault, GraphSpec, Tensor, TensorSpec};
 
 use crate::code::Entry;
+use crate::kept::{Guest, Instance};
 use crate::nn::{ModelPre, types};
 use crate::program::{Inner, Outcome};
 use crate::state::State;
-use crate::{CallContext, CallError, InferRequest, InferResponse, Limit, Parameter};
+use crate::{CallContext, CallError, InferRequest, InferResponse, Limit, Parameter, Program};
 
 /// Asks the module for its signature.
 pub(crate) async fn describe(program: &Arc<Inner>, context: &CallContext) -> Result<GraphSpec, CallError> {
@@ -37,22 +38,29 @@ pub(crate) async fn describe(program: &Arc<Inner>, context: &CallContext) -> Res
 
 /// One inference.
 pub(crate) async fn infer(
-    program: &Arc<Inner>,
+    program: &Program,
     signature: &GraphSpec,
     request: InferRequest,
     context: &CallContext,
 ) -> Result<InferResponse, CallError> {
-    let wanted = request.outputs.clone();
-    program
-        .call(context, async |store, code| {
-            let request = lower(store.data_mut(), request)?;
-            let model = model(&code.entry)?.instantiate_async(&mut *store).await?;
-            let response = model.windrose_model_handler().call_infer(&mut *store, &request).await?;
-            let state = store.data_mut();
-            let response = response.map_err(|failure| Outcome::Call(blame(state, failure)))?;
-            Ok(lift(store, signature, &wanted, response)?)
-        })
-        .await
+    let (wanted, kept, program) = (request.outputs.clone(), &program.kept, &program.inner);
+    let call = program.watch(context);
+    let mut instance = kept.begin(program, &call, context);
+    let Instance { store, guest, .. } = &mut instance;
+    let answer = program.run(&call, store, async |store, code| {
+        let request = lower(store.data_mut(), request)?;
+        let guest = match guest {
+            Some(guest) => guest,
+            None => guest.insert(Guest::new(model(&code.entry)?.instantiate_async(&mut *store).await?, code)),
+        };
+        let response = guest.model.windrose_model_handler().call_infer(&mut *store, &request).await?;
+        let state = store.data_mut();
+        let response = response.map_err(|failure| Outcome::Call(blame(state, failure)))?;
+        Ok(lift(store, signature, &wanted, response)?)
+    });
+    let answer = answer.await?;
+    kept.end(instance);
+    Ok(answer)
 }
 
 fn model(entry: &Entry) -> Result<&ModelPre<State>, CallError> {

@@ -85,7 +85,7 @@ impl Sandbox {
             .map_err(|e| ModuleError::Invalid(format!("with what reads its memory: {e:#}")))?;
         let mut linker = module::link(&engine).map_err(host)?;
         deny_random(&mut linker, &component).map_err(host)?;
-        let sandbox = Sandbox::with_engine(engine, linker, None, (u64::MAX, None))?;
+        let sandbox = Sandbox::with_engine(engine, linker, None, (0, u64::MAX, None))?;
         let config = EnginesConfig { onnxruntime: OnnxRuntimeLibrary::Off, ..EnginesConfig::default() };
         let engines = Engines::new(config).map_err(|e| ModuleError::Host(e.to_string()))?;
         let memory = limits.memory.min(self.inner.memory).saturating_add(ROOM);

@@ -1,8 +1,9 @@
 //! The sandbox: WebAssembly modules, their instances, their limits and our own `wasi:nn` host.
 //!
 //! A [`Sandbox`] compiles (or takes from its authenticated cache) a [`Module`]; a module bound to the graphs, assets,
-//! limits and grants of one model is a [`Program`]; every call of a program runs in a fresh instance. This crate knows
-//! `wasi:http` as an interface of guests, and nothing of listeners or of the protocols that the gateway speaks.
+//! limits and grants of one model is a [`Program`]; every call of a program runs in a fresh instance, unless the
+//! model asked for instances that answer several requests of one tenant. This crate knows `wasi:http` as an interface of
+//! guests, and nothing of listeners or of the protocols that the gateway speaks.
 
 mod cache;
 mod code;
@@ -14,6 +15,7 @@ mod files;
 mod imports;
 mod infer;
 mod initialise;
+mod kept;
 mod limits;
 mod module;
 mod names;

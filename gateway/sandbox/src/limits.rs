@@ -23,6 +23,8 @@ pub struct Limits {
     pub output: u64,
     /// Bytes that one call may write to its standard output and error.
     pub log: u64,
+    /// Requests that one instance may answer, of one tenant and one after the other; 1 is a fresh instance for each.
+    pub reuse: u32,
 }
 
 impl Default for Limits {
@@ -35,6 +37,7 @@ impl Default for Limits {
             concurrency: 64,
             output: 64 << 20,
             log: 64 << 10,
+            reuse: 1,
         }
     }
 }
@@ -50,6 +53,7 @@ impl Limits {
             concurrency: self.concurrency.min(ceiling.concurrency),
             output: self.output.min(ceiling.output),
             log: self.log.min(ceiling.log),
+            reuse: self.reuse.min(ceiling.reuse),
         }
     }
 

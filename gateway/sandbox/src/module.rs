@@ -51,6 +51,9 @@ pub struct Import {
     pub status: ImportStatus,
 }
 
+/// One such part of all instances may wait to be used again: the others are for whoever comes.
+const WAITING: u32 = 4;
+
 /// How to build a [`Sandbox`].
 #[derive(Clone, Debug)]
 pub struct SandboxConfig {
@@ -59,7 +62,7 @@ pub struct SandboxConfig {
     /// The 32-byte key that authenticates cache entries; made, owner-only, when the file is not there. Must not lie in
     /// the cache folder.
     pub cache_key: Option<PathBuf>,
-    /// Instances at the same time, over all models. One is enough for the process that prepares a model under limits on
+    /// Instances at the same time, over all models, of which a quarter may wait to be used again. One is enough for the process that prepares a model under limits on
     /// its memory: it reserves address space for no more, and what it compiles serves any other process.
     pub instances: u32,
     /// The most linear memory that any model may ask for, bytes.
@@ -93,6 +96,8 @@ pub(crate) struct Parts {
     pub(crate) modules: Residency,
     /// What brings code back.
     pub(crate) refills: Refills,
+    /// Instances that wait to be used again.
+    pub(crate) waiting: Bound,
 }
 
 impl Parts {
@@ -120,7 +125,7 @@ impl Parts {
 /// What the pool holds now.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PoolMetrics {
-    /// Instances that are running.
+    /// Instances that are running, or wait to be used again.
     pub instances: u64,
     /// Their linear memories.
     pub memories: usize,
@@ -141,23 +146,26 @@ impl Sandbox {
             (Some(_), None) => return Err(ModuleError::Host("a cache of compiled modules needs a key".into())),
             (None, _) => None,
         };
-        let engine = engine::engine(config.instances.max(1), config.memory)?;
+        let instances = config.instances.max(1);
+        let engine = engine::engine(instances, config.memory)?;
         let linker = link(&engine).map_err(|e| ModuleError::Host(format!("{e:#}")))?;
-        Sandbox::with_engine(engine, linker, cache, (config.memory, config.modules))
+        Sandbox::with_engine(engine, linker, cache, (instances / WAITING, config.memory, config.modules))
     }
 
-    /// A sandbox around an engine, for models of so much linear memory, with a budget for code.
+    /// A sandbox around an engine, in which so many instances may wait, for models of so much linear memory, with a budget
+    /// for code.
     pub(crate) fn with_engine(
         engine: Engine,
         linker: Linker<State>,
         cache: Option<Cache>,
-        (memory, modules): (u64, Option<u64>),
+        (waiting, memory, modules): (u32, u64, Option<u64>),
     ) -> Result<Sandbox, ModuleError> {
         let ticker = Ticker::new(&engine).map_err(|e| ModuleError::Host(format!("the ticker: {e}")))?;
         let (loaded, modules, refills) = (Mutex::default(), Residency::new(modules), Refills::default());
-        let (files, names) = (Bound::of_process(), Names::of_process());
-        Ok(Sandbox {
-            inner: Arc::new(Parts { engine, ticker, files, names, linker, cache, loaded, memory, modules, refills }),
+        let (files, names, waiting) = (Bound::of_process(), Names::of_process(), Bound::new(waiting as usize));
+        let parts =
+            Parts { engine, ticker, files, names, linker, cache, loaded, memory, modules, refills, waiting };
+        Ok(Sandbox { inner: Arc::new(parts) })
         })
     }
 

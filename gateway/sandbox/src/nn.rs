@@ -53,6 +53,13 @@ pub struct Failure {
     text: String,
 }
 
+impl Failure {
+    /// What the handle counts for.
+    fn weight(&self) -> u64 {
+        self.text.len() as u64 + HANDLE
+    }
+}
+
 /// Links `wasi:nn` and the types of the world `model`.
 pub(crate) fn link(linker: &mut Linker<State>) -> wasmtime::Result<()> {
     Model::add_to_linker::<State, HasSelf<State>>(linker, |state| state)
@@ -92,7 +99,9 @@ impl State {
     }
 
     fn fail<T>(&mut self, code: ErrorCode, text: impl Into<String>) -> wasmtime::Result<Result<T, Resource<Failure>>> {
-        Ok(Err(self.table.push(Failure { code, text: text.into() })?))
+        let failure = Failure { code, text: text.into() };
+        self.charge(failure.weight())?;
+        Ok(Err(self.table.push(failure)?))
     }
 
     /// Gives the guest an engine's error, and keeps it for the case that the guest fails because of it.
@@ -307,7 +316,8 @@ impl errors::HostError for State {
     }
 
     fn drop(&mut self, handle: Resource<Failure>) -> wasmtime::Result<()> {
-        self.table.delete(handle)?;
+        let failure = self.table.delete(handle)?;
+        self.release(failure.weight());
         Ok(())
     }
 }

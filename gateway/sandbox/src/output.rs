@@ -53,6 +53,17 @@ impl Sink {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Begins the log of another call of the same instance.
+    pub(crate) fn again(&self, watch: Arc<Watch>, bytes: u64, request_id: Arc<str>) {
+        let mut state = self.state();
+        (state.watch, state.left) = (watch, bytes);
+        if let Kind::Log { request, line, last, .. } = &mut state.kind {
+            *request = request_id;
+            line.clear();
+            last.clear();
+        }
+    }
+
     /// Takes what was captured.
     pub(crate) fn take(&self) -> Bytes {
         match &mut self.state().kind {

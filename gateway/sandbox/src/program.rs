@@ -12,6 +12,7 @@ use windrose_engine::{Engines, Graph, Share};
 
 use crate::code::{Code, InUse};
 use crate::files::Bound;
+use crate::kept::Kept;
 use crate::module::Parts;
 use crate::names::Names;
 use crate::net::Network;
@@ -73,6 +74,7 @@ pub struct CommandOutput {
 #[derive(Clone)]
 pub struct Program {
     pub(crate) inner: Arc<Inner>,
+    pub(crate) kept: Arc<Kept>,
 }
 
 /// What the calls of a program share.
@@ -103,7 +105,7 @@ impl Program {
     /// Binds the module to its graphs, assets, limits and grants.
     ///
     /// # Errors
-    /// When a limit is beyond the sandbox's own, or the assets are no folder.
+    /// When a limit is beyond the sandbox's own, the assets are no folder, or instances are to be used again that cannot.
     pub fn new(sandbox: &Sandbox, config: ProgramConfig) -> Result<Program, ModuleError> {
         Program::made(sandbox, config, false)
     }
@@ -143,7 +145,8 @@ impl Program {
             network: network.map(Arc::new),
             initialising,
         };
-        Ok(Program { inner: Arc::new(inner) })
+        let kept = Kept::new(&inner)?;
+        Ok(Program { inner: Arc::new(inner), kept })
     }
 
     /// The module that it runs.
@@ -159,7 +162,7 @@ impl Program {
         infer::describe(&self.inner, context).await
     }
 
-    /// One inference, in a fresh instance. `signature` is what `describe` returned: it says which type each output has.
+    /// One inference, in a fresh instance unless the limits let one answer several requests. `signature` is what `describe` returned: it says which type each output has.
     ///
     /// # Errors
     /// As [`CallError`] says. Dropping the future ends the call and frees what it held.
@@ -169,7 +172,7 @@ impl Program {
         request: InferRequest,
         context: &CallContext,
     ) -> Result<InferResponse, CallError> {
-        infer::infer(&self.inner, signature, request, context).await
+        infer::infer(self, signature, request, context).await
     }
 
     /// One exchange with a `wasi:http` component. The answer's body streams; the model's limits hold until its end.
@@ -210,7 +213,7 @@ impl Inner {
     pub(crate) async fn call<T>(
         self: &Arc<Self>,
         context: &CallContext,
-        body: impl AsyncFnOnce(&mut Store<State>, &Code) -> Result<T, Outcome>,
+        body: impl AsyncFnOnce(&mut Store<State>, &Arc<Code>) -> Result<T, Outcome>,
     ) -> Result<T, CallError> {
         let call = self.watch(context);
         self.call_watched(&call, context, None, body).await
@@ -222,12 +225,21 @@ impl Inner {
         call: &Registration,
         context: &CallContext,
         stdio: Option<Stdio>,
-        body: impl AsyncFnOnce(&mut Store<State>, &Code) -> Result<T, Outcome>,
+        body: impl AsyncFnOnce(&mut Store<State>, &Arc<Code>) -> Result<T, Outcome>,
     ) -> Result<T, CallError> {
-        let mut store = State::store(self, call, context, stdio);
+        self.run(call, &mut State::store(self, call, context, stdio), body).await
+    }
+
+    /// Runs `body` on a store of the call, within the limits of the program.
+    pub(crate) async fn run<T>(
+        &self,
+        call: &Registration,
+        store: &mut Store<State>,
+        body: impl AsyncFnOnce(&mut Store<State>, &Arc<Code>) -> Result<T, Outcome>,
+    ) -> Result<T, CallError> {
         let run = async {
             let code = self.code().await?;
-            body(&mut store, &code).await
+            body(&mut *store, &code).await
         };
         match call.guard(run).await {
             Ok(Ok(value)) => Ok(value),

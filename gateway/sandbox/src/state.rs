@@ -1,4 +1,4 @@
-//! What a store holds for one call: the guest's handles, what it may use, and why it ended.
+//! What a store holds for a call: the guest's handles, what it may use, and why it ended.
 
 use std::future::Future;
 use std::path::Path;
@@ -95,13 +95,34 @@ impl State {
         };
         let mut store = Store::new(&program.engine, state);
         store.limiter(|state| state);
-        let pacer = call.pacer();
-        store.epoch_deadline_callback(move |_| Ok(pacer.tick()));
-        store.set_epoch_deadline(1);
+        pace(&mut store, call);
         let largest = program.limits.tensor_memory.max(program.limits.output).saturating_add(HOSTCALL);
         store.set_hostcall_fuel(usize::try_from(largest).unwrap_or(usize::MAX));
         store.set_max_component_handles(HANDLES);
         store
+    }
+
+    /// Whether another request may have the instance: nothing has ended this one, and the host holds nothing of it.
+    pub(crate) fn may_wait(&mut self) -> bool {
+        if let Some(log) = &self.log {
+            log.finish();
+        }
+        let is_whole = self.watch.ended().is_none() && self.host_error.is_none();
+        is_whole && self.tensor_bytes == 0 && self.hooks.opened.may_wait()
+    }
+
+    /// Begins another call in a store that waited, of the same tenant.
+    pub(crate) fn again(store: &mut Store<State>, call: &Registration, context: &CallContext) {
+        let state = store.data_mut();
+        state.watch = call.watch().clone();
+        state.request_id = context.request_id.clone();
+        state.engine_error = None;
+        state.loads = 0;
+        state.hooks.opened.again();
+        if let Some(log) = &state.log {
+            log.again(state.watch.clone(), state.program.limits.log, context.request_id.clone());
+        }
+        pace(store, call);
     }
 
     /// What the program's grants open.
@@ -174,6 +195,13 @@ impl State {
         }
         builder.build()
     }
+}
+
+/// Puts a store under the watch of a call.
+fn pace(store: &mut Store<State>, call: &Registration) {
+    let pacer = call.pacer();
+    store.epoch_deadline_callback(move |_| Ok(pacer.tick()));
+    store.set_epoch_deadline(1);
 }
 
 impl Drop for State {

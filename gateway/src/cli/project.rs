@@ -79,6 +79,7 @@ struct WrittenLimits {
     concurrency: Option<u32>,
     output: Option<Size>,
     log: Option<Size>,
+    reuse: Option<u32>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -262,6 +263,7 @@ impl WrittenLimits {
             concurrency: self.concurrency,
             output: self.output.map(|size| size.0),
             log: self.log.map(|size| size.0),
+            reuse: self.reuse,
         }
     }
 }

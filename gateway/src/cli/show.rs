@@ -182,6 +182,10 @@ fn print_loaded(loaded: &LoadedView, kind: &str) {
         show_size(limits.output),
         show_size(limits.log)
     );
+    match limits.reuse {
+        1 => println!("instances    a fresh one for each request"),
+        requests => println!("instances    each answers up to {requests} requests of one tenant"),
+    }
     println!("deadline     {} ms, at most {} ms", loaded.timeout.default_ms, loaded.timeout.max_ms);
 }
 

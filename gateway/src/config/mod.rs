@@ -286,6 +286,7 @@ fn ceiling(written: written::Ceiling) -> Result<Ceiling, ConfigError> {
         concurrency: positive(written.concurrency, "ceiling.concurrency")?,
         output: size(written.output, "ceiling.output")?,
         log: need(written.log, "ceiling.log")?.0,
+        reuse: positive(written.reuse, "ceiling.reuse")?,
     };
     let network = need(written.network, "ceiling.network")?.0;
     let grants = Grants { network, load: need(written.load, "ceiling.load")? };

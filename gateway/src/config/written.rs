@@ -115,7 +115,7 @@ table! {
 table! {
     /// The sandbox.
     Sandbox, "sandbox", {
-        /// Instances at the same time, over all models.
+        /// Instances at the same time, over all models. A quarter of them may wait to be used again.
         instances: u32 = "256",
     }
 }
@@ -148,6 +148,9 @@ table! {
         output: Size = "\"256MiB\"",
         /// What one call may log.
         log: Size = "\"1MiB\"",
+        /// Requests that one instance may answer, of one tenant and one after the other. A manifest that does not ask gets a
+        /// fresh instance for each.
+        reuse: u32 = "1000",
         /// Hosts that a module may be granted, as `host` or `host:port`. None by default.
         network: List = "[]",
         /// Whether a module may be granted `wasi:nn` `load` of bytes that it brings itself.

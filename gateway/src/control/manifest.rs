@@ -201,6 +201,10 @@ pub struct WantedLimits {
     /// Bytes of log in one call.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub log: Option<u64>,
+    /// Requests of one tenant that an instance of a module of the world `model` may answer, one after the other; 1, a fresh
+    /// instance for each, when not given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reuse: Option<u32>,
 }
 
 /// Arguments and environment of a `wasi:cli` command; the environment is given to other modules as well.
@@ -321,6 +325,10 @@ impl Manifest {
         }
         self.check_paths_are_files()?;
         self.limits.check()?;
+        if self.module.is_none() && self.limits.reuse.is_some_and(|reuse| reuse > 1) {
+            let message = "the built-in module keeps nothing for a later request: name a module, or leave it out";
+            return Err(Invalid::new("limits.reuse", message));
+        }
         self.check_command()?;
         self.check_rest()
     }
@@ -465,6 +473,7 @@ impl WantedLimits {
             concurrency: self.concurrency.unwrap_or(default.concurrency),
             output: self.output.unwrap_or(default.output),
             log: self.log.unwrap_or(default.log),
+            reuse: self.reuse.unwrap_or(default.reuse),
         };
         wanted.min(ceiling)
     }
@@ -477,6 +486,7 @@ impl WantedLimits {
             ("cpu_ms", self.cpu_ms),
             ("concurrency", self.concurrency.map(u64::from)),
             ("output", self.output),
+            ("reuse", self.reuse.map(u64::from)),
         ];
         match fields.into_iter().find(|(_, value)| *value == Some(0)) {
             Some((name, _)) => Err(Invalid::new(format!("limits.{name}"), "must be at least 1")),

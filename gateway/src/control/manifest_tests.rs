@@ -71,6 +71,7 @@ fn the_field_is_named() {
         ("/assets", json!({"a": digest('d'), "a/b": digest('d')}), "assets.a/b: `a` is an asset"),
         ("/limits", json!({"memory": -1}), "limits.memory: "),
         ("/limits", json!({"memory": 0}), "limits.memory: "),
+        ("/limits", json!({"reuse": 0}), "limits.reuse: "),
         ("/limits", json!({"memry": 1}), "limits.memry: unknown field"),
         ("/grants", json!({"network": ["http://a.example/"]}), "grants.network: "),
         ("/grants", json!({"files": true}), "grants"),
@@ -96,6 +97,9 @@ fn the_field_is_named() {
 fn without_a_module_there_is_one_graph_named_model() {
     let bare = |graphs: Value| read(&json!({"name": "a", "version": "1", "graphs": graphs}));
     assert!(bare(json!({"model": {"digest": digest('a')}})).is_ok());
+    let graphs = json!({"model": {"digest": digest('a')}});
+    let again = read(&json!({"name": "a", "version": "1", "graphs": graphs, "limits": {"reuse": 2}}));
+    assert_eq!(again.unwrap_err().field, "limits.reuse");
     for wrong in [json!({}), json!({"other": {"digest": digest('a')}})] {
         assert_eq!(bare(wrong).unwrap_err().field, "graphs");
     }
@@ -107,6 +111,11 @@ fn the_ceiling_holds_and_defaults_fill_in() {
     let wanted = WantedLimits { memory: Some(20), cpu_ms: Some(1), ..WantedLimits::default() };
     let limits = wanted.within(&ceiling);
     assert_eq!((limits.memory, limits.wall_ms, limits.cpu_ms), (10, 5, 1));
+    let reuse = |wanted, most| {
+        let wanted = WantedLimits { reuse: wanted, ..WantedLimits::default() };
+        wanted.within(&Limits { reuse: most, ..Limits::default() }).reuse
+    };
+    assert_eq!([reuse(None, 1000), reuse(Some(20), 1000), reuse(Some(20), 10)], [1, 20, 10]);
     assert_eq!(limits.output, Limits::default().output);
 }
 

@@ -11,5 +11,6 @@ mod isolation;
 mod load;
 mod model;
 mod opened;
+mod reuse;
 mod support;
 mod wat;

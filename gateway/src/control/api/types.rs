@@ -231,12 +231,14 @@ pub struct LimitsView {
     pub output: u64,
     /// Bytes of log.
     pub log: u64,
+    /// Requests that one instance may answer.
+    pub reuse: u32,
 }
 
 impl From<&Limits> for LimitsView {
     fn from(limits: &Limits) -> LimitsView {
-        let Limits { memory, tensor_memory, wall_ms, cpu_ms, concurrency, output, log } = limits.clone();
-        LimitsView { memory, tensor_memory, wall_ms, cpu_ms, concurrency, output, log }
+        let Limits { memory, tensor_memory, wall_ms, cpu_ms, concurrency, output, log, reuse } = limits.clone();
+        LimitsView { memory, tensor_memory, wall_ms, cpu_ms, concurrency, output, log, reuse }
     }
 }
 
