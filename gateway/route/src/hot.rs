@@ -1,6 +1,6 @@
 //! What a decision reads of each replica, side by side in memory: a fleet may have a thousand.
 
-use crate::replica::Load;
+use crate::replica::{Load, Nature};
 use crate::router::Slot;
 use crate::time::{Nanos, SECOND};
 
@@ -36,6 +36,40 @@ pub(crate) struct Hot {
     failing: f32,
     updated: Nanos,
     reported_until: Nanos,
+}
+
+/// What policies other than the fastest read of a replica.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Terms {
+    pub(crate) weight: u32,
+    /// It is this gateway itself.
+    pub(crate) local: bool,
+    /// The 99th percentile of its answers; 0 where it is not known.
+    pub(crate) p99: Nanos,
+    /// The price of a request but for its answer's bytes, and of one byte.
+    request: f64,
+    byte: f64,
+}
+
+impl Terms {
+    /// Reads a slot; `service` is what a request takes of an engine where the replica did not say.
+    pub(crate) fn of(slot: &Slot, service: Nanos) -> Terms {
+        let Some(replica) = &slot.replica else { return Terms::default() };
+        let engine = slot.load.map_or(0, |(load, _)| load.engine_time);
+        let price = &replica.site.price;
+        Terms {
+            weight: replica.weight,
+            local: replica.nature == Nature::Local,
+            p99: slot.history.p99().unwrap_or(0),
+            request: price.of(if engine > 0 { engine } else { service }, 0),
+            byte: price.gigabyte * 1e-9,
+        }
+    }
+
+    /// What a request costs there whose answer is of so many bytes.
+    pub(crate) fn price(&self, bytes: f64) -> f64 {
+        self.request + self.byte * bytes
+    }
 }
 
 impl Hot {
