@@ -211,7 +211,8 @@ impl Router {
                 Some(None) => self.consider(id, ask, draw).err(),
                 None => Some(Refusal::NotReady),
             };
-            let score = hot.score(service, ask.now);
+            let tries = hot.out && refusal.is_none();
+            let score = if tries { hot.score_when_back(ask.now) } else { hot.score(service, ask.now) };
             match refusal {
                 None => scratch.passed.push((id.slot, score)),
                 Some(refusal) => found.note(refusal, id, ask, score),

@@ -4,7 +4,7 @@ use crate::replica::{Load, Nature};
 use crate::router::Slot;
 use crate::time::{Nanos, SECOND};
 
-/// What lies above a replica's floor is half forgotten after this long without an answer, so that it is tried again.
+/// What lies above a replica's floor is forgotten to a quarter after this long without an answer, so that it is tried again.
 const FORGET: f32 = SECOND as f32;
 /// How many inferences a replica is thought to run at the same time that did not say.
 const PARALLEL: f64 = 4.0;
@@ -24,6 +24,8 @@ pub(crate) struct Hot {
     pub(crate) plain: bool,
     pub(crate) full: bool,
     pub(crate) withdraws: bool,
+    /// It is ejected.
+    pub(crate) out: bool,
     /// It has not answered yet.
     cold: bool,
     /// The quickest answer of late; the distance before the first.
@@ -79,10 +81,22 @@ impl Hot {
         let above = if self.cold {
             service + self.above
         } else {
-            self.above * (FORGET / (FORGET + now.saturating_sub(self.updated) as f32))
+            let kept = FORGET / (FORGET + now.saturating_sub(self.updated) as f32);
+            self.above * kept * kept
         };
-        let reported = if now < self.reported_until { self.reported } else { 0.0 };
-        (self.floor + above).max(reported) * self.failing
+        (self.floor + above).max(self.reported(now)) * self.failing
+    }
+
+    /// How long an answer is expected to take if it is well again. What it took while it was not says nothing about that,
+    /// and would keep it from being tried for longer than it was told to stay away.
+    #[inline]
+    pub(crate) fn score_when_back(&self, now: Nanos) -> f32 {
+        self.floor.max(self.reported(now))
+    }
+
+    #[inline]
+    fn reported(&self, now: Nanos) -> f32 {
+        if now < self.reported_until { self.reported } else { 0.0 }
     }
 
     /// Reads a slot; `service` is what a request takes of an engine where the replica did not say.
@@ -103,6 +117,7 @@ impl Hot {
             there: true,
             plain: slot.unfit.is_none() && slot.health.plain(),
             full: !slot.limit.admits(slot.in_flight),
+            out: slot.health.ejected().is_some(),
             withdraws: replica.nature.withdraws(),
             cold: known.is_none(),
             floor: floor as f32,
