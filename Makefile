@@ -42,7 +42,7 @@ bench-failover: venv build ## What clients see while the nearest of four sites i
 	$(CARGO) build --release --locked -p windrose-lab
 	$(VENV) tests/bench_failover.py
 
-bench-forward: venv build ## What forwarding a request costs Envoy, HAProxy and nginx, in one run
+bench-forward: venv build ## What forwarding a request costs us, Envoy, HAProxy and nginx, in one run
 	$(CARGO) build --release --locked -p windrose-lab
 	$(VENV) tests/bench_forward.py
 

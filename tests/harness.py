@@ -64,11 +64,13 @@ class Answer:
 
 @dataclass
 class Gateway:
-    """One gateway process. `settings` are `table.key` -> value, as the configuration names them."""
+    """One gateway process. `settings` are `table.key` -> value, as the configuration names them; `under` is a command that
+    the gateway's own follows."""
 
     folder: Path
     engine: str = "rten"
     settings: dict[str, str] = field(default_factory=dict)
+    under: list[str] = field(default_factory=list)
 
     def __post_init__(self):
         self.port, self.control_port = free_ports(2)
@@ -89,14 +91,11 @@ class Gateway:
         kept = {key: value for key, value in os.environ.items() if not key.startswith("WINDROSE_")}
         return kept | named | {"HOME": str(self.folder), "XDG_DATA_HOME": "", "NO_COLOR": "1"}
 
-    def command(self) -> list:
-        return [BINARY, "serve"]
-
     def start(self) -> "Gateway":
         self.folder.mkdir(parents=True, exist_ok=True)
         with open(self.log, "ab") as log:
             self.process = subprocess.Popen(
-                self.command(),
+                [*self.under, BINARY, "serve"],
                 env=self.environment(),
                 stdout=log,
                 stderr=log,

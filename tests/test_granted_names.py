@@ -11,7 +11,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from harness import BINARY, ROOT
+from harness import ROOT
 from lab import needs_network
 from lab.namespace import Namespace
 from lab.sites import SiteGateway
@@ -48,8 +48,9 @@ class Page(http.server.BaseHTTPRequestHandler):
 class NamedGateway(SiteGateway):
     """A gateway with names of its own."""
 
-    def command(self) -> list:
-        return ["unshare", "--mount", "sh", "-c", OWN_FILES, self.folder, BINARY, "serve"]
+    def __post_init__(self):
+        super().__post_init__()
+        self.under = ["unshare", "--mount", "sh", "-c", OWN_FILES, str(self.folder)]
 
     def point(self, *lines: str) -> None:
         """From now on these are all names that there are, `ADDRESS NAME` each."""

@@ -231,6 +231,7 @@ class MlServer(Peer):
     def prepare(self):
         ports = {"http_port": self.port, "grpc_port": free_port(), "metrics_port": free_port()}
         settings = {"host": "127.0.0.1", "debug": False, "parallel_workers": INSTANCES, **ports}
+        settings["metrics_dir"] = str(self.folder / "metrics")
         model = {"name": self.model, "implementation": "mlserver_model.Scores"}
         (self.folder / "settings.json").write_text(json.dumps(settings))
         (self.folder / "model-settings.json").write_text(json.dumps(model))
@@ -285,3 +286,9 @@ class PyTriton(Peer):
 
 # Windrose is first: the others' ratios are to it.
 ALL = [Windrose, Hyper, MlServer, LitServe, BentoMl, PyTriton]
+
+
+if __name__ == "__main__":
+    # Installs the servers of these names, for those who want to start them.
+    for name in sys.argv[1:]:
+        python(name)

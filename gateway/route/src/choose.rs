@@ -3,8 +3,8 @@
 use crate::call::{Call, Hedging};
 use crate::explain::{Candidate, Considered, Decision, Explanation, Purpose, Refusal, SHOWN};
 use crate::law::Breach;
-use crate::replica::{Nature, Replica, ReplicaId, Serves};
-use crate::router::{DECISIONS, Router, Slot};
+use crate::replica::{Nature, ReplicaId, Serves};
+use crate::router::{DECISIONS, Router};
 use crate::settings::Policy;
 use crate::time::{MILLISECOND, Nanos};
 
@@ -61,9 +61,18 @@ struct Last {
     score: f32,
 }
 
+/// The first replicas of a look.
+#[derive(Default)]
+struct Shown {
+    places: [Option<Considered>; SHOWN],
+    count: usize,
+}
+
 /// Everything that one look over the replicas found.
 #[derive(Clone, Copy, Debug, Default)]
 struct Found {
+    /// How many replicas were there.
+    candidates: u32,
     nobody: Nobody,
     last: Option<Last>,
     /// The best of those whose golden answers were wrong, and whether any lawful one is not.
@@ -76,26 +85,19 @@ impl Router {
     pub(crate) fn choose(&mut self, ask: &Ask<'_>) -> Result<ReplicaId, Nobody> {
         let draw = self.random.share();
         let mut scratch = std::mem::take(&mut self.scratch);
-        let mut shown = [None; SHOWN];
-        let mut candidates = 0;
-        let mut show = |considered| {
-            if let Some(place) = shown.get_mut(candidates) {
-                *place = Some(considered);
-            }
-            candidates += 1;
-        };
+        let mut shown = Shown::default();
         let mut found = None;
         if self.hot.len() > ALL && self.draws(ask) {
             // Where the law may refuse some, more are drawn, for as many to be left.
             let count = if ask.call.rules.is_empty() { DRAWN } else { DRAWN * 4 };
             let drawn = [(); DRAWN * 4].map(|()| self.random.below(self.hot.len()));
-            let some = self.look(ask, draw, &mut scratch, (drawn.into_iter().take(count), &mut show));
+            let some = self.look(ask, draw, &mut scratch, (drawn.into_iter().take(count), |one| shown.keep(one)));
             found = (scratch.passed.len() >= ENOUGH).then_some(some);
         }
-        let found = match found {
-            Some(found) => found,
-            None => self.look(ask, draw, &mut scratch, (0..self.hot.len(), &mut show)),
-        };
+        let found = found.unwrap_or_else(|| {
+            shown = Shown::default();
+            self.look(ask, draw, &mut scratch, (0..self.hot.len(), |one| shown.keep(one)))
+        });
         let (chosen, last_resort) = self.settle(ask, &found, &scratch.passed);
         self.scratch = scratch;
         self.keep(Decision {
@@ -103,8 +105,8 @@ impl Router {
             purpose: ask.purpose,
             chosen,
             last_resort,
-            candidates: candidates as u32,
-            considered: shown,
+            candidates: found.candidates,
+            considered: shown.places,
         });
         chosen.ok_or(found.nobody)
     }
@@ -126,6 +128,7 @@ impl Router {
                     candidates.push(candidate);
                     ids.push(considered.replica);
                 }
+                true
             }),
         );
         let mut pick = self.pick(&ask, &scratch.passed, || random.bits());
@@ -146,7 +149,7 @@ impl Router {
         Some(Candidate {
             site: replica.site.name.clone(),
             verdict: considered.verdict,
-            price: self.price(slot, replica),
+            price: self.price(considered.replica.slot),
             in_flight: slot.in_flight,
             limit: slot.limit.now(),
             p99: slot.history.p99(),
@@ -170,13 +173,14 @@ impl Router {
         }
     }
 
-    /// Looks at the replicas of these indices: fills `scratch.passed`, tells `each` what it found, and gathers the rest.
+    /// Looks at the replicas of these indices: fills `scratch.passed`, tells `each` what it found for as long as that
+    /// wants more, and gathers the rest. There may be a thousand: whatever is not needed of all is not done for all.
     fn look(
         &self,
         ask: &Ask<'_>,
         draw: f64,
         scratch: &mut Scratch,
-        (indices, mut each): (impl Iterator<Item = usize>, impl FnMut(Considered)),
+        (indices, mut each): (impl Iterator<Item = usize>, impl FnMut(Considered) -> bool),
     ) -> Found {
         scratch.passed.clear();
         scratch.lawful.clear();
@@ -186,24 +190,36 @@ impl Router {
         let unusual = ask.call.forwarded || ask.call.verified;
         let hedges = ask.purpose == Purpose::Hedge && ask.call.hedging != Hedging::Anywhere;
         let mut found = Found { all_wrong: true, ..Found::default() };
+        let mut wanted = true;
         for index in indices {
             let Some(hot) = self.hot.get(index).filter(|hot| hot.there) else { continue };
-            let id = ReplicaId { slot: index as u32, generation: hot.generation };
+            found.candidates += 1;
             // A jurisdiction that nobody judged is one that nobody permitted.
-            let refusal = match scratch.lawful.get(hot.jurisdiction as usize) {
-                Some(Some(breach)) => Some(Refusal::Law(*breach)),
+            let breach = scratch.lawful.get(hot.jurisdiction as usize).copied();
+            if let Some(Some(breach)) = breach
+                && !wanted
+            {
+                found.nobody.breach.get_or_insert(breach);
+                continue;
+            }
+            let id = ReplicaId { slot: index as u32, generation: hot.generation };
+            let refusal = match breach {
+                Some(Some(breach)) => Some(Refusal::Law(breach)),
                 Some(None) if hot.plain && !hot.full && !unusual && (hot.withdraws || !hedges) => {
                     ask.tried.contains(&id).then_some(Refusal::Tried)
                 }
                 Some(None) => self.consider(id, ask, draw).err(),
                 None => Some(Refusal::NotReady),
             };
-            let score = hot.score(service, ask.now);
+            let tries = hot.out && refusal.is_none();
+            let score = if tries { hot.score_when_back(ask.now) } else { hot.score(service, ask.now) };
             match refusal {
                 None => scratch.passed.push((id.slot, score)),
                 Some(refusal) => found.note(refusal, id, ask, score),
             }
-            each(Considered { replica: id, verdict: refusal.map_or(Ok(f64::from(score)), Err) });
+            if wanted {
+                wanted = each(Considered { replica: id, verdict: refusal.map_or(Ok(f64::from(score)), Err) });
+            }
         }
         if !scratch.passed.is_empty() {
             (found.all_wrong, found.nobody.lawful) = (false, true);
@@ -232,12 +248,6 @@ impl Router {
             return Err(Refusal::Full { limit: slot.limit.now() });
         }
         if ask.tried.contains(&id) { Err(Refusal::Tried) } else { Ok(()) }
-    }
-
-    fn price(&self, slot: &Slot, replica: &Replica) -> f64 {
-        let engine = slot.load.map_or(0, |(load, _)| load.engine_time);
-        let engine = if engine > 0 { engine } else { self.settings.service };
-        replica.site.price.of(engine, self.answer_bytes as u64)
     }
 
     fn settle(&mut self, ask: &Ask<'_>, found: &Found, passed: &[(u32, f32)]) -> (Option<ReplicaId>, bool) {
@@ -286,7 +296,7 @@ impl Router {
         let within = best.1 * BAND.0 + BAND.1;
         let (mut lowest, mut equals, mut two) = (f64::INFINITY, 0u64, [best; 2]);
         for &(index, score) in passed.iter().filter(|(_, score)| *score <= within) {
-            let price = self.price_at(index);
+            let price = self.price(index);
             if price < lowest {
                 (lowest, equals) = (price, 0);
             }
@@ -310,29 +320,22 @@ impl Router {
 
     fn cheapest(&self, passed: &[(u32, f32)], p99: Nanos) -> Option<u32> {
         let keeps = |(index, score): &(u32, f32)| {
-            let known = self.slots.get(*index as usize).and_then(|slot| slot.history.p99());
-            *score <= p99 as f32 && known.is_none_or(|known| known <= p99)
+            *score <= p99 as f32 && self.terms.get(*index as usize).is_some_and(|terms| terms.p99 <= p99)
         };
-        let cost = |(index, score): &(u32, f32)| (self.price_at(*index), *score);
+        let cost = |(index, score): &(u32, f32)| (self.price(*index), *score);
         let cheaper = |a: &(f64, f32), b: &(f64, f32)| a.0.total_cmp(&b.0).then(a.1.total_cmp(&b.1));
         passed.iter().filter(|one| keeps(one)).min_by(|a, b| cheaper(&cost(a), &cost(b))).map(|one| one.0)
     }
 
     fn local(&self, passed: &[(u32, f32)]) -> Option<u32> {
         let best = passed.iter().map(|one| one.1).min_by(f32::total_cmp)?;
-        let here = |index: u32| {
-            let replica = self.slots.get(index as usize).and_then(|slot| slot.replica.as_ref());
-            replica.is_some_and(|replica| replica.nature == Nature::Local)
-        };
+        let here = |index: u32| self.terms.get(index as usize).is_some_and(|terms| terms.local);
         let near = |score: f32| score <= best * LOCAL_WORSE.0 + LOCAL_WORSE.1;
         passed.iter().find(|(index, score)| here(*index) && near(*score)).map(|one| one.0)
     }
 
     fn weighted(&self, passed: &[(u32, f32)], bits: u64) -> Option<u32> {
-        let weight = |index: u32| {
-            let replica = self.slots.get(index as usize).and_then(|slot| slot.replica.as_ref());
-            replica.map_or(0, |replica| u64::from(replica.weight))
-        };
+        let weight = |index: u32| self.terms.get(index as usize).map_or(0, |terms| u64::from(terms.weight));
         let total: u64 = passed.iter().map(|(index, _)| weight(*index)).sum();
         let mut at = ((u128::from(bits) * u128::from(total)) >> 64) as u64;
         passed.iter().find_map(|(index, _)| {
@@ -343,9 +346,20 @@ impl Router {
         })
     }
 
-    fn price_at(&self, index: u32) -> f64 {
-        let slot = self.slots.get(index as usize);
-        slot.and_then(|slot| Some(self.price(slot, slot.replica.as_ref()?))).unwrap_or(f64::INFINITY)
+    /// What a request costs at the replica of this slot.
+    fn price(&self, index: u32) -> f64 {
+        self.terms.get(index as usize).map_or(f64::INFINITY, |terms| terms.price(self.answer_bytes))
+    }
+}
+
+impl Shown {
+    /// Keeps one, if there is room. Whether there is room for another.
+    fn keep(&mut self, considered: Considered) -> bool {
+        if let Some(place) = self.places.get_mut(self.count) {
+            *place = Some(considered);
+            self.count += 1;
+        }
+        self.count < SHOWN
     }
 }
 

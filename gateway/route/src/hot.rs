@@ -1,10 +1,10 @@
 //! What a decision reads of each replica, side by side in memory: a fleet may have a thousand.
 
-use crate::replica::Load;
+use crate::replica::{Load, Nature};
 use crate::router::Slot;
 use crate::time::{Nanos, SECOND};
 
-/// What lies above a replica's floor is half forgotten after this long without an answer, so that it is tried again.
+/// What lies above a replica's floor is forgotten to a quarter after this long without an answer, so that it is tried again.
 const FORGET: f32 = SECOND as f32;
 /// How many inferences a replica is thought to run at the same time that did not say.
 const PARALLEL: f64 = 4.0;
@@ -24,6 +24,8 @@ pub(crate) struct Hot {
     pub(crate) plain: bool,
     pub(crate) full: bool,
     pub(crate) withdraws: bool,
+    /// It is ejected.
+    pub(crate) out: bool,
     /// It has not answered yet.
     cold: bool,
     /// The quickest answer of late; the distance before the first.
@@ -38,6 +40,40 @@ pub(crate) struct Hot {
     reported_until: Nanos,
 }
 
+/// What policies other than the fastest read of a replica.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Terms {
+    pub(crate) weight: u32,
+    /// It is this gateway itself.
+    pub(crate) local: bool,
+    /// The 99th percentile of its answers; 0 where it is not known.
+    pub(crate) p99: Nanos,
+    /// The price of a request but for its answer's bytes, and of one byte.
+    request: f64,
+    byte: f64,
+}
+
+impl Terms {
+    /// Reads a slot; `service` is what a request takes of an engine where the replica did not say.
+    pub(crate) fn of(slot: &Slot, service: Nanos) -> Terms {
+        let Some(replica) = &slot.replica else { return Terms::default() };
+        let engine = slot.load.map_or(0, |(load, _)| load.engine_time);
+        let price = &replica.site.price;
+        Terms {
+            weight: replica.weight,
+            local: replica.nature == Nature::Local,
+            p99: slot.history.p99().unwrap_or(0),
+            request: price.of(if engine > 0 { engine } else { service }, 0),
+            byte: price.gigabyte * 1e-9,
+        }
+    }
+
+    /// What a request costs there whose answer is of so many bytes.
+    pub(crate) fn price(&self, bytes: f64) -> f64 {
+        self.request + self.byte * bytes
+    }
+}
+
 impl Hot {
     /// How long an answer is expected to take, in ns. `service` is what replicas take beyond the network.
     #[inline]
@@ -45,10 +81,22 @@ impl Hot {
         let above = if self.cold {
             service + self.above
         } else {
-            self.above * (FORGET / (FORGET + now.saturating_sub(self.updated) as f32))
+            let kept = FORGET / (FORGET + now.saturating_sub(self.updated) as f32);
+            self.above * kept * kept
         };
-        let reported = if now < self.reported_until { self.reported } else { 0.0 };
-        (self.floor + above).max(reported) * self.failing
+        (self.floor + above).max(self.reported(now)) * self.failing
+    }
+
+    /// How long an answer is expected to take if it is well again. What it took while it was not says nothing about that,
+    /// and would keep it from being tried for longer than it was told to stay away.
+    #[inline]
+    pub(crate) fn score_when_back(&self, now: Nanos) -> f32 {
+        self.floor.max(self.reported(now))
+    }
+
+    #[inline]
+    fn reported(&self, now: Nanos) -> f32 {
+        if now < self.reported_until { self.reported } else { 0.0 }
     }
 
     /// Reads a slot; `service` is what a request takes of an engine where the replica did not say.
@@ -69,6 +117,7 @@ impl Hot {
             there: true,
             plain: slot.unfit.is_none() && slot.health.plain(),
             full: !slot.limit.admits(slot.in_flight),
+            out: slot.health.ejected().is_some(),
             withdraws: replica.nature.withdraws(),
             cold: known.is_none(),
             floor: floor as f32,

@@ -8,7 +8,7 @@ use crate::choose::Scratch;
 use crate::explain::{Decision, Refusal};
 use crate::health::{Ejection, Health};
 use crate::history::History;
-use crate::hot::Hot;
+use crate::hot::{Hot, Terms};
 use crate::law::Jurisdiction;
 use crate::limit::Limit;
 use crate::random::Random;
@@ -30,6 +30,8 @@ pub struct Router {
     pub(crate) slots: Vec<Slot>,
     /// Of each slot what a decision reads; refreshed whenever the slot changes.
     pub(crate) hot: Vec<Hot>,
+    /// Of each slot what some policies read; refreshed likewise.
+    pub(crate) terms: Vec<Terms>,
     /// Every jurisdiction in the fleet, once; a slot has its index.
     pub(crate) jurisdictions: Vec<Option<Jurisdiction>>,
     pub(crate) retries: Budget,
@@ -126,6 +128,7 @@ impl Router {
             random,
             slots: Vec::new(),
             hot: Vec::new(),
+            terms: Vec::new(),
             jurisdictions: Vec::new(),
             scratch: Scratch::default(),
             decisions: VecDeque::new(),
@@ -199,15 +202,19 @@ impl Router {
         }
         let service = self.settings.service as f64;
         self.hot = self.slots.iter().map(|slot| Hot::of(slot, service)).collect();
+        self.terms = self.slots.iter().map(|slot| Terms::of(slot, self.settings.service)).collect();
     }
 
     /// A slot has changed.
     fn refresh(&mut self, id: ReplicaId, now: Nanos) {
         let service = if self.service > 0.0 { self.service } else { self.settings.service as f64 };
         let slow_start = self.settings.slow_start;
-        if let (Some(slot), Some(hot)) = (at(&mut self.slots, id), self.hot.get_mut(id.slot as usize)) {
+        let index = id.slot as usize;
+        let read = (self.hot.get_mut(index), self.terms.get_mut(index));
+        if let (Some(slot), (Some(hot), Some(terms))) = (at(&mut self.slots, id), read) {
             slot.health.settle(slow_start, now);
             *hot = Hot::of(slot, service);
+            *terms = Terms::of(slot, self.settings.service);
         }
     }
 

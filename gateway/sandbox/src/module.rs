@@ -166,7 +166,6 @@ impl Sandbox {
         let parts =
             Parts { engine, ticker, files, names, linker, cache, loaded, memory, modules, refills, waiting };
         Ok(Sandbox { inner: Arc::new(parts) })
-        })
     }
 
     /// The compiled module of a component: from the cache where it is there and authentic, else compiled and cached.

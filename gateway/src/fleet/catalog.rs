@@ -27,7 +27,7 @@ const ENGINE: HeaderName = HeaderName::from_static("windrose-engine");
 /// Everything that a gateway serves.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Catalog {
-    /// Another number means another content.
+    /// Of the content: another number means another content, and gateways of one site that serve the same have the same.
     pub generation: u64,
     /// What is ready.
     pub ready: Vec<Offer>,
@@ -74,6 +74,16 @@ pub struct Parts {
 #[derive(Clone, Debug)]
 pub struct Facts {
     headers: Vec<(HeaderName, HeaderValue)>,
+}
+
+impl Catalog {
+    /// The catalogue of what is ready.
+    pub fn of(ready: Vec<Offer>) -> Catalog {
+        let text = serde_json::to_vec(&ready).unwrap_or_default();
+        let mut first = [0; 8];
+        first.copy_from_slice(&Sha256::digest(&text)[..8]);
+        Catalog { generation: u64::from_le_bytes(first), ready }
+    }
 }
 
 impl Parts {

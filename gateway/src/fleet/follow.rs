@@ -21,6 +21,8 @@ pub const LOAD: &str = "/windrose/load";
 /// How long a peer waits before it answers that nothing has changed.
 pub const POLL: Duration = Duration::from_secs(20);
 
+/// The shortest time between two questions to a peer what it serves: gateways of one site may disagree for a moment.
+const PACE: Duration = Duration::from_millis(20);
 /// How often this gateway looks whether it serves something else.
 const LOOK: Duration = Duration::from_millis(50);
 /// How often it looks at its files.
@@ -114,6 +116,8 @@ async fn follow_catalog(fleet: &Weak<Fleet>, site: &str, peer: &Peer) {
                 heard = Instant::now();
                 after = Some(catalog.generation);
                 fleet.take_offers(site, Some(catalog.ready));
+                drop(fleet);
+                sleep(PACE).await;
             }
             None => {
                 after = None;

@@ -4,6 +4,7 @@
 //! Tasks follow the fleet file, the certificates and the peers. Whatever changes, they build one new [`Table`] and store
 //! it behind one pointer; a request loads that once.
 
+mod addresses;
 pub mod catalog;
 pub mod certificate;
 pub(crate) mod follow;
@@ -26,6 +27,7 @@ use windrose_sandbox::Grants;
 
 pub use self::table::{Place, Replicated, Table, To};
 
+use self::addresses::Addresses;
 use self::catalog::{Catalog, Offer};
 use self::follow::Follower;
 use self::tls::{Identity, TlsError};
@@ -107,7 +109,7 @@ impl Fleet {
         let identity = Identity::load(&config)?;
         let fleet = Arc::new(Fleet {
             identity: watch::Sender::new(Arc::new(identity)),
-            catalog: watch::Sender::new(Arc::new(Catalog { generation: rand::random::<u32>().into(), ready: vec![] })),
+            catalog: watch::Sender::new(Arc::new(Catalog::of(vec![]))),
             told: Mutex::default(),
             leaving: AtomicBool::new(false),
             table: ArcSwap::from_pointee(Table::default()),
@@ -198,12 +200,12 @@ impl Fleet {
 
     fn connect(self: &Arc<Fleet>, entry: &FleetSite) -> Result<SiteState, TlsError> {
         let name = entry.site.name.clone();
-        let addresses = entry.addresses.clone();
+        let addresses = Addresses::of(&name, &entry.addresses);
         let upstream = match &entry.foreign {
             None => Upstream::Peer(Peer::new(name.clone(), addresses, self.identity.subscribe())),
             Some(foreign) => {
                 let tls = foreign.authority.as_deref().map(tls::foreign).transpose()?;
-                Upstream::Foreign(Foreign::new(addresses, tls))
+                Upstream::Foreign(Foreign::new(entry.addresses.first().cloned().unwrap_or_default(), addresses, tls))
             }
         };
         let upstream = Arc::new(upstream);
@@ -287,7 +289,7 @@ impl Fleet {
         self.catalog.send_if_modified(|now| {
             let other = now.ready != ready;
             if other {
-                *now = Arc::new(Catalog { generation: now.generation + 1, ready });
+                *now = Arc::new(Catalog::of(ready));
             }
             other
         });

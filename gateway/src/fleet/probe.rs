@@ -158,6 +158,7 @@ mod tests {
     use proptest::prelude::*;
     use windrose_route::{Hedging, Jurisdiction, Price, Random, Router, Rules, Settings, Site, Source};
 
+    use super::super::addresses::Addresses;
     use super::super::catalog::Facts;
     use super::super::upstream::Foreign;
     use super::*;
@@ -180,7 +181,7 @@ mod tests {
             name: HeaderValue::from_static("site"),
             facts: Facts::unverified("m"),
             digest,
-            to: To::There(Arc::new(Upstream::Foreign(Foreign::new(vec![], None)))),
+            to: To::There(Arc::new(Upstream::Foreign(Foreign::new(String::new(), Addresses::of("m", &[]), None)))),
             metrics: Arc::default(),
         }
     }

@@ -221,10 +221,9 @@ impl Builder<'_> {
         let needs = found.iter().fold(Grants::NONE, |all, f| Grants(all.0 | f.offer.needs().0));
         let rules = self.rules(&told, &found);
         let foreign = || self.building.sites.values().filter(|s| highest && s.serves_foreign(model));
-        let repeatable = match found.is_empty() {
-            true => foreign().all(|s| s.entry.foreign.as_ref().is_some_and(|f| f.repeatable)),
-            false => found.iter().all(|f| f.offer.repeatable()),
-        };
+        // A foreign server's models may have side effects that no manifest tells of.
+        let repeatable = found.iter().all(|f| f.offer.repeatable())
+            && foreign().all(|s| s.entry.foreign.as_ref().is_some_and(|f| f.repeatable));
         let golden = found.iter().find(|f| digests.contains(&f.offer.parts.digest()) && f.offer.golden().is_some());
         let golden_digest = golden.map(|f| f.offer.parts.digest());
         let golden = golden.and_then(|f| f.offer.golden().cloned());

@@ -2,8 +2,8 @@
 //! connections to each foreign server.
 
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -19,16 +19,19 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
-use tokio::time::{sleep, timeout};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep, timeout};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::ClientConfig;
 use tokio_util::sync::CancellationToken;
 
+use super::addresses::Addresses;
 use super::tls::{self, Identity};
 use crate::http::Received;
 
-/// Connections to one peer: a packet that is lost holds up what shares its connection.
-const CONNECTIONS: usize = 3;
+/// Connections to one peer, the fewest and the most: a packet that is lost holds up what shares its connection, and each
+/// address gets one.
+const CONNECTIONS: (usize, usize) = (3, 16);
 
 /// How long a connection may take to be made, its handshakes included.
 const CONNECT: Duration = Duration::from_secs(1);
@@ -42,8 +45,8 @@ const PING: (Duration, Duration) = (Duration::from_millis(250), Duration::from_s
 /// How long sent bytes may stay unacknowledged before the kernel gives the connection up, milliseconds.
 const USER_TIMEOUT_MS: u32 = 3_000;
 
-/// How long a connection that is replaced may finish what it carries.
-const RETIRE: Duration = Duration::from_secs(30);
+/// After this long a connection that had to take another address tries its own again.
+const RETURN: Duration = Duration::from_secs(10);
 
 /// How much of one answer, and of all answers of a connection, may be on the way, bytes.
 const STREAM_WINDOW: u32 = 1 << 20;
@@ -87,49 +90,82 @@ pub enum Upstream {
     Foreign(Foreign),
 }
 
-/// The connections to a peer. They end when it is dropped.
+/// The connections to a peer. When it is dropped they end, each with its last request.
 pub struct Peer {
-    slots: Arc<[Slot; CONNECTIONS]>,
+    pool: Arc<Pool>,
     next: AtomicUsize,
     stop: CancellationToken,
 }
 
+/// Connections that are open.
+#[derive(Default)]
+struct Pool {
+    slots: [Slot; CONNECTIONS.1],
+    /// How many of the slots are in use.
+    used: AtomicUsize,
+}
+
 type Slot = ArcSwapOption<h2::client::SendRequest<Bytes>>;
 
-/// What the connections of a peer are made with.
-struct Dialer {
+/// Keeps one connection of a peer open.
+struct Keeper {
     site: Arc<str>,
-    addresses: Vec<String>,
+    addresses: Addresses,
     identity: watch::Receiver<Arc<Identity>>,
-    connects: AtomicU64,
+    pool: Arc<Pool>,
+    index: usize,
+    /// The connection that is open.
+    open: Option<Open>,
+    /// Addresses that were tried in vain since the last change.
+    tried: usize,
+    /// Before the next try.
+    pause: Duration,
+}
+
+/// An open connection.
+struct Open {
+    address: SocketAddr,
+    since: Instant,
+    /// Ends with the connection.
+    driven: JoinHandle<()>,
 }
 
 /// The connections to a foreign server.
 pub struct Foreign {
-    addresses: Vec<String>,
+    /// What it is called: the first address as it was written.
+    name: String,
+    addresses: Addresses,
     tls: Option<Arc<ClientConfig>>,
-    idle: Arc<Mutex<Vec<http1::SendRequest<Received>>>>,
+    idle: Arc<Mutex<Vec<Idle>>>,
     next: AtomicUsize,
 }
+
+/// A connection that waits for a request, and where it leads.
+type Idle = (SocketAddr, http1::SendRequest<Received>);
 
 // === impl Peer ===
 
 impl Peer {
     /// Begins to connect, and goes on until it is dropped.
-    pub fn new(site: Arc<str>, addresses: Vec<String>, identity: watch::Receiver<Arc<Identity>>) -> Peer {
-        let stop = CancellationToken::new();
-        let slots: Arc<[Slot; CONNECTIONS]> = Arc::default();
-        let dialer = Arc::new(Dialer { site, addresses, identity, connects: AtomicU64::new(0) });
-        if !dialer.addresses.is_empty() {
-            for index in 0..CONNECTIONS {
-                let (slots, stop) = (slots.clone(), stop.clone());
-                let kept = keep_connected(dialer.clone(), slots, index);
-                tokio::spawn(async move {
-                    tokio::select! { () = kept => {}, () = stop.cancelled() => {} }
-                });
-            }
+    pub fn new(site: Arc<str>, addresses: Addresses, identity: watch::Receiver<Arc<Identity>>) -> Peer {
+        let (stop, pool): (CancellationToken, Arc<Pool>) = Default::default();
+        for index in 0..CONNECTIONS.1 {
+            let keeper = Keeper {
+                site: site.clone(),
+                addresses: addresses.clone(),
+                identity: identity.clone(),
+                pool: pool.clone(),
+                index,
+                open: None,
+                tried: 0,
+                pause: AGAIN.0,
+            };
+            let stop = stop.clone();
+            tokio::spawn(async move {
+                tokio::select! { () = keeper.keep() => {}, () = stop.cancelled() => {} }
+            });
         }
-        Peer { slots, next: AtomicUsize::new(0), stop }
+        Peer { pool, next: AtomicUsize::new(0), stop }
     }
 
     /// Sends a request and waits for the head of its answer. A dropped future resets the stream.
@@ -170,22 +206,23 @@ impl Peer {
     /// A connection that is open, each in its turn.
     fn connection(&self) -> Option<h2::client::SendRequest<Bytes>> {
         let first = self.next.fetch_add(1, Ordering::Relaxed);
-        (0..CONNECTIONS).find_map(|step| {
-            let slot = self.slots[(first.wrapping_add(step)) % CONNECTIONS].load();
+        let used = self.pool.used.load(Ordering::Relaxed).clamp(1, CONNECTIONS.1);
+        (0..used).find_map(|step| {
+            let slot = self.pool.slots[(first.wrapping_add(step)) % used].load();
             slot.as_ref().map(|sender| h2::client::SendRequest::clone(sender))
         })
     }
 
     /// Whether any connection is open.
     pub fn is_connected(&self) -> bool {
-        self.slots.iter().any(|slot| slot.load().is_some())
+        self.pool.slots.iter().any(|slot| slot.load().is_some())
     }
 }
 
 impl Drop for Peer {
     fn drop(&mut self) {
         self.stop.cancel();
-        for slot in self.slots.iter() {
+        for slot in &self.pool.slots {
             slot.store(None);
         }
     }
@@ -218,31 +255,102 @@ async fn stream_body(stream: &mut SendStream<Bytes>, mut body: Received) -> Resu
     stream.send_data(Bytes::new(), true).map_err(|_| SendError::Reset)
 }
 
-/// Keeps one connection of a peer open.
-async fn keep_connected(dialer: Arc<Dialer>, slots: Arc<[Slot; CONNECTIONS]>, index: usize) {
-    let mut identity = dialer.identity.clone();
-    let mut pause = AGAIN.0;
-    loop {
-        let now = identity.borrow_and_update().clone();
-        match timeout(CONNECT, dialer.connect(&now)).await.unwrap_or_else(|_| Err("timed out".into())) {
-            Ok((sender, connection)) => {
-                tracing::debug!(site = &*dialer.site, "connected to a peer");
-                pause = AGAIN.0;
-                slots[index].store(Some(Arc::new(sender)));
-                let mut driven = Box::pin(drive(connection));
-                tokio::select! {
-                    () = &mut driven => {}
-                    // Other certificates: the next request goes over a connection that shows them.
-                    _ = identity.changed() => drop(tokio::spawn(timeout(RETIRE, driven))),
-                }
-                slots[index].store(None);
-            }
-            Err(error) => {
-                tracing::debug!(site = &*dialer.site, error, "could not connect to a peer");
-                sleep(pause).await;
-                pause = (pause * 2).min(AGAIN.1);
+// === impl Keeper ===
+
+impl Keeper {
+    /// Connects, to the address that is this connection's own if that can be, and again whenever it must.
+    async fn keep(mut self) {
+        loop {
+            let addresses = self.addresses.now();
+            let used = addresses.len().clamp(CONNECTIONS.0, CONNECTIONS.1);
+            self.pool.used.store(used, Ordering::Relaxed);
+            if addresses.is_empty() || self.index >= used {
+                self.retire();
+                self.addresses.changed().await;
+            } else if self.is_well_placed(&addresses) {
+                self.stay().await;
+            } else {
+                self.connect(addresses[(self.index + self.tried) % addresses.len()]).await;
             }
         }
+    }
+
+    /// Whether the open connection leads to its own address, or to another of the site's while that cannot be reached.
+    fn is_well_placed(&self, addresses: &[SocketAddr]) -> bool {
+        let own = addresses[self.index % addresses.len()];
+        self.open
+            .as_ref()
+            .is_some_and(|open| open.address == own || self.tried > 0 && addresses.contains(&open.address))
+    }
+
+    /// Waits for a reason to connect again.
+    async fn stay(&mut self) {
+        let Some(open) = &mut self.open else { return };
+        let back = async {
+            match self.tried {
+                0 => std::future::pending().await,
+                _ => sleep(RETURN).await,
+            }
+        };
+        tokio::select! {
+            _ = &mut open.driven => {
+                let short = open.since.elapsed() < CONNECT;
+                self.retire();
+                // One that is made and ends at once, since the peer wants none of it, must not be made in a circle.
+                if short {
+                    self.rest().await;
+                } else {
+                    self.pause = AGAIN.0;
+                }
+            }
+            // Other certificates: the next request goes over a connection that shows them.
+            _ = self.identity.changed() => self.retire(),
+            () = self.addresses.changed() => self.tried = 0,
+            () = back => self.tried = 0,
+        }
+    }
+
+    /// Makes a connection; the one that was open goes on until then, and has to finish what it carries after.
+    async fn connect(&mut self, address: SocketAddr) {
+        let identity = self.identity.borrow_and_update().clone();
+        match timeout(CONNECT, dial_peer(&self.site, address, &identity))
+            .await
+            .unwrap_or_else(|_| Err("timed out".into()))
+        {
+            Ok((sender, connection)) => {
+                tracing::debug!(site = &*self.site, %address, "connected to a peer");
+                self.pool.slots[self.index].store(Some(Arc::new(sender)));
+                let driven = tokio::spawn(drive(connection));
+                self.open = Some(Open { address, since: Instant::now(), driven });
+            }
+            Err(error) => {
+                tracing::debug!(site = &*self.site, %address, error, "could not connect to a peer");
+                self.tried = self.tried.wrapping_add(1);
+                self.addresses.doubt();
+                if self.open.as_ref().is_some_and(|open| open.driven.is_finished()) {
+                    self.retire();
+                }
+                let elsewhere = self.open.as_ref().is_some_and(|open| self.addresses.have(&open.address));
+                if !elsewhere {
+                    self.rest().await;
+                }
+            }
+        }
+    }
+
+    /// No new request goes over the open connection; it ends once it has nothing left to carry.
+    fn retire(&mut self) {
+        self.pool.slots[self.index].store(None);
+        self.open = None;
+    }
+
+    /// Waits before the next try, each time a little longer.
+    async fn rest(&mut self) {
+        tokio::select! {
+            () = sleep(self.pause) => {}
+            () = self.addresses.changed() => self.tried = 0,
+        }
+        self.pause = (self.pause * 2).min(AGAIN.1);
     }
 }
 
@@ -267,36 +375,24 @@ async fn watch_peer(pings: Option<PingPong>) {
     }
 }
 
-impl Dialer {
-    /// The names of addresses are looked up each time, and each connection takes the next address.
-    async fn connect(&self, identity: &Identity) -> Result<(h2::client::SendRequest<Bytes>, Connection), String> {
-        let turn = self.connects.fetch_add(1, Ordering::Relaxed);
-        let tcp = dial(&self.addresses, turn).await?;
-        let name = tls::server_name(&self.site).map_err(|error| error.to_string())?;
-        let tls = TlsConnector::from(identity.client.clone()).connect(name, tcp).await;
-        h2::client::Builder::new()
-            .initial_window_size(STREAM_WINDOW)
-            .initial_connection_window_size(CONNECTION_WINDOW)
-            .enable_push(false)
-            .handshake(tls.map_err(|error| error.to_string())?)
-            .await
-            .map_err(|error| error.to_string())
-    }
+async fn dial_peer(
+    site: &str,
+    address: SocketAddr,
+    identity: &Identity,
+) -> Result<(h2::client::SendRequest<Bytes>, Connection), String> {
+    let tcp = dial(address).await?;
+    let name = tls::server_name(site).map_err(|error| error.to_string())?;
+    let tls = TlsConnector::from(identity.client.clone()).connect(name, tcp).await;
+    h2::client::Builder::new()
+        .initial_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .enable_push(false)
+        .handshake(tls.map_err(|error| error.to_string())?)
+        .await
+        .map_err(|error| error.to_string())
 }
 
-/// Connects to the address whose turn it is.
-async fn dial(addresses: &[String], turn: u64) -> Result<TcpStream, String> {
-    let mut found: Vec<SocketAddr> = Vec::new();
-    for address in addresses {
-        match tokio::net::lookup_host(address.as_str()).await {
-            Ok(resolved) => found.extend(resolved),
-            Err(error) => tracing::debug!(address, %error, "could not look up a site's address"),
-        }
-    }
-    found.sort_unstable();
-    found.dedup();
-    let at = usize::try_from(turn % found.len().max(1) as u64).unwrap_or(0);
-    let address = found.get(at).ok_or("no address")?;
+async fn dial(address: SocketAddr) -> Result<TcpStream, String> {
     let stream = TcpStream::connect(address).await.map_err(|error| format!("{address}: {error}"))?;
     let _ = stream.set_nodelay(true);
     let _ = rustix::net::sockopt::set_tcp_user_timeout(&stream, USER_TIMEOUT_MS);
@@ -306,9 +402,14 @@ async fn dial(addresses: &[String], turn: u64) -> Result<TcpStream, String> {
 // === impl Foreign ===
 
 impl Foreign {
-    /// A pool without connections. `tls` is `None` where plain text was asked for.
-    pub fn new(addresses: Vec<String>, tls: Option<Arc<ClientConfig>>) -> Foreign {
-        Foreign { addresses, tls, idle: Arc::default(), next: AtomicUsize::new(0) }
+    /// A pool without connections. `name` is the host and port that requests name; `tls` is `None` where plain text was
+    /// asked for.
+    pub fn new(name: String, addresses: Addresses, tls: Option<Arc<ClientConfig>>) -> Foreign {
+        let idle: Arc<Mutex<Vec<Idle>>> = Arc::default();
+        if addresses.can_change() {
+            tokio::spawn(purge(addresses.clone(), Arc::downgrade(&idle)));
+        }
+        Foreign { name, addresses, tls, idle, next: AtomicUsize::new(0) }
     }
 
     /// Sends a request and waits for the head of its answer. A dropped future closes the connection.
@@ -320,54 +421,76 @@ impl Foreign {
         head: Request<()>,
         body: impl FnOnce() -> Option<Received>,
     ) -> Result<(response::Parts, hyper::body::Incoming), SendError> {
-        let mut sender = match self.pooled() {
-            Some(sender) => sender,
-            None => self.connect().await.map_err(|error| {
-                tracing::debug!(error, "could not connect to a foreign server");
-                SendError::Connect
-            })?,
+        let (address, mut sender) = match self.pooled() {
+            Some(idle) => idle,
+            None => {
+                timeout(CONNECT, self.connect()).await.unwrap_or_else(|_| Err("timed out".into())).map_err(|error| {
+                    tracing::debug!(error, "could not connect to a foreign server");
+                    self.addresses.doubt();
+                    SendError::Connect
+                })?
+            }
         };
         sender.ready().await.map_err(|_| SendError::Connect)?;
         let (mut head, ()) = head.into_parts();
-        let host = HeaderValue::from_str(self.addresses.first().map_or("", String::as_str));
-        head.headers.insert(HOST, host.map_err(|_| SendError::Connect)?);
+        head.headers.insert(HOST, HeaderValue::from_str(&self.name).map_err(|_| SendError::Connect)?);
         let request = Request::from_parts(head, body().ok_or(SendError::Reset)?);
         let answer = sender.send_request(request).await;
         let (head, body) = answer
             .map_err(|error| if error.is_canceled() { SendError::Refused } else { SendError::Reset })?
             .into_parts();
         // It takes the next request once this answer has been read; until then it is not ready, and is passed by.
-        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        if idle.len() < IDLE {
-            idle.push(sender);
+        let mut idle = lock(&self.idle);
+        if idle.len() < IDLE && self.addresses.have(&address) {
+            idle.push((address, sender));
         }
         Ok((head, body))
     }
 
-    fn pooled(&self) -> Option<http1::SendRequest<Received>> {
-        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        idle.retain(|sender| !sender.is_closed());
-        let ready = idle.iter().position(http1::SendRequest::is_ready)?;
+    fn pooled(&self) -> Option<Idle> {
+        let mut idle = lock(&self.idle);
+        idle.retain(|(_, sender)| !sender.is_closed());
+        let ready = idle.iter().position(|(_, sender)| sender.is_ready())?;
         Some(idle.swap_remove(ready))
     }
 
-    async fn connect(&self) -> Result<http1::SendRequest<Received>, String> {
-        let turn = self.next.fetch_add(1, Ordering::Relaxed) as u64;
-        let made = async {
-            let tcp = dial(&self.addresses, turn).await?;
-            match &self.tls {
-                None => start(tcp).await,
-                Some(tls) => {
-                    let address = &self.addresses[0];
-                    let host = address.rsplit_once(':').map_or(address.as_str(), |(host, _)| host).to_owned();
-                    let name = host.try_into().map_err(|_| "no name for a certificate".to_owned())?;
-                    let tls = TlsConnector::from(tls.clone()).connect(name, tcp).await;
-                    start(tls.map_err(|error| error.to_string())?).await
-                }
+    /// Connects to the address whose turn it is, or to the next that can be reached.
+    async fn connect(&self) -> Result<Idle, String> {
+        let addresses = self.addresses.clone().now();
+        let turn = self.next.fetch_add(1, Ordering::Relaxed);
+        let mut last = "no address".to_owned();
+        for step in 0..addresses.len() {
+            let address = addresses[turn.wrapping_add(step) % addresses.len()];
+            match self.open(address).await {
+                Ok(sender) => return Ok((address, sender)),
+                Err(error) => last = error,
             }
-        };
-        timeout(CONNECT, made).await.unwrap_or_else(|_| Err("timed out".into()))
+        }
+        Err(last)
     }
+
+    async fn open(&self, address: SocketAddr) -> Result<http1::SendRequest<Received>, String> {
+        let tcp = dial(address).await?;
+        let Some(tls) = &self.tls else { return start(tcp).await };
+        let host = self.name.rsplit_once(':').map_or(self.name.as_str(), |(host, _)| host).to_owned();
+        let name = host.try_into().map_err(|_| "no name for a certificate".to_owned())?;
+        let tls = TlsConnector::from(tls.clone()).connect(name, tcp).await;
+        start(tls.map_err(|error| error.to_string())?).await
+    }
+}
+
+/// Drops what waits for requests at addresses that the server no longer has.
+async fn purge(mut addresses: Addresses, idle: Weak<Mutex<Vec<Idle>>>) {
+    loop {
+        addresses.changed().await;
+        let Some(idle) = idle.upgrade() else { return };
+        let now = addresses.now();
+        lock(&idle).retain(|(address, _)| now.contains(address));
+    }
+}
+
+fn lock(idle: &Mutex<Vec<Idle>>) -> MutexGuard<'_, Vec<Idle>> {
+    idle.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 async fn start<S>(stream: S) -> Result<http1::SendRequest<Received>, String>

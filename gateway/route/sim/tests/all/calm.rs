@@ -21,6 +21,19 @@ fn in_calm_nothing_fails_little_runs_twice_and_nobody_is_ejected() {
 }
 
 #[test]
+fn little_runs_twice_in_the_first_second_of_traffic_too() {
+    for rate in [250.0, 500.0, 700.0] {
+        each(1_100..1_140, |seed| {
+            let mut plan = scenario::four(seed);
+            (plan.rate, plan.until) = (rate, SECOND);
+            let record = run(plan);
+            assert!(record.extra_work() < 0.05, "{rate} a second, seed {seed}: {}", record.extra_work());
+            assert_eq!(record.failures(), 0, "{rate} a second, seed {seed}");
+        });
+    }
+}
+
+#[test]
 fn one_seed_is_one_run() {
     for number in [1, 8, 11] {
         let plan = || scenario::fault(number, 5).unwrap().1;

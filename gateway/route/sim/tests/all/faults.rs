@@ -61,6 +61,22 @@ fn the_first_seven_stay_within_the_next_sites_round_trip() {
 }
 
 #[test]
+fn a_quiet_fleet_finds_back_to_a_site_that_is_well_again() {
+    // Two requests a second at each gateway, and no probes: only these can find out.
+    for number in [2, 3, 5] {
+        each(54_000..54_100, |seed| {
+            let mut plan = scenario::fault(number, seed).unwrap().1;
+            (plan.rate, plan.probes, plan.until) = (2.0, None, 24 * SECOND);
+            let record = run(plan);
+            assert_eq!(record.failures(), 0, "fault {number}, seed {seed}");
+            let back = record.outcomes.iter().filter(|one| one.at >= FAULT.1 && one.site == Some(0));
+            let back = back.map(|one| one.at - FAULT.1).min();
+            assert!(back.is_some_and(|back| back < 5 * SECOND), "fault {number}, seed {seed}: {back:?}");
+        });
+    }
+}
+
+#[test]
 fn only_the_site_that_fails_is_ejected() {
     // A far site loses every race that it runs as a hedge; that is no fault.
     for number in 1..=8 {
