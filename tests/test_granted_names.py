@@ -117,7 +117,7 @@ def ask(gateway, model: str, what: str, **more) -> str:
 
 def test_a_granted_name_is_resolved_and_reached(gateway):
     assert ask(gateway, "hostile-http", f"fetch?granted.example:{PORT}") == PUBLIC
-    assert ask(gateway, "hostile-http", f"fetch?GRANTED.example.:{PORT}") == PUBLIC
+    assert ask(gateway, "hostile-http", f"fetch?GRANTED.example:{PORT}") == PUBLIC
     for model in ("hostile-http", "hostile-http-async"):
         assert ask(gateway, model, f"connect-each?granted.example:{PORT}") == f"{PUBLIC} connected"
     # It is the name that was granted, with its port, and no other.
