@@ -163,8 +163,7 @@ impl Sandbox {
         let ticker = Ticker::new(&engine).map_err(|e| ModuleError::Host(format!("the ticker: {e}")))?;
         let (loaded, modules, refills) = (Mutex::default(), Residency::new(modules), Refills::default());
         let (files, names, waiting) = (Bound::of_process(), Names::of_process(), Bound::new(waiting as usize));
-        let parts =
-            Parts { engine, ticker, files, names, linker, cache, loaded, memory, modules, refills, waiting };
+        let parts = Parts { engine, ticker, files, names, linker, cache, loaded, memory, modules, refills, waiting };
         Ok(Sandbox { inner: Arc::new(parts) })
     }
 
