@@ -62,8 +62,9 @@ pub struct SandboxConfig {
     /// The 32-byte key that authenticates cache entries; made, owner-only, when the file is not there. Must not lie in
     /// the cache folder.
     pub cache_key: Option<PathBuf>,
-    /// Instances at the same time, over all models, of which a quarter may wait to be used again. One is enough for the process that prepares a model under limits on
-    /// its memory: it reserves address space for no more, and what it compiles serves any other process.
+    /// Instances at the same time, over all models, of which a quarter may wait to be used again. One is enough for the
+    /// process that prepares a model under limits on its memory: it reserves address space for no more, and what it
+    /// compiles serves any other process.
     pub instances: u32,
     /// The most linear memory that any model may ask for, bytes.
     pub memory: u64,

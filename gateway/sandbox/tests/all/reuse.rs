@@ -100,7 +100,8 @@ async fn what_has_ended_a_call_ends_its_instance() {
     let program = program_in(&sandbox, |limits| (limits.reuse, limits.cpu_ms) = (100, 100));
     let soon = || context_for(Duration::from_millis(50));
     let minute = context;
-    let ends: [(Act, CallContext, fn(&CallError) -> bool); 6] = [
+    type Is = fn(&CallError) -> bool;
+    let ends: [(Act, CallContext, Is); 6] = [
         (Act::Trap, minute(), |e| matches!(e, CallError::Trapped(_))),
         (Act::Spin, minute(), |e| *e == CallError::Limit(Limit::CpuTime)),
         (Act::Spin, soon(), |e| *e == CallError::Deadline),
