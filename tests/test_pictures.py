@@ -40,23 +40,27 @@ def opencv(filter):
     return lambda pixels: cv2.resize(pixels, SIDE, interpolation=filter)
 
 
-# Helper -> who makes the same, and how far a colour may be apart: both round, twice, and not in the same order of sides.
+# Helper -> who makes the same, how far a colour may be apart, and which share of them may be further. Pillow takes the sides
+# in the other order, and between them cuts off what is under black or over white: Lanczos has much of that at hard edges.
+# A pixel that lies half below two others is counted to either.
 RESIZED = {
-    "smooth": (pillow(Image.Resampling.BILINEAR), 2),
-    "lanczos": (pillow(Image.Resampling.LANCZOS), 3),
-    "area": (pillow(Image.Resampling.BOX), 2),
-    "bilinear": (opencv(cv2.INTER_LINEAR), 2),
+    "smooth": (pillow(Image.Resampling.BILINEAR), 1, 0),
+    "bilinear": (opencv(cv2.INTER_LINEAR), 1, 0),
+    "area": (pillow(Image.Resampling.BOX), 1, 0.01),
+    "lanczos": (pillow(Image.Resampling.LANCZOS), 3, 0.02),
 }
 
 
 @pytest.mark.parametrize("helper", RESIZED)
 def test_pictures_are_resized_as_others_do(deployed, helper):
-    other, most = RESIZED[helper]
+    other, most, share = RESIZED[helper]
     for name, content in files().items():
         # Of the very pixels that were decoded in the sandbox: how a JPEG is decoded is not fixed to the last bit.
         pixels = made(deployed, content, "decode", "pixels")
         found, wanted = made(deployed, content, helper, "pixels").astype(int), other(pixels).astype(int)
-        assert found.shape == (*SIDE, 3) and np.abs(found - wanted).max() <= most, (name, np.abs(found - wanted).max())
+        assert found.shape == (*SIDE, 3)
+        apart = np.abs(found - wanted)
+        assert (apart > most).mean() <= share and apart.mean() < 0.5, (name, apart.max(), (apart > most).mean())
 
 
 def test_pictures_are_decoded_as_pillow_does(deployed):

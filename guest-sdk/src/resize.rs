@@ -21,7 +21,7 @@ pub enum Filter {
     Bilinear,
     /// Over all pixels beneath, weighted by their distance, as Pillow's `BILINEAR`: the right one to make a picture smaller.
     Smooth,
-    /// The mean of all pixels beneath, as OpenCV's `INTER_AREA`.
+    /// The mean of all pixels beneath, as Pillow's `BOX`.
     Area,
     /// Lanczos over three pixels, as Pillow's `LANCZOS`: the sharpest, and the slowest.
     Lanczos,
