@@ -5,13 +5,12 @@ of its own in the place of /etc/hosts and /etc/resolv.conf.
 """
 
 import http.server
-import json
 import socket
 import threading
 from pathlib import Path
 
 import pytest
-from harness import ROOT
+from granting import deploy
 from lab import needs_network
 from lab.namespace import Namespace
 from lab.sites import SiteGateway
@@ -25,7 +24,6 @@ CLOSED = ["10.77.0.2", "127.0.0.1", "169.254.169.254"]
 PORT = 8080
 RESOLVER = "127.0.0.53"
 OWN_FILES = 'mount --bind "$0/hosts" /etc/hosts && mount --bind "$0/resolv.conf" /etc/resolv.conf && exec "$@"'
-GRAPH = ROOT / "models" / "test" / "identity_fp32.onnx"
 
 
 class Page(http.server.BaseHTTPRequestHandler):
@@ -78,7 +76,7 @@ def gateway(tmp_path_factory):
     try:
         gateway.start()
         for module in ("hostile-http", "hostile-http-async"):
-            deploy(gateway, module, module, [f"granted.example:{PORT}"])
+            deploy(gateway, tmp_path_factory.mktemp(module), module, module, [f"granted.example:{PORT}"])
         yield gateway
     finally:
         gateway.stop()
@@ -93,20 +91,6 @@ def gateway(tmp_path_factory):
 def fresh(gateway):
     Page.asked.clear()
     gateway.point(f"{PUBLIC} granted.example")
-
-
-def deploy(gateway, name: str, module: str, network: list[str]) -> None:
-    folder = gateway.folder / name
-    folder.mkdir()
-    (folder / "windrose.toml").write_text(f"""
-name = "{name}"
-module = "{ROOT / 'target' / 'guests' / module}.wasm"
-[graphs.model]
-file = "{GRAPH}"
-[grants]
-network = {json.dumps(network)}
-""")
-    gateway.deploy(folder)
 
 
 def ask(gateway, model: str, what: str, **more) -> str:
@@ -162,9 +146,9 @@ def test_of_a_name_that_leads_to_both_only_what_is_public_is_open(gateway, close
     assert Page.asked == []
 
 
-def test_names_that_nobody_answers_for_stop_no_other_model(gateway):
+def test_names_that_nobody_answers_for_stop_no_other_model(gateway, tmp_path):
     """The system's resolver holds a thread for as long as it waits."""
-    deploy(gateway, "silent", "hostile-http", ["silent.example"])
+    deploy(gateway, tmp_path, "silent", "hostile-http", ["silent.example"])
     threads = lambda: len(list(Path(f"/proc/{gateway.process.pid}/task").iterdir()))  # noqa: E731
     before = threads()
     for _ in range(3):

@@ -1,15 +1,14 @@
 """What a module asks for, what the operator's ceiling leaves of it, and what the module then reaches."""
 
 import http.server
-import json
 import socket
 import threading
 from pathlib import Path
 
 import pytest
-from harness import ROOT, Gateway, wait_until
+from granting import deploy
+from harness import Gateway, wait_until
 
-GRAPH = ROOT / "models" / "test" / "identity_fp32.onnx"
 X = [{"name": "x", "datatype": "FP32", "shape": [1, 2], "data": [1.5, 2.5]}]
 
 
@@ -43,21 +42,6 @@ def gateway(tmp_path_factory, page):
         yield gateway
     finally:
         assert gateway.stop() == 0, gateway.tail()
-
-
-def deploy(gateway, folder, name: str, module: str, network: list[str], load: bool = False) -> dict:
-    """Deploys a hostile module with these wishes; returns what the control API says of it."""
-    (folder / "windrose.toml").write_text(f"""
-name = "{name}"
-module = "{ROOT / 'target' / 'guests' / module}.wasm"
-[graphs.model]
-file = "{GRAPH}"
-[grants]
-network = {json.dumps(network)}
-load = {str(load).lower()}
-""")
-    gateway.deploy(folder)
-    return json.loads(gateway.cli("inspect", name, "--json").stdout)["loaded"]
 
 
 def fetch(gateway, name: str, target: str) -> str:
