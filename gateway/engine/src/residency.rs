@@ -4,7 +4,7 @@
 //! What is in use stays, even where all of it together is more than the budget: nobody waits for room. [`Residency::trim`]
 //! brings the rest back within the budget when uses end.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed, Ordering::SeqCst, fence};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Instant;
 
@@ -58,6 +58,15 @@ pub struct ResidencyCounts {
 #[derive(Debug, Default)]
 pub struct LastUse(AtomicU64);
 
+// === impl Held ===
+
+impl Held {
+    /// Where the bytes count.
+    pub fn residency(&self) -> Residency {
+        Residency { inner: Arc::clone(&self.inner) }
+    }
+}
+
 // === impl Residency ===
 
 impl Residency {
@@ -95,12 +104,18 @@ impl Residency {
 
     /// As [`Residency::is_over`], for one caller at a time, who then calls [`Residency::trim`].
     pub fn claims_trim(&self) -> bool {
-        self.is_over() && !self.inner.trimming.swap(true, Relaxed)
+        if !self.is_over() {
+            return false;
+        }
+        // Either the end of the caller's use is seen by who trims, or the caller sees that it must: see `trim`.
+        fence(SeqCst);
+        !self.inner.trimming.swap(true, Relaxed)
     }
 
     /// Evicts until the budget is kept, or nobody is left who is not in use.
     pub fn trim(&self) {
         self.inner.trimming.store(false, Relaxed);
+        fence(SeqCst);
         if !self.is_over() {
             return;
         }

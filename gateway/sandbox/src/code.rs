@@ -14,7 +14,7 @@ use wasmtime_wasi::p2::bindings::CommandPre;
 use wasmtime_wasi::p3::bindings::CommandPre as CommandPre3;
 use wasmtime_wasi_http::p2::bindings::ProxyPre;
 use wasmtime_wasi_http::p3::bindings::ServicePre;
-use windrose_engine::{Evict, Held, LastUse};
+use windrose_engine::{Evict, Held, LastUse, Residency};
 
 use crate::module::Parts;
 use crate::nn::ModelPre;
@@ -40,7 +40,7 @@ pub(crate) struct Compiled {
 pub(crate) struct Code {
     pub(crate) entry: Entry,
     pub(crate) component: Component,
-    _held: Held,
+    held: Held,
 }
 
 /// What each call of a module starts from.
@@ -52,15 +52,16 @@ pub(crate) enum Entry {
     Command3(CommandPre3<State>),
 }
 
-/// Code that a call uses: it does not leave memory before this is dropped.
-pub(crate) struct InUse<'a> {
+/// Code that somebody uses: it does not leave memory before this is dropped. There is no other way to hold it, so that
+/// whoever kept it from leaving sees to it that it leaves after all.
+pub(crate) struct InUse {
     code: Arc<Code>,
     /// Dropped after the code.
-    _after: Trim<'a>,
+    _after: Trim,
 }
 
 /// Makes the room that was wanted while code was in use.
-pub(crate) struct Trim<'a>(pub(crate) &'a Parts);
+struct Trim(Residency);
 
 /// What all modules that come back share.
 pub(crate) struct Refills {
@@ -105,14 +106,19 @@ impl Compiled {
     }
 
     pub(crate) fn is_resident(&self) -> bool {
-        self.code.load().is_some()
+        self.resident().is_some()
     }
 
     /// What the cache keeps of it.
     pub(crate) fn serialize(&self) -> Result<Vec<u8>, ModuleError> {
-        let code = self.code.load_full();
+        let code = self.resident();
         let code = code.ok_or_else(|| ModuleError::Host("a module that was just compiled has no code".into()))?;
         code.component.serialize().map_err(|e| ModuleError::Host(format!("{e:#}")))
+    }
+
+    /// The code, where it is in memory.
+    fn resident(&self) -> Option<InUse> {
+        self.code.load_full().map(InUse::from)
     }
 
     /// Lets the code leave memory: the cache has it.
@@ -122,14 +128,14 @@ impl Compiled {
     }
 
     /// The code, for a call; waits for it to come back where it has left memory. Whoever stops waiting stops nobody else.
-    pub(crate) async fn in_use<'a>(self: &Arc<Compiled>, parts: &'a Arc<Parts>) -> Result<InUse<'a>, CallError> {
+    pub(crate) async fn in_use(self: &Arc<Compiled>, parts: &Arc<Parts>) -> Result<InUse, CallError> {
         self.used.touch();
-        if let Some(code) = self.code.load_full() {
-            return Ok(InUse { code, _after: Trim(parts) });
+        if let Some(code) = self.resident() {
+            return Ok(code);
         }
         let moving = Arc::clone(&self.moving).lock_owned().await;
-        if let Some(code) = self.code.load_full() {
-            return Ok(InUse { code, _after: Trim(parts) });
+        if let Some(code) = self.resident() {
+            return Ok(code);
         }
         let permit = Arc::clone(&parts.refills.permits).acquire_owned().await;
         let (this, with) = (Arc::clone(self), Arc::clone(parts));
@@ -139,16 +145,15 @@ impl Compiled {
             code
         });
         let code = refilled.await.map_err(|e| CallError::NotLoaded(e.to_string()))?;
-        let code = code.map_err(|error| {
+        code.map_err(|error| {
             tracing::error!(digest = self.digest, %error, "a module's code did not come back from the cache");
             let _ = parts.refills.lost.0.try_send(self.digest.clone());
             CallError::NotLoaded(error.to_string())
-        })?;
-        Ok(InUse { code, _after: Trim(parts) })
+        })
     }
 
     /// Brings the code back. Blocks.
-    fn refill(self: &Arc<Compiled>, parts: &Parts, _moving: OwnedMutexGuard<()>) -> Result<Arc<Code>, ModuleError> {
+    fn refill(self: &Arc<Compiled>, parts: &Parts, _moving: OwnedMutexGuard<()>) -> Result<InUse, ModuleError> {
         let held = parts.modules.hold(self.bytes);
         let artifact = parts.artifact(&self.digest);
         let artifact = artifact.ok_or_else(|| ModuleError::Host("the cache has it no longer".into()))?;
@@ -158,7 +163,7 @@ impl Compiled {
         self.code.store(Some(Arc::clone(&code)));
         parts.modules.reloaded();
         self.may_leave(parts);
-        Ok(code)
+        Ok(code.into())
     }
 }
 
@@ -199,7 +204,7 @@ impl Code {
         let unlinked = |e: wasmtime::Error| ModuleError::UnknownImport(format!("{e:#}"));
         let pre = parts.linker.instantiate_pre(&component).map_err(unlinked)?;
         let entry = Entry::new(kind, wasi, pre).map_err(|e| ModuleError::NoWorld(format!("{e:#}")))?;
-        Ok(Code { entry, component, _held: held })
+        Ok(Code { entry, component, held })
     }
 }
 
@@ -217,20 +222,27 @@ impl Entry {
 
 // === impl InUse ===
 
-impl std::ops::Deref for InUse<'_> {
-    type Target = Arc<Code>;
+impl From<Arc<Code>> for InUse {
+    fn from(code: Arc<Code>) -> InUse {
+        let _after = Trim(code.held.residency());
+        InUse { code, _after }
+    }
+}
 
-    fn deref(&self) -> &Arc<Code> {
+impl std::ops::Deref for InUse {
+    type Target = Code;
+
+    fn deref(&self) -> &Code {
         &self.code
     }
 }
 
-impl Drop for Trim<'_> {
+impl Drop for Trim {
     fn drop(&mut self) {
-        if !self.0.modules.claims_trim() {
+        if !self.0.claims_trim() {
             return;
         }
-        let modules = self.0.modules.clone();
+        let modules = self.0.clone();
         match Handle::try_current() {
             Ok(runtime) => drop(runtime.spawn_blocking(move || modules.trim())),
             Err(_) => modules.trim(),

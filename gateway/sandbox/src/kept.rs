@@ -12,7 +12,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 use wasmtime::Store;
 
-use crate::code::{Code, Trim};
+use crate::code::InUse;
 use crate::module::Parts;
 use crate::nn::Model;
 use crate::program::Inner;
@@ -35,7 +35,7 @@ pub(crate) struct Instance {
 pub(crate) struct Guest {
     pub(crate) model: Model,
     /// Stays in memory as long as the instance.
-    _code: Arc<Code>,
+    _code: InUse,
 }
 
 /// The instances of one program that wait. It belongs to the program's handles and not to what its calls share: a store
@@ -58,8 +58,8 @@ struct Waiting {
 // === impl Instance ===
 
 impl Guest {
-    pub(crate) fn new(model: Model, code: &Arc<Code>) -> Guest {
-        Guest { model, _code: Arc::clone(code) }
+    pub(crate) fn new(model: Model, code: InUse) -> Guest {
+        Guest { model, _code: code }
     }
 }
 
@@ -147,11 +147,10 @@ impl Kept {
         next
     }
 
-    /// Drops instances that waited, and then code that waited for that.
+    /// Drops instances that waited.
     fn leave(&self, instances: VecDeque<(Instant, Instance)>) {
         self.parts.waiting.give_back(instances.len());
         drop(instances);
-        drop(Trim(&self.parts));
     }
 
     /// Nothing panics under it, so a poisoned one is as good.

@@ -10,7 +10,7 @@ use http_body_util::combinators::UnsyncBoxBody;
 use wasmtime::{Engine, Store};
 use windrose_engine::{Engines, Graph, Share};
 
-use crate::code::{Code, InUse};
+use crate::code::InUse;
 use crate::files::Bound;
 use crate::kept::Kept;
 use crate::module::Parts;
@@ -199,7 +199,7 @@ impl Program {
 
 impl Inner {
     /// What a call starts from.
-    pub(crate) async fn code(&self) -> Result<InUse<'_>, CallError> {
+    pub(crate) async fn code(&self) -> Result<InUse, CallError> {
         self.module.inner.in_use(&self.sandbox).await
     }
 
@@ -213,7 +213,7 @@ impl Inner {
     pub(crate) async fn call<T>(
         self: &Arc<Self>,
         context: &CallContext,
-        body: impl AsyncFnOnce(&mut Store<State>, &Arc<Code>) -> Result<T, Outcome>,
+        body: impl AsyncFnOnce(&mut Store<State>, InUse) -> Result<T, Outcome>,
     ) -> Result<T, CallError> {
         let call = self.watch(context);
         self.call_watched(&call, context, None, body).await
@@ -225,7 +225,7 @@ impl Inner {
         call: &Registration,
         context: &CallContext,
         stdio: Option<Stdio>,
-        body: impl AsyncFnOnce(&mut Store<State>, &Arc<Code>) -> Result<T, Outcome>,
+        body: impl AsyncFnOnce(&mut Store<State>, InUse) -> Result<T, Outcome>,
     ) -> Result<T, CallError> {
         self.run(call, &mut State::store(self, call, context, stdio), body).await
     }
@@ -235,11 +235,11 @@ impl Inner {
         &self,
         call: &Registration,
         store: &mut Store<State>,
-        body: impl AsyncFnOnce(&mut Store<State>, &Arc<Code>) -> Result<T, Outcome>,
+        body: impl AsyncFnOnce(&mut Store<State>, InUse) -> Result<T, Outcome>,
     ) -> Result<T, CallError> {
         let run = async {
             let code = self.code().await?;
-            body(&mut *store, &code).await
+            body(&mut *store, code).await
         };
         match call.guard(run).await {
             Ok(Ok(value)) => Ok(value),

@@ -168,6 +168,29 @@ async fn what_is_in_use_stays_until_its_call_ends() {
     assert_eq!(resident(&programs), [false, true, false]);
 }
 
+/// Where there is room for none, every module has left when its last call has ended, or was given up while it was loaded.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_kept_a_module_from_leaving_lets_it_leave() {
+    let folder = tempfile::tempdir().unwrap();
+    let (sandbox, programs) = programs(folder.path(), &[numbered(0, ""), numbered(1, "")], 0);
+    for round in 0..200 {
+        let call = |at: usize| {
+            let program = programs[at % 2].clone();
+            tokio::spawn(async move { ask(&program).await.unwrap() })
+        };
+        let calls: Vec<_> = (0..round % 5).map(call).collect();
+        let (kept_on, given_up) = (call(round), call(round / 2));
+        tokio::task::yield_now().await;
+        given_up.abort();
+        assert_eq!(kept_on.await.unwrap(), (round % 2) as f32);
+        for call in calls {
+            call.await.unwrap();
+        }
+        let _ = given_up.await;
+        assert_eq!(kept(&sandbox).await.bytes, 0);
+    }
+}
+
 #[tokio::test]
 async fn what_the_cache_has_lost_is_not_loaded_and_says_so() {
     let folder = tempfile::tempdir().unwrap();
