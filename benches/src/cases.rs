@@ -25,7 +25,7 @@ pub struct Case {
 /// How a tensor travels in a request.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Encoding {
-    /// Numbers in JSON.
+    /// Numbers in JSON, with four decimals: 200 bytes for the tiny net, 1.1 MB for a picture.
     Json,
     /// The protocol's binary extension, both ways.
     Binary,
@@ -59,7 +59,7 @@ pub fn all() -> Vec<Case> {
         tiny("Tiny net, JSON, module that does work", "tiny-scores", scores),
         mobilenet("MobileNetV2, 600 KB binary, no module", "mobilenet", None, Encoding::Binary),
         mobilenet("MobileNetV2, binary, module that does work", "mobilenet-scores", scores, Encoding::Binary),
-        mobilenet("MobileNetV2, the same as JSON, no module", "mobilenet", None, Encoding::Json),
+        mobilenet("MobileNetV2, 1.1 MB of JSON, no module", "mobilenet", None, Encoding::Json),
     ]
 }
 
@@ -71,7 +71,7 @@ impl Case {
         let path = format!("/v2/models/{}/infer", self.model);
         let (header, body) = match self.encoding {
             Encoding::Json => {
-                let data: Vec<String> = values.iter().map(|v| v.to_string()).collect();
+                let data: Vec<String> = values.iter().map(|v| format!("{v:.4}")).collect();
                 let json = format!(
                     r#"{{"inputs":[{{"name":"{}","shape":{shape},"datatype":"FP32","data":[{}]}}]}}"#,
                     self.input,

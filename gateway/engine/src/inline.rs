@@ -1,10 +1,10 @@
 //! Runs that are too short to be handed to another thread: the caller's own runs them.
 //!
 //! To wake a worker and to be woken by it costs several times what a tiny net takes. So where an engine can run a session
-//! on any thread, short runs happen where they are asked for, as long as the graph's queue is empty and jobs are sparse:
-//! when they are dense a worker is awake anyway, and several jobs make one run. Which runs are short is not guessed: a
-//! worker, or the last such run, took at most [`SHORT`] for inputs of the very same shapes, and the graph's operators are
-//! such that what a run costs follows from the shapes.
+//! on any thread, short runs happen where they are asked for, as long as the graph's queue is empty. Where jobs are dense a
+//! worker is awake anyway, and several jobs make one run: then only those do that cost less than to be handed over. Which
+//! runs are short is not guessed: a worker, or the last such run, took at most [`SHORT`] for inputs of the very same
+//! shapes, and the graph's operators are such that what a run costs follows from the shapes.
 
 use std::collections::BTreeSet;
 use std::hash::{BuildHasher, Hash, Hasher, RandomState};
@@ -18,6 +18,10 @@ use crate::turnstile::Gate;
 
 /// The longest run on a caller's thread. That thread has other requests to look after, which wait meanwhile.
 const SHORT: Duration = Duration::from_micros(30);
+
+/// What it costs to hand a job over, in processor time: to queue it, to wake the worker, and its caller after it. No batch
+/// makes up for that where the whole run takes less.
+const HAND_OVER: Duration = Duration::from_micros(12);
 
 /// Jobs that come after one another by less, on average, are dense. About as long as a worker takes to wake up and its
 /// caller after it.
@@ -94,7 +98,8 @@ const STEADY: [&str; 63] = [
 pub(crate) struct Inline {
     /// None where the engine or the operators rule it out, and while the weights are not in memory.
     seats: RwLock<Vec<Mutex<Seat>>>,
-    /// The shapes of the last run that was short, hashed; 0 for none.
+    /// The shapes of the last run that was short, hashed; 0 for none. The lowest bit says whether it took less than
+    /// [`HAND_OVER`].
     short: AtomicU64,
     /// Nobody outside can make two shapes look alike.
     hasher: RandomState,
@@ -145,23 +150,24 @@ impl Inline {
     pub fn observe(&self, inputs: &[Tensor], time: Duration) {
         let shapes = self.shapes(inputs);
         if time <= SHORT {
-            self.short.store(shapes, Relaxed);
-        } else {
-            let _ = self.short.compare_exchange(shapes, 0, Relaxed, Relaxed);
+            self.short.store(shapes | u64::from(time <= HAND_OVER), Relaxed);
+        } else if self.short.load(Relaxed) & !1 == shapes {
+            self.short.store(0, Relaxed);
         }
     }
 
-    /// Lets `run` have a session if the run will be short, `free` says that nothing is before it, and a session and a core
+    /// Lets `run` have a session if the run will be short, or even shorter where jobs are not `sparse`, `free` says that nothing is before it, and a session and a core
     /// are free. `run` gets what `free` said, and says how long it took. `None` where the job is to be queued.
     pub fn run<F, R>(
         &self,
         inputs: &[Tensor],
-        weight: u32,
+        (weight, sparse): (u32, bool),
         free: impl FnOnce() -> Option<F>,
         run: impl FnOnce(&mut dyn Session, F) -> (R, Duration),
     ) -> Option<R> {
         let short = self.short.load(Relaxed);
-        if short == 0 || short != self.shapes(inputs) {
+        let is_short = if sparse { short != 0 } else { short & 1 == 1 };
+        if !is_short || short & !1 != self.shapes(inputs) {
             return None;
         }
         let seats = self.seats.try_read().ok()?;
@@ -183,7 +189,7 @@ impl Inline {
     fn shapes(&self, inputs: &[Tensor]) -> u64 {
         let mut hasher = self.hasher.build_hasher();
         inputs.iter().for_each(|input| input.shape().hash(&mut hasher));
-        hasher.finish().max(1)
+        hasher.finish().max(2) & !1
     }
 }
 

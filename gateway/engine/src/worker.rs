@@ -101,12 +101,10 @@ fn alone(session: &mut dyn Session, waiting: Waiting, shared: &Shared) {
 
 /// Runs a job on the caller's thread, if it is known to be short and everything is free; `None` where it is to be queued.
 pub(crate) fn here(shared: &Shared, job: &Checked, weight: u32, now: Instant) -> Option<Answer> {
-    if !shared.inline.is_sparse(now) {
-        return None;
-    }
+    let sparse = shared.inline.is_sparse(now);
     shared.inline.run(
         &job.inputs,
-        weight,
+        (weight, sparse),
         || shared.queue.is_free(),
         |session, most| {
             let (answer, time) = execute(session, job, shared);

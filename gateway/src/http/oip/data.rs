@@ -80,7 +80,16 @@ trait Sink: Sized {
 
     /// Takes the element at the cursor.
     fn element(&mut self, cursor: &mut Cursor) -> Result<(), Element>;
+
+    /// Takes elements with the comma behind each, `most` at most, as long as there is a quicker way; how many it took.
+    #[inline]
+    fn usual(&mut self, _cursor: &mut Cursor, _most: usize) -> usize {
+        0
+    }
 }
+
+/// Elements that are taken one by one before the quicker way is tried again.
+const UNUSUAL: u32 = 16;
 
 /// Why one element was not taken.
 enum Element {
@@ -102,6 +111,14 @@ impl<T: Number> Sink for Vec<T> {
         cursor.seek(end);
         self.push(value);
         Ok(())
+    }
+
+    #[inline]
+    fn usual(&mut self, cursor: &mut Cursor, most: usize) -> usize {
+        let before = self.len();
+        let end = T::read_usual(cursor.bytes(), cursor.position(), most, self);
+        cursor.seek(end);
+        self.len() - before
     }
 }
 
@@ -219,7 +236,19 @@ impl Walk<'_> {
             return Err(self.mixed());
         }
         let before = self.count;
+        let mut unusual = 0;
         loop {
+            if more && unusual == 0 {
+                let taken = sink.usual(cursor, self.expected - self.count);
+                self.count += taken;
+                if taken == 0 {
+                    unusual = UNUSUAL;
+                } else if cursor.peek() == b'[' {
+                    return Err(self.mixed());
+                }
+            } else {
+                unusual -= u32::from(more);
+            }
             if self.count == self.expected {
                 let expected = self.expected;
                 return Err(DataFault::Invalid(format!(

@@ -4,6 +4,7 @@
 mod data;
 mod decode;
 mod encode;
+mod floats;
 mod json;
 mod number;
 #[cfg(test)]
