@@ -2,7 +2,7 @@
 //! of that. It knows neither HTTP nor sandboxes: an attempt is a future, and dropping one cancels what it does.
 
 use std::future::{Future, poll_fn};
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Poll;
 use std::time::Duration;
@@ -16,6 +16,18 @@ use windrose_route::{
 pub struct Replicas {
     router: Mutex<Router>,
     origin: Instant,
+    /// Timers that no request waits for now. They stay as they are: to put one off costs far less than to begin a new
+    /// one that is earlier than all others, which wakes the runtime's driver.
+    timers: Mutex<Vec<Pin<Box<Sleep>>>>,
+}
+
+/// Timers that are kept.
+const TIMERS: usize = 64;
+
+/// A timer for one request.
+struct Timer<'a> {
+    replicas: &'a Replicas,
+    sleep: Option<Pin<Box<Sleep>>>,
 }
 
 /// One attempt that runs.
@@ -74,7 +86,7 @@ pub struct Stream {
 impl Replicas {
     /// Shares a router.
     pub fn new(router: Router) -> Arc<Replicas> {
-        Arc::new(Replicas { router: Mutex::new(router), origin: Instant::now() })
+        Arc::new(Replicas { router: Mutex::new(router), origin: Instant::now(), timers: Mutex::default() })
     }
 
     /// The router. Nobody may wait while holding it.
@@ -94,6 +106,33 @@ impl Replicas {
 
     fn instant(&self, at: Nanos) -> Instant {
         self.origin + Duration::from_nanos(at)
+    }
+
+    fn timers(&self) -> MutexGuard<'_, Vec<Pin<Box<Sleep>>>> {
+        self.timers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Timer<'_> {
+    /// The timer, when it is to end then.
+    fn at(&mut self, until: Nanos) -> Pin<&mut Sleep> {
+        let end = self.replicas.instant(until);
+        let kept = || self.replicas.timers().pop();
+        let mut sleep = self.sleep.get_or_insert_with(|| kept().unwrap_or_else(|| Box::pin(sleep_until(end)))).as_mut();
+        if sleep.deadline() != end {
+            sleep.as_mut().reset(end);
+        }
+        sleep
+    }
+}
+
+impl Drop for Timer<'_> {
+    fn drop(&mut self) {
+        let Some(sleep) = self.sleep.take() else { return };
+        let mut timers = self.replicas.timers();
+        if timers.len() < TIMERS {
+            timers.push(sleep);
+        }
     }
 }
 
@@ -134,13 +173,13 @@ pub async fn run<'a, T: Send>(
     let mut machine = Machine { replicas: replicas.clone(), attempts: Attempts::new(call) };
     let mut running: Vec<(AttemptId, Running<'a, T>)> = Vec::with_capacity(1);
     let mut answers: Vec<(AttemptId, Option<u64>, T)> = Vec::new();
-    let mut timer = pin!(sleep_until(replicas.origin));
+    let mut timer = Timer { replicas, sleep: None };
     loop {
         match machine.poll() {
             Action::Send { attempt, replica, purpose } => running.push((attempt, start(replica, attempt.0, purpose))),
             Action::Cancel { attempt } => running.retain(|(id, _)| *id != attempt),
             Action::Wait { until } => {
-                let Some((attempt, outcome)) = next(&mut running, timer.as_mut(), replicas, until).await else {
+                let Some((attempt, outcome)) = next(&mut running, &mut timer, until).await else {
                     continue;
                 };
                 judge(&mut machine, attempt, outcome, &mut answers);
@@ -191,13 +230,10 @@ fn judge<T>(
 /// The next attempt that ends; `None` when `until` comes first.
 async fn next<T>(
     running: &mut Vec<(AttemptId, Running<'_, T>)>,
-    mut timer: Pin<&mut Sleep>,
-    replicas: &Replicas,
+    timer: &mut Timer<'_>,
     until: Nanos,
 ) -> Option<(AttemptId, Outcome<T>)> {
-    if until != NEVER {
-        timer.as_mut().reset(replicas.instant(until));
-    }
+    let mut timer = (until != NEVER).then(|| timer.at(until));
     poll_fn(|cx| {
         for at in 0..running.len() {
             if let Poll::Ready(outcome) = running[at].1.as_mut().poll(cx) {
@@ -205,7 +241,7 @@ async fn next<T>(
                 return Poll::Ready(Some((attempt, outcome)));
             }
         }
-        if until == NEVER { Poll::Pending } else { timer.as_mut().poll(cx).map(|()| None) }
+        timer.as_mut().map_or(Poll::Pending, |timer| timer.as_mut().poll(cx).map(|()| None))
     })
     .await
 }

@@ -1,7 +1,6 @@
 //! Connections: accepted within a bound, told apart by their first bytes, drained at the end.
 
-use std::future::Future;
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -16,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::DataPlane;
+use super::again::Again;
 
 /// How a client begins that speaks HTTP/2 without having asked.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -145,14 +145,8 @@ async fn speaks_http2(stream: &TcpStream) -> std::io::Result<bool> {
 pub(super) async fn drive<C: GracefulConnection>(connection: C, shutdown: CancellationToken) -> Result<(), C::Error> {
     let mut connection = pin!(connection);
     tokio::select! {
-        ended = until_end(connection.as_mut()) => return ended,
+        ended = Again::new(connection.as_mut()) => return ended,
         () = shutdown.cancelled() => connection.as_mut().graceful_shutdown(),
     }
     connection.await
-}
-
-fn until_end<C: GracefulConnection>(
-    connection: Pin<&mut C>,
-) -> impl Future<Output = Result<(), C::Error>> + use<'_, C> {
-    connection
 }

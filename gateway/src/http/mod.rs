@@ -1,5 +1,6 @@
 //! The data plane: its listener, and one folder per dialect that only decodes and encodes.
 
+mod again;
 mod answer;
 mod body;
 mod coding;

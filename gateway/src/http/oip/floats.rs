@@ -166,8 +166,11 @@ mod tests {
             let value = one(text).map(f32::to_bits);
             assert_eq!(value, Some(text.parse::<f32>().unwrap().to_bits()), "{text}");
         }
-        let others = ["", " ", "-", ".", ".5", "5.", "-.5", "01", "-01", "00", "1e3", "+1", "1.2.3", "--1", "1-", "1 2", "1 "];
-        for text in others.into_iter().chain(["NaN", "null", "[1", "1]", "]", "\"1\"", "0x1", "1/2", "1:", "\n1", "  1"]) {
+        let others =
+            ["", " ", "-", ".", ".5", "5.", "-.5", "01", "-01", "00", "1e3", "+1", "1.2.3", "--1", "1-", "1 2", "1 "];
+        for text in
+            others.into_iter().chain(["NaN", "null", "[1", "1]", "]", "\"1\"", "0x1", "1/2", "1:", "\n1", "  1"])
+        {
             assert_eq!(one(text), None, "{text:?}");
         }
         assert_eq!(one("1234567890123456"), None, "too long");
