@@ -74,6 +74,8 @@ pub struct Parts {
 #[derive(Clone, Debug)]
 pub struct Facts {
     headers: Vec<(HeaderName, HeaderValue)>,
+    /// What nothing is said about.
+    silent: Vec<HeaderName>,
 }
 
 impl Catalog {
@@ -182,7 +184,7 @@ impl Offer {
                 headers.push((name, value));
             }
         }
-        Facts { headers }
+        Facts::new(headers)
     }
 }
 
@@ -191,13 +193,19 @@ impl Facts {
     pub fn unverified(model: &str) -> Facts {
         let mut headers = vec![(super::wire::DIGEST, HeaderValue::from_static("unverified"))];
         headers.extend(HeaderValue::from_str(model).ok().map(|value| (MODEL, value)));
-        Facts { headers }
+        Facts::new(headers)
+    }
+
+    fn new(headers: Vec<(HeaderName, HeaderValue)>) -> Facts {
+        let all = [MODEL, VERSION, MODULE, GRAPHS, ENGINE].into_iter();
+        let silent = all.filter(|name| headers.iter().all(|(said, _)| said != name)).collect();
+        Facts { headers, silent }
     }
 
     /// Puts them on an answer.
     pub fn stamp(&self, headers: &mut HeaderMap) {
-        for name in [MODEL, VERSION, MODULE, GRAPHS, ENGINE] {
-            headers.remove(&name);
+        for name in &self.silent {
+            headers.remove(name);
         }
         for (name, value) in &self.headers {
             headers.insert(name.clone(), value.clone());

@@ -192,7 +192,7 @@ impl Peer {
                 tokio::select! {
                     biased;
                     early = answer.as_mut() => early,
-                    sent = stream_body(&mut stream, body) => match sent {
+                    sent = Box::pin(stream_body(&mut stream, body)) => match sent {
                         Ok(()) => answer.await,
                         Err(error) => return Err(error),
                     },
@@ -424,11 +424,14 @@ impl Foreign {
         let (address, mut sender) = match self.pooled() {
             Some(idle) => idle,
             None => {
-                timeout(CONNECT, self.connect()).await.unwrap_or_else(|_| Err("timed out".into())).map_err(|error| {
-                    tracing::debug!(error, "could not connect to a foreign server");
-                    self.addresses.doubt();
-                    SendError::Connect
-                })?
+                // In a box of its own: it is large and rare, and would be part of every attempt.
+                timeout(CONNECT, Box::pin(self.connect())).await.unwrap_or_else(|_| Err("timed out".into())).map_err(
+                    |error| {
+                        tracing::debug!(error, "could not connect to a foreign server");
+                        self.addresses.doubt();
+                        SendError::Connect
+                    },
+                )?
             }
         };
         sender.ready().await.map_err(|_| SendError::Connect)?;

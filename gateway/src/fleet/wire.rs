@@ -16,7 +16,7 @@ use crate::control::store::hex;
 use crate::error::{Error, Kind};
 
 /// Headers that belong to one connection and not to the message.
-pub const HOP_BY_HOP: [HeaderName; 9] = [
+pub static HOP_BY_HOP: [HeaderName; 9] = [
     CONNECTION,
     PROXY_AUTHENTICATE,
     PROXY_AUTHORIZATION,
@@ -46,7 +46,7 @@ const PROBE: HeaderName = HeaderName::from_static("windrose-probe");
 pub const LOAD: HeaderName = HeaderName::from_static("windrose-load");
 
 /// The names that only gateways use.
-const INTERNAL: [HeaderName; 8] = [REMAINING, DIGEST, RULES, ATTEMPT, HOPS, TENANT, PROBE, LOAD];
+static INTERNAL: [HeaderName; 8] = [REMAINING, DIGEST, RULES, ATTEMPT, HOPS, TENANT, PROBE, LOAD];
 
 /// A client's wishes; each can only make the rules stricter.
 const ALLOW: HeaderName = HeaderName::from_static("windrose-allow");
@@ -93,7 +93,13 @@ pub struct Wishes {
 
 /// Takes off what only gateways may say.
 pub fn drop_internal(headers: &mut HeaderMap) {
-    for name in INTERNAL {
+    drop_all(headers, |name| INTERNAL.contains(name));
+}
+
+/// Takes off the headers of such names. Few messages have any, so that a look at each costs less than to ask for each name.
+fn drop_all(headers: &mut HeaderMap, is_one: impl Fn(&HeaderName) -> bool) {
+    let named: Vec<HeaderName> = headers.keys().filter(|name| is_one(name)).cloned().collect();
+    for name in &named {
         headers.remove(name);
     }
 }
@@ -115,10 +121,8 @@ pub fn strip(headers: &mut HeaderMap) {
             headers.remove(name);
         }
     }
-    for name in HOP_BY_HOP.iter().chain([&HOST, &EXPECT]) {
-        headers.remove(name);
-    }
-    drop_internal(headers);
+    let is_ours = |name: &HeaderName| name == HOST || name == EXPECT || INTERNAL.contains(name);
+    drop_all(headers, |name| HOP_BY_HOP.contains(name) || is_ours(name));
 }
 
 /// Takes off what says something to a gateway and nothing to a foreign server.
@@ -167,7 +171,7 @@ impl Forwarded {
     /// Puts it on the headers of a request to a peer.
     pub fn stamp(&self, headers: &mut HeaderMap) {
         let millis = u64::try_from(self.remaining.as_millis()).unwrap_or(u64::MAX).max(1);
-        headers.insert(REMAINING, HeaderValue::from(millis));
+        headers.insert(REMAINING, passing(HeaderValue::from(millis)));
         headers.insert(ATTEMPT, HeaderValue::from(u16::from(self.attempt)));
         headers.insert(HOPS, HeaderValue::from_static("1"));
         let mut insert = |name: HeaderName, text: &str| {
@@ -260,11 +264,17 @@ fn read(text: &str) -> Option<Rules> {
     Some(rules)
 }
 
+/// A value that no other message has: HPACK need not remember it in its table, which costs more than to send it.
+pub fn passing(mut value: HeaderValue) -> HeaderValue {
+    value.set_sensitive(true);
+    value
+}
+
 /// A load as one header: requests in flight, of these queued, how many run at once, engine time in microseconds.
 pub fn load_header(load: &Load) -> HeaderValue {
     let [in_flight, queued, parallel, micros] = load_numbers(load);
     let text = format!("{in_flight} {queued} {parallel} {micros}");
-    HeaderValue::from_str(&text).unwrap_or_else(|_| HeaderValue::from_static("0 0 0 0"))
+    passing(HeaderValue::from_str(&text).unwrap_or_else(|_| HeaderValue::from_static("0 0 0 0")))
 }
 
 /// Reads what [`load_header`] writes.

@@ -4,6 +4,8 @@ use std::sync::Arc;
 
 use http::header::{HeaderMap, HeaderName, HeaderValue};
 
+use crate::fleet::wire::passing;
+
 /// A caller's id for the request, echoed; generated where there is none or it is not sane.
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
@@ -37,6 +39,7 @@ impl Identity {
                 (Arc::from(std::str::from_utf8(&hex).unwrap_or_default()), header(&hex))
             }
         };
+        let request_id_header = passing(request_id_header);
         let parent = headers.get(&TRACEPARENT).and_then(|value| Parent::parse(value.as_bytes()));
         let tracestate = parent.as_ref().and_then(|_| tracestate(headers));
         let traceparent = parent.unwrap_or_else(Parent::new).child();
@@ -122,7 +125,7 @@ impl Parent {
         let span = rand::random::<[u8; 8]>();
         write_hex(&mut text[36..52], if span == [0; 8] { b"windrose" } else { &span });
         text[53..].copy_from_slice(&self.flags);
-        header(&text)
+        passing(header(&text))
     }
 }
 

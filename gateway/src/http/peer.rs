@@ -116,10 +116,9 @@ async fn handle(peer: Arc<Peer>, request: Request<Incoming>) -> Answer {
         LOAD => peer.load(),
         path if path.starts_with(GOLDEN) => peer.golden(&path[GOLDEN.len()..]).await,
         _ => {
+            // The answer goes without them: the peer puts its own on what it gives the client.
             let identity = Identity::of(request.headers());
-            let mut response = peer.forwarded(request, &identity, started).await;
-            identity.stamp(response.headers_mut());
-            response
+            peer.forwarded(request, &identity, started).await
         }
     })
 }
