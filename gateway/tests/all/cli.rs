@@ -124,7 +124,7 @@ fn a_command_waits_for_a_gateway_that_is_starting() {
 fn help_and_completions_show_what_is_for_people() {
     for shell in ["bash", "zsh", "fish"] {
         let script = String::from_utf8(windrose(&["completions", shell]).stdout).unwrap();
-        assert!(script.contains("deploy") && script.contains("--control-listen"), "{shell}");
+        assert!(script.contains("deploy") && script.contains("control-listen"), "{shell}");
         let mut words = script.split(|c: char| !c.is_ascii_alphanumeric() && c != '-');
         assert!(!words.any(|word| word == "prepare"), "{shell} offers a command that is not for people");
     }
