@@ -11,8 +11,10 @@ use tokio::net::TcpStream;
 
 /// What one load run saw.
 pub struct Seen {
-    /// Latencies, sorted.
+    /// Latencies of what was answered, sorted.
     latencies: Vec<Duration>,
+    /// Requests that the server refused because it had too many.
+    pub refused: usize,
     /// How long the run took.
     pub elapsed: Duration,
 }
@@ -32,6 +34,7 @@ impl Seen {
     pub fn json(&self) -> serde_json::Value {
         serde_json::json!({
             "count": self.count(),
+            "refused": self.refused,
             "seconds": self.elapsed.as_secs_f64(),
             "p50_us": self.quantile_us(0.5),
             "p99_us": self.quantile_us(0.99),
@@ -46,7 +49,8 @@ impl Seen {
     }
 }
 
-/// Sends `request` over `connections` connections to `port` on loopback for `time`. Any answer but 200 is an error.
+/// Sends `request` over `connections` connections to `port` on loopback for `time`. Any answer but 200 and
+/// a refusal for load is an error.
 pub async fn run(port: u16, request: &'static [u8], connections: usize, time: Duration) -> Result<Seen> {
     let mut streams = Vec::new();
     for _ in 0..connections {
@@ -56,29 +60,34 @@ pub async fn run(port: u16, request: &'static [u8], connections: usize, time: Du
     }
     let start = Instant::now();
     let tasks: Vec<_> = streams.into_iter().map(|s| tokio::spawn(connection(s, request, start + time))).collect();
-    let mut latencies = Vec::new();
+    let (mut latencies, mut refused) = (Vec::new(), 0);
     for task in tasks {
-        latencies.extend(task.await??);
+        let (answered, not) = task.await??;
+        latencies.extend(answered);
+        refused += not;
     }
     let elapsed = start.elapsed();
     latencies.sort_unstable();
-    Ok(Seen { latencies, elapsed })
+    Ok(Seen { latencies, refused, elapsed })
 }
 
-async fn connection(mut stream: TcpStream, request: &[u8], until: Instant) -> Result<Vec<Duration>> {
-    let mut latencies = Vec::new();
+/// The latencies of one connection, and how many of its requests were refused.
+async fn connection(mut stream: TcpStream, request: &[u8], until: Instant) -> Result<(Vec<Duration>, usize)> {
+    let (mut latencies, mut refused) = (Vec::new(), 0);
     let mut buffer = Vec::with_capacity(1 << 16);
     while Instant::now() < until {
         let sent = Instant::now();
         stream.write_all(request).await?;
-        answer(&mut stream, &mut buffer).await?;
-        latencies.push(sent.elapsed());
+        match answer(&mut stream, &mut buffer).await? {
+            true => latencies.push(sent.elapsed()),
+            false => refused += 1,
+        }
     }
-    Ok(latencies)
+    Ok((latencies, refused))
 }
 
-/// Reads one whole answer.
-async fn answer(stream: &mut TcpStream, buffer: &mut Vec<u8>) -> Result<()> {
+/// Reads one whole answer. Whether it is one, and no refusal for load.
+async fn answer(stream: &mut TcpStream, buffer: &mut Vec<u8>) -> Result<bool> {
     buffer.clear();
     loop {
         if stream.read_buf(buffer).await? == 0 {
@@ -86,7 +95,9 @@ async fn answer(stream: &mut TcpStream, buffer: &mut Vec<u8>) -> Result<()> {
         }
         let Some(head) = buffer.windows(4).position(|w| w == b"\r\n\r\n") else { continue };
         let text = String::from_utf8_lossy(&buffer[..head]).to_ascii_lowercase();
-        ensure!(text.starts_with("http/1.1 200"), "answer: {}", String::from_utf8_lossy(buffer));
+        let status = text.get(9..12).unwrap_or_default();
+        ensure!(matches!(status, "200" | "429" | "503"), "answer: {}", String::from_utf8_lossy(buffer));
+        let answered = status == "200";
         let length = text.lines().find_map(|l| l.strip_prefix("content-length:"));
         let length: usize = length.context("an answer without a content-length")?.trim().parse()?;
         let whole = head + 4 + length;
@@ -95,6 +106,6 @@ async fn answer(stream: &mut TcpStream, buffer: &mut Vec<u8>) -> Result<()> {
                 bail!("the server closed the connection in the middle of a body");
             }
         }
-        return Ok(());
+        return Ok(answered);
     }
 }

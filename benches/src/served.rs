@@ -70,8 +70,11 @@ async fn compare(case: &Case, gateway: &Gateway, effort: &Effort, bare: Duration
             ours.push(measure(gateway.port, gateway.pid(), request, connections, effort.time).await?);
         }
         let pairs = || ours.iter().zip(&theirs);
+        let refused: usize = ours.iter().map(|r| r.seen.refused).sum();
+        let asked = refused + ours.iter().map(|r| r.seen.count()).sum::<usize>();
+        let refused = if refused > 0 { format!(" | {refused} of {asked} refused") } else { String::new() };
         println!(
-            "  {connections:5} | {:8.0} {:8.0} {:8.0} {:8.1} {:4.0} | {:13.0} {:5.0} {:5.0} {:5.1} | x{:.2} {:+.1} us",
+            "  {connections:5} | {:8.0} {:8.0} {:8.0} {:8.1} {:4.0} | {:13.0} {:5.0} {:5.0} {:5.1} | x{:.2} {:+.1} us{refused}",
             median(ours.iter().map(|r| r.seen.rate())),
             median(ours.iter().map(|r| r.seen.quantile_us(0.5))),
             median(ours.iter().map(|r| r.seen.quantile_us(0.99))),

@@ -72,6 +72,10 @@ fn model(entry: &Entry) -> Result<&ModelPre<State>, CallError> {
 
 /// What a module's own failure means: an engine that was too busy, or too late, stays so whatever the module says.
 fn blame(state: &mut State, failure: types::Failure) -> CallError {
+    let failure = match failure {
+        types::Failure::InvalidInput(text) => types::Failure::InvalidInput(clipped(text)),
+        types::Failure::Internal(text) => types::Failure::Internal(clipped(text)),
+    };
     match (failure, state.engine_error.take()) {
         (types::Failure::InvalidInput(text), Some(error)) => match error.fault() {
             Fault::Caller | Fault::Graph => CallError::InvalidInput(text),
@@ -83,6 +87,18 @@ fn blame(state: &mut State, failure: types::Failure) -> CallError {
         (types::Failure::Internal(_), Some(error)) => CallError::Engine(error),
         (types::Failure::Internal(text), None) => CallError::Failed(text),
     }
+}
+
+/// The most of a module's own words that goes into a message, bytes.
+const MAX_WORDS: usize = 4 << 10;
+
+/// A guest's text, cut to what a message may hold.
+fn clipped(mut text: String) -> String {
+    if text.len() > MAX_WORDS {
+        text.truncate(text.floor_char_boundary(MAX_WORDS));
+        text.push('…');
+    }
+    text
 }
 
 // === impl requests ===
@@ -122,18 +138,20 @@ fn lift(
     response: types::Response,
 ) -> Result<InferResponse, CallError> {
     let state = store.data_mut();
-    let mut left = state.program.limits.output;
+    let mut left = Left(state.program.limits.output);
     let mut named: Vec<(String, Tensor)> = Vec::with_capacity(response.outputs.len());
     for types::NamedValue { name, value } in response.outputs {
         let spec = signature.outputs.iter().find(|spec| spec.name == name);
-        let spec =
-            spec.ok_or_else(|| CallError::Contract(format!("it returned `{name}`, which it does not declare")))?;
+        let Some(spec) = spec else {
+            let name = clipped(name);
+            return Err(CallError::Contract(format!("it returned `{name}`, which it does not declare")));
+        };
         if named.iter().any(|(other, _)| *other == name) {
             return Err(CallError::Contract(format!("it returned `{name}` twice")));
         }
         let tensor = typed(state, spec, value)?;
         if wanted.is_empty() || wanted.contains(&name) {
-            left = left.checked_sub(tensor.data().len() as u64).ok_or(CallError::Limit(Limit::Output))?;
+            left.take(tensor.data().len())?;
             named.push((name, tensor));
         }
     }
@@ -149,16 +167,30 @@ fn lift(
     } else {
         wanted.iter().try_for_each(&mut take)?;
     }
-    let parameters = response.parameters.into_iter().map(|(name, value)| {
+    let parameter = |(name, value): (String, types::Parameter)| {
         let value = match value {
             types::Parameter::Boolean(v) => Parameter::Boolean(v),
             types::Parameter::Integer(v) => Parameter::Integer(v),
             types::Parameter::Number(v) => Parameter::Number(v),
             types::Parameter::Text(v) => Parameter::Text(v),
         };
-        (name, value)
-    });
-    Ok(InferResponse { outputs, parameters: parameters.collect() })
+        let text = if let Parameter::Text(text) = &value { text.len() } else { size_of::<u64>() };
+        left.take(name.len())?;
+        left.take(text)?;
+        Ok((name, value))
+    };
+    let parameters = response.parameters.into_iter().map(parameter).collect::<Result<_, CallError>>()?;
+    Ok(InferResponse { outputs, parameters })
+}
+
+/// How many bytes the answer may still have.
+struct Left(u64);
+
+impl Left {
+    fn take(&mut self, bytes: usize) -> Result<(), CallError> {
+        self.0 = self.0.checked_sub(bytes as u64).ok_or(CallError::Limit(Limit::Output))?;
+        Ok(())
+    }
 }
 
 /// A returned value as the tensor that was declared.
@@ -227,5 +259,18 @@ fn datatype(declared: types::DataType) -> DataType {
         types::DataType::Fp32 => DataType::Fp32,
         types::DataType::Fp64 => DataType::Fp64,
         types::DataType::Bytes => DataType::Bytes,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_are_cut_between_characters() {
+        assert_eq!(clipped("short".into()), "short");
+        assert_eq!(clipped("a".repeat(MAX_WORDS)).len(), MAX_WORDS);
+        let cut = clipped(format!("a{}", "é".repeat(MAX_WORDS)));
+        assert!(cut.ends_with("é…") && cut.len() == MAX_WORDS - 1 + '…'.len_utf8(), "{}", cut.len());
     }
 }

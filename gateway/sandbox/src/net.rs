@@ -126,6 +126,22 @@ fn rule(grant: &str) -> Rule {
     }
 }
 
+/// Whether the grant `most` opens all that the grant `asked` does, where the gateway's own listeners are `closed`.
+pub(crate) fn covers(most: &str, asked: &str, closed: &[SocketAddr]) -> bool {
+    let (most, asked) = (rule(most), rule(asked));
+    // With a port, an address opens the gateway's own listener, too. Which addresses are this machine's may change: one
+    // that listens on all of them is taken to listen on any.
+    let is_own = |port: u16, ip: IpAddr| {
+        let same = |own: IpAddr| own.is_unspecified() || own.to_canonical() == ip;
+        closed.iter().any(|own| own.port() == port && same(own.ip()))
+    };
+    most.host == asked.host
+        && match (most.port, asked.port) {
+            (None, Some(port)) => !matches!(asked.host, Host::Address(ip) if is_own(port, ip)),
+            (most, asked) => most == asked,
+        }
+}
+
 /// A host as a guest writes it.
 fn host(text: &str) -> Host {
     let bare = text.strip_prefix('[').and_then(|t| t.strip_suffix(']')).unwrap_or(text);

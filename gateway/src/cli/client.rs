@@ -1,17 +1,21 @@
 //! A small client of the two listeners.
 
+use std::io::ErrorKind;
 use std::path::Path;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::TryStreamExt;
 use http::header::{ACCEPT, AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, USER_AGENT};
-use http::{Method, Request, Response, StatusCode};
+use http::{Method, Request, Response, StatusCode, Uri};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::{Frame, Incoming};
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use serde::de::DeserializeOwned;
+use tokio::net::TcpStream;
+use tokio::sync::OnceCell;
 
 use super::Failure;
 use crate::config::ClientConfig;
@@ -24,9 +28,17 @@ type Body = UnsyncBoxBody<Bytes, std::io::Error>;
 /// The most that is read of an answer, bytes.
 const MAX_ANSWER: usize = 1 << 30;
 
+/// How long a gateway that was started a moment ago may take until it listens.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// How often it is tried meanwhile.
+const TRY_AGAIN: Duration = Duration::from_millis(50);
+
 /// A client of one gateway.
 pub struct Client {
     config: ClientConfig,
+    /// Set once the gateway was waited for.
+    waited: OnceCell<()>,
     http: hyper_util::client::legacy::Client<HttpConnector, Body>,
 }
 
@@ -48,7 +60,7 @@ impl Client {
     /// A client that has not connected yet.
     pub fn new(config: ClientConfig) -> Client {
         let http = hyper_util::client::legacy::Client::builder(TokioExecutor::new()).build_http();
-        Client { config, http }
+        Client { config, waited: OnceCell::new(), http }
     }
 
     fn token(&self) -> Result<String, Failure> {
@@ -60,6 +72,23 @@ impl Client {
             let hint = "a gateway makes it at its first start; name it with --token-file, or set WINDROSE_TOKEN";
             Failure::unauthorized(format!("no token: {}: {error} ({hint})", file.display()))
         })
+    }
+
+    /// Waits for somebody to listen at `base`, but not for long; whatever else is wrong there, the call itself will meet.
+    async fn wait_for(&self, base: &str) {
+        let Ok(uri) = base.parse::<Uri>() else { return };
+        let Some(host) = uri.host().map(|host| host.trim_matches(['[', ']'])) else { return };
+        let port = uri.port_u16().unwrap_or(80);
+        let listening = async {
+            let mut told = false;
+            while matches!(TcpStream::connect((host, port)).await, Err(e) if e.kind() == ErrorKind::ConnectionRefused) {
+                if !std::mem::replace(&mut told, true) {
+                    eprintln!("waiting for the gateway at {base}");
+                }
+                tokio::time::sleep(TRY_AGAIN).await;
+            }
+        };
+        self.waited.get_or_init(|| async { tokio::time::timeout(PATIENCE, listening).await.unwrap_or_default() }).await;
     }
 
     async fn send(&self, request: Request<Body>, base: &str) -> Result<Response<Incoming>, Failure> {
@@ -82,6 +111,8 @@ impl Client {
         body: Body,
     ) -> Result<Response<Incoming>, Failure> {
         let base = &self.config.control;
+        // A gateway makes its token at its first start, before it listens.
+        self.wait_for(base).await;
         // Whether anybody listens is told before whether there is a token.
         let token = self.token();
         let request = Request::builder()
@@ -192,6 +223,7 @@ impl Client {
         headers: &[(&str, String)],
         body: Bytes,
     ) -> Result<Answer, Failure> {
+        self.wait_for(url).await;
         let mut request = Request::builder().method(method).uri(url).header(CONTENT_LENGTH, body.len());
         for (name, value) in headers {
             request = request.header(*name, value);

@@ -8,7 +8,7 @@ use http::Method;
 use serde_json::{Value, json};
 
 use super::client::{Answer, Client, refused};
-use super::{Failure, Gateway, halves, npy, print_json};
+use super::{Failure, Gateway, halves, npy, out, print_json};
 
 /// Send one request to a model and show its answer.
 #[derive(clap::Args)]
@@ -106,9 +106,7 @@ impl Infer {
         if !answer.status.is_success() {
             return Err(refused(&answer));
         }
-        use std::io::Write;
-        let written = std::io::stdout().write_all(&answer.body);
-        written.map_err(|error| Failure::refused(error.to_string()))?;
+        out::say(&answer.body);
         eprintln!("answered in {:.1} ms", start.elapsed().as_secs_f64() * 1000.0);
         Ok(())
     }
@@ -213,7 +211,11 @@ fn number_input(
     };
     let data: Value = serde_json::from_str(&text)
         .map_err(|error| Failure::usage(format!("{name}: {datatype} wants a JSON array of numbers: {error}")))?;
-    let shape = with_batch(shape_of(&data), rank);
+    let shape = shape_of(&data);
+    if !is_regular(&data, &shape) {
+        return Err(Failure::usage(format!("{name}: the lists in the array differ in length or depth")));
+    }
+    let shape = with_batch(shape, rank);
     let mut flat = Vec::new();
     flatten(data, &mut flat);
     if halves::is_half(datatype) {
@@ -261,6 +263,17 @@ fn shape_of(value: &Value) -> Vec<usize> {
     }
 }
 
+/// Whether every part of a value has the shape that its first ones have.
+fn is_regular(value: &Value, shape: &[usize]) -> bool {
+    match (value, shape) {
+        (Value::Array(items), [length, rest @ ..]) => {
+            items.len() == *length && items.iter().all(|item| is_regular(item, rest))
+        }
+        (Value::Array(_), []) => false,
+        (_, rest) => rest.is_empty(),
+    }
+}
+
 fn flatten(value: Value, flat: &mut Vec<Value>) {
     match value {
         Value::Array(items) => items.into_iter().for_each(|item| flatten(item, flat)),
@@ -300,5 +313,16 @@ mod tests {
         assert_eq!(words["parameters"]["binary_data_size"], json!(6));
         assert_eq!(binary, b"\x02\0\0\0hi");
         assert!(number_input("x", "FP32", ("soon", 1), &mut binary).is_err());
+    }
+
+    #[test]
+    fn ragged_lists_are_refused() {
+        for ragged in ["[[1,2,3,4],[1,2,3],[1,2,3,4,5]]", "[[1],2]", "[1,[2]]", "[[[1]],[[1,2]]]", "[[],[1]]"] {
+            let refused = number_input("features", "FP32", (ragged, 2), &mut Vec::new()).unwrap_err();
+            assert!(refused.message.starts_with("features: "), "{ragged}: {}", refused.message);
+        }
+        for regular in ["1", "[]", "[[]]", "[[1,2],[3,4]]", "[[[1]],[[2]]]"] {
+            assert!(number_input("features", "FP32", (regular, 2), &mut Vec::new()).is_ok(), "{regular}");
+        }
     }
 }

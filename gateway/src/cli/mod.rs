@@ -1,5 +1,15 @@
 //! What a person types. Everything but `serve` talks to the control API like anybody else.
 
+/// Shadows the standard macro, which panics where the reader of a pipe has gone.
+macro_rules! println {
+    ($($text:tt)*) => { $crate::cli::out::say(format!("{}\n", format_args!($($text)*)).as_bytes()) };
+}
+
+/// As `println`.
+macro_rules! eprintln {
+    ($($text:tt)*) => { $crate::cli::out::tell(&format!($($text)*)) };
+}
+
 mod client;
 mod deploy;
 mod explain;
@@ -8,6 +18,7 @@ mod halves;
 mod infer;
 mod new;
 mod npy;
+mod out;
 pub mod project;
 mod show;
 
@@ -77,10 +88,10 @@ struct Serve {
     /// The folder in which everything is kept.
     #[arg(long, value_name = "FOLDER")]
     data_dir: Option<String>,
-    /// Address of the data listener.
+    /// Address of the data listener [default: 127.0.0.1:8000].
     #[arg(long, value_name = "ADDRESS:PORT")]
     listen: Option<String>,
-    /// Address of the control listener.
+    /// Address of the control listener [default: 127.0.0.1:8001].
     #[arg(long, value_name = "ADDRESS:PORT")]
     control_listen: Option<String>,
     /// What `engine = "auto"` means: auto, rten or onnxruntime.
@@ -159,7 +170,9 @@ pub fn main() -> ExitCode {
         Command::Serve(serve) => run_server(serve),
         Command::Fleet(fleet) => fleet.run(),
         Command::Completions { shell } => {
-            clap_complete::generate(shell, &mut Cli::command(), "windrose", &mut std::io::stdout());
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut visible(), "windrose", &mut script);
+            out::say(&script);
             Ok(())
         }
         command => run_client(command),
@@ -173,9 +186,16 @@ pub fn main() -> ExitCode {
     }
 }
 
+/// The commands for people.
+fn visible() -> clap::Command {
+    let all = Cli::command();
+    let commands = all.get_subcommands().filter(|command| !command.is_hide_set()).cloned();
+    clap::Command::new("windrose").version(env!("CARGO_PKG_VERSION")).subcommands(commands)
+}
+
 fn run_server(serve: Serve) -> Result<(), Failure> {
     if serve.print_reference {
-        print!("{}", reference::markdown());
+        out::say(reference::markdown().as_bytes());
         return Ok(());
     }
     let short = [

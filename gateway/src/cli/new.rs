@@ -43,6 +43,9 @@ pub struct New {
     /// The language to write it in.
     #[arg(long, value_enum, default_value_t = Language::Rust)]
     lang: Language,
+    /// The folder guest-sdk of a checkout of Windrose [default: that of the checkout that this program is in, or is called in].
+    #[arg(long, value_name = "FOLDER")]
+    sdk: Option<PathBuf>,
 }
 
 /// A language that has an SDK.
@@ -76,12 +79,8 @@ impl New {
         if self.folder.exists() {
             return Err(Failure::usage(format!("{} is there already", self.folder.display())));
         }
-        let sdk = find_sdk();
-        let shown = sdk.as_ref().map_or("guest-sdk".into(), |sdk| sdk.display().to_string());
-        let dependency = match &sdk {
-            Some(path) => format!("{{ path = {:?} }}", path.display().to_string()),
-            None => "\"0.1\"".to_string(),
-        };
+        let shown = self.sdk()?.display().to_string();
+        let dependency = format!("{{ path = {shown:?} }}");
         let words = [
             ("{{name}}", &name),
             ("{{file}}", &name.replace('-', "_")),
@@ -95,6 +94,24 @@ impl New {
         println!("{} is ready: its README.md says how to build, deploy and ask it.", self.folder.display());
         Ok(())
     }
+
+    /// Where the SDK is. It is in no registry: without a checkout no module could be built.
+    fn sdk(&self) -> Result<PathBuf, Failure> {
+        let none = "modules are built with the folder guest-sdk of a checkout of Windrose";
+        match &self.sdk {
+            Some(sdk) if is_sdk(sdk) => {
+                std::path::absolute(sdk).map_err(|error| Failure::usage(format!("{}: {error}", sdk.display())))
+            }
+            Some(sdk) => Err(Failure::usage(format!("{} is not it: {none}", sdk.display()))),
+            None => find_sdk().ok_or_else(|| {
+                Failure::usage(format!("{none}, and there is none around here: name one with --sdk FOLDER"))
+            }),
+        }
+    }
+}
+
+fn is_sdk(folder: &Path) -> bool {
+    folder.join("build.py").is_file() && folder.join("Cargo.toml").is_file()
 }
 
 fn write(path: &Path, text: &str) -> Result<(), Failure> {
@@ -108,6 +125,6 @@ fn write(path: &Path, text: &str) -> Result<(), Failure> {
 /// The SDK of the checkout that this program was built in, or that it is called in.
 fn find_sdk() -> Option<PathBuf> {
     let places = [std::env::current_dir().ok(), std::env::current_exe().ok()];
-    let sdk = |above: &Path| Some(above.join("guest-sdk")).filter(|sdk| sdk.join("Cargo.toml").is_file());
+    let sdk = |above: &Path| Some(above.join("guest-sdk")).filter(|sdk| is_sdk(sdk));
     places.iter().flatten().find_map(|place| place.ancestors().find_map(sdk))
 }

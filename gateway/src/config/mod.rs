@@ -14,7 +14,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use windrose_engine::{EngineChoice, EnginesConfig, Isolation, OnnxRuntimeLibrary};
+use windrose_engine::{Device, EngineChoice, EnginesConfig, GraphOptions, Isolation, OnnxRuntimeLibrary};
 use windrose_sandbox::{Grants, Limits};
 
 use crate::http::HttpConfig;
@@ -102,6 +102,16 @@ pub struct Ceiling {
     pub sessions: usize,
     /// Threads of one session.
     pub threads: usize,
+}
+
+impl Ceiling {
+    /// The sessions of a graph and the threads of each on a machine with `cores`: as many as was asked for or, where
+    /// nothing was, as keep all cores busy with one thread each; one session on a device, which runs one graph at a time.
+    pub fn parallel(&self, wanted: &GraphOptions, cores: usize) -> (usize, usize) {
+        let threads = wanted.threads.unwrap_or(1).min(self.threads);
+        let sessions = if wanted.device == Device::Cpu { (cores / threads.max(1)).max(1) } else { 1 };
+        (wanted.sessions.unwrap_or(sessions).min(self.sessions), threads)
+    }
 }
 
 /// What children that run graphs may use.
@@ -406,6 +416,29 @@ mod tests {
         assert_eq!(config.data.http.max_body, 2 << 20);
         assert_eq!(config.control.listen.port(), 9);
         assert_eq!(config.ceiling.grants.network, ["a.example", "b.example:443"]);
+    }
+
+    #[test]
+    fn the_ceiling_cuts_down_what_was_asked_for() {
+        let set = [("ceiling.sessions", "3"), ("ceiling.threads", "4")];
+        let ceiling = Config::load(&sources(&[], &set)).unwrap().ceiling;
+        let parallel = |device, sessions, threads, cores| {
+            ceiling.parallel(&GraphOptions { device, sessions, threads, ..GraphOptions::default() }, cores)
+        };
+        // Asked for, and what comes of it on how many cores: sessions, threads.
+        for (asked, cores, expected) in [
+            ((None, None), 2, (2, 1)),
+            ((None, None), 8, (3, 1)),
+            ((None, Some(2)), 2, (1, 2)),
+            ((None, Some(2)), 5, (2, 2)),
+            ((None, Some(64)), 2, (1, 4)),
+            ((Some(64), Some(64)), 2, (3, 4)),
+            ((Some(2), Some(2)), 1, (2, 2)),
+        ] {
+            assert_eq!(parallel(Device::Cpu, asked.0, asked.1, cores), expected, "{asked:?} on {cores}");
+        }
+        assert_eq!(parallel(Device::Cuda, None, None, 16), (1, 1));
+        assert_eq!(parallel(Device::Cuda, Some(2), None, 16), (2, 1));
     }
 
     #[test]

@@ -108,14 +108,21 @@ impl Loader {
         })
     }
 
+    /// What a module that asks for `wanted` may do.
+    pub fn granted(&self, wanted: &Grants) -> Grants {
+        wanted.within(&self.ceiling.grants, &self.closed)
+    }
+
     /// How a graph is really loaded: ceilings applied, and `auto` as the configuration means it.
     pub fn options(&self, wanted: &GraphOptions) -> GraphOptions {
         let engine = if wanted.engine == EngineChoice::Auto { self.engine } else { wanted.engine };
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let (sessions, threads) = self.ceiling.parallel(wanted, cores);
         GraphOptions {
             engine,
             device: wanted.device,
-            sessions: Some(wanted.sessions.unwrap_or(self.ceiling.sessions).min(self.ceiling.sessions)),
-            threads: wanted.threads.map(|threads| threads.min(self.ceiling.threads)),
+            sessions: Some(sessions),
+            threads: Some(threads),
             queue: wanted.queue,
             isolation: wanted.isolation.max(self.isolation),
             queue_wait_ms: wanted.queue_wait_ms,
@@ -165,7 +172,7 @@ impl Loader {
             args: manifest.command.args.clone(),
             env: manifest.command.env.clone().into_iter().collect(),
             limits: manifest.limits.within(&self.ceiling.limits),
-            grants: manifest.grants.min(&self.ceiling.grants),
+            grants: self.granted(&manifest.grants),
             closed: self.closed.clone(),
             weight: manifest.weight,
         })

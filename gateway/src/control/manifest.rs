@@ -132,7 +132,7 @@ struct WrittenGraph {
     #[serde(default)]
     #[schema(value_type = String)]
     device: Device,
-    /// Sessions, each with its own thread; the machine's cores when not given.
+    /// Sessions; when not given as many as keep the machine's cores busy, and one on a device.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     sessions: Option<usize>,
     /// Threads inside each session; 1 when not given.
@@ -287,10 +287,14 @@ impl Manifest {
     pub fn from_json(json: &[u8]) -> Result<Manifest, Invalid> {
         let mut reader = serde_json::Deserializer::from_slice(json);
         let manifest: Manifest = serde_path_to_error::deserialize(&mut reader).map_err(|error| {
+            // What ends in the middle of a field's name has a path that ends in `?`.
             let path = error.path().to_string();
+            let path = path.trim_end_matches(['.', '?']);
+            let message = error.inner().to_string();
+            // Our own names of things are nobody else's.
+            let message = if message.contains("expected struct ") { "must be an object".into() } else { message };
             // A field whose name is empty has a path that is.
-            let whole = path == "." || path.is_empty();
-            Invalid::new(if whole { "manifest".into() } else { path }, error.into_inner().to_string())
+            Invalid::new(if path.is_empty() { "manifest" } else { path }, message)
         })?;
         reader.end().map_err(|error| Invalid::new("manifest", error.to_string()))?;
         manifest.check()?;

@@ -94,6 +94,24 @@ fn the_field_is_named() {
 }
 
 #[test]
+fn what_is_no_manifest_is_said_in_words() {
+    for (text, expected) in [
+        ("{", "manifest: EOF while parsing an object at line 1 column 1"),
+        ("", "manifest: EOF while parsing a value at line 1 column 0"),
+        ("[]", "manifest: must be an object"),
+        ("7", "manifest: must be an object"),
+        ("{} {}", "manifest: missing field `name`"),
+        (r#"{"limits": 7}"#, "limits: must be an object"),
+        (r#"{"graphs": {"model": ["#, "graphs.model: "),
+        (r#"{"graphs": {"model": 7}}"#, "graphs.model: must be an object"),
+    ] {
+        let error = Manifest::from_json(text.as_bytes()).unwrap_err().to_string();
+        assert!(error.starts_with(expected), "{text}: {error}");
+        assert!(!error.contains('?') && !error.contains("struct"), "{text}: {error}");
+    }
+}
+
+#[test]
 fn without_a_module_there_is_one_graph_named_model() {
     let bare = |graphs: Value| read(&json!({"name": "a", "version": "1", "graphs": graphs}));
     assert!(bare(json!({"model": {"digest": digest('a')}})).is_ok());
@@ -102,6 +120,21 @@ fn without_a_module_there_is_one_graph_named_model() {
     assert_eq!(again.unwrap_err().field, "limits.reuse");
     for wrong in [json!({}), json!({"other": {"digest": digest('a')}})] {
         assert_eq!(bare(wrong).unwrap_err().field, "graphs");
+    }
+}
+
+#[test]
+fn each_limit_is_cut_down_to_its_ceiling() {
+    let fields = ["memory", "tensor_memory", "wall_ms", "cpu_ms", "concurrency", "output", "log", "reuse"];
+    let all = |value: u32| Value::Object(fields.iter().map(|field| ((*field).into(), json!(value))).collect());
+    let wanted: WantedLimits = serde_json::from_value(all(9)).unwrap();
+    for field in fields {
+        let mut ceiling = all(1000);
+        ceiling[field] = json!(2);
+        let limits = wanted.within(&serde_json::from_value(ceiling).unwrap());
+        let mut expected = all(9);
+        expected[field] = json!(2);
+        assert_eq!(serde_json::to_value(limits).unwrap(), expected);
     }
 }
 

@@ -19,7 +19,7 @@ const MAX_TRACESTATE: usize = 512;
 
 /// The id and the trace context of one request.
 #[derive(Clone, Debug)]
-pub(super) struct Identity {
+pub(crate) struct Identity {
     /// For log lines.
     pub request_id: Arc<str>,
     request_id_header: HeaderValue,

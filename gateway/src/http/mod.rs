@@ -5,7 +5,7 @@ mod answer;
 mod body;
 mod coding;
 mod guest;
-mod identity;
+pub(crate) mod identity;
 mod infer;
 mod listener;
 mod metadata;

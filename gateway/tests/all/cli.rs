@@ -1,6 +1,7 @@
 //! The command line, and the pages that are made from the code.
 
-use std::process::Command;
+use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use crate::server::{Server, checkout};
 
@@ -63,6 +64,83 @@ fn new_makes_a_project_that_reads() {
 }
 
 #[test]
+fn new_without_a_checkout_says_what_is_needed() {
+    let folder = tempfile::tempdir().unwrap();
+    let copy = folder.path().join("windrose");
+    std::fs::copy(env!("CARGO_BIN_EXE_windrose"), &copy).unwrap();
+    let new = |name: &str, more: &[&str]| {
+        Command::new(&copy).args(["new", name]).args(more).current_dir(folder.path()).output().unwrap()
+    };
+    let refused = new("mine", &[]);
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert!(refused.status.code() == Some(2) && said.contains("checkout") && said.contains("--sdk"), "{said}");
+    assert!(!folder.path().join("mine").exists());
+    assert_eq!(new("mine", &["--sdk", "."]).status.code(), Some(2));
+    let sdk = checkout("guest-sdk");
+    assert!(new("mine", &["--sdk", sdk.to_str().unwrap()]).status.success());
+    let cargo = std::fs::read_to_string(folder.path().join("mine/Cargo.toml")).unwrap();
+    assert!(cargo.contains(sdk.to_str().unwrap()), "{cargo}");
+}
+
+#[test]
+fn a_reader_that_has_gone_ends_a_command_quietly() {
+    let server = Server::start(&[]);
+    server.deploy_graph("identity_fp32", "same", "1");
+    let graph = checkout("models/test/identity_fp32.onnx");
+    let graph = graph.to_str().unwrap();
+    for arguments in [
+        &["models"][..],
+        &["inspect", "same"],
+        &["infer", "same", "--input", "x=[1]"],
+        &["validate", graph, "--name", "same", "--json"],
+        &["deploy", graph, "--name", "other", "--json"],
+        &["completions", "bash"],
+        &["serve", "--print-reference"],
+    ] {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let ended = server.command().args(arguments).stdout(writer).stderr(Stdio::piped()).spawn().unwrap();
+        let ended = ended.wait_with_output().unwrap();
+        let said = String::from_utf8_lossy(&ended.stderr);
+        assert!(ended.status.code() == Some(141) && !said.contains("panicked"), "{arguments:?}: {said}");
+        assert!(!said.contains("error"), "{arguments:?}: {said}");
+    }
+}
+
+#[test]
+fn a_command_waits_for_a_gateway_that_is_starting() {
+    let mut server = Server::stopped(&[]);
+    let mut command = server.command();
+    let waiting = command.arg("models").stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    std::thread::sleep(Duration::from_millis(300));
+    server.run();
+    let ended = waiting.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&ended.stderr);
+    assert!(ended.status.success(), "{said}");
+    assert_eq!(said, format!("waiting for the gateway at http://{}\n", server.control));
+}
+
+#[test]
+fn help_and_completions_show_what_is_for_people() {
+    for shell in ["bash", "zsh", "fish"] {
+        let script = String::from_utf8(windrose(&["completions", shell]).stdout).unwrap();
+        assert!(script.contains("deploy") && script.contains("control-listen"), "{shell}");
+        let mut words = script.split(|c: char| !c.is_ascii_alphanumeric() && c != '-');
+        assert!(!words.any(|word| word == "prepare"), "{shell} offers a command that is not for people");
+    }
+    let help = String::from_utf8(windrose(&["serve", "--help"]).stdout).unwrap();
+    let sources = windrose::config::Sources {
+        file: None,
+        environment: vec![("HOME".into(), "/nowhere".into())],
+        set: Vec::new(),
+    };
+    let defaults = windrose::config::Config::load(&sources).unwrap();
+    for listener in [defaults.data.listen, defaults.control.listen] {
+        assert!(help.contains(&format!("[default: {listener}]")), "{help}");
+    }
+}
+
+#[test]
 fn infer_and_inspect_speak_to_people_and_scripts() {
     let server = Server::start(&[]);
     server.deploy_graph("identity_fp32", "same", "1");
@@ -73,4 +151,6 @@ fn infer_and_inspect_speak_to_people_and_scripts() {
     assert_eq!(json["outputs"][0]["data"], serde_json::json!([1.5]));
     assert!(server.ok(&["inspect", "same"]).contains("rten"));
     assert!(server.refused(&["infer", "same", "--input", "y=[1]"]).1.contains("it has x"));
+    let (status, said) = server.refused(&["infer", "same", "--input", "x=[[1,2],[3]]"]);
+    assert!(status == 2 && said.contains("x: the lists"), "{said}");
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use rand::{RngExt, SeedableRng};
 use serde_json::json;
 
-use crate::server::{Server, checkout};
+use crate::server::{Server, answered, checkout};
 
 #[test]
 fn what_is_deployed_survives_kill_9_at_any_moment() {
@@ -335,4 +335,28 @@ fn an_initialiser_runs_at_deployment_and_again_only_where_the_cache_is_gone() {
     server.run();
     answer(&server);
     assert_eq!(cached(&server)[0].0, before[0].0, "it was made again, under the same name");
+}
+
+#[test]
+fn ids_and_traces_are_on_every_answer_of_both_listeners() {
+    let server = Server::start(&[]);
+    let token = format!("authorization: Bearer {}\r\n", server.token());
+    let parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+    let own = format!("x-request-id: mine\r\ntraceparent: {parent}\r\ntracestate: a=1\r\n");
+    for (address, path, headers, status) in [
+        (server.data, "/v2", "", 200),
+        (server.data, "/nowhere", "", 404),
+        (server.control, "/v1/status", &*token, 200),
+        (server.control, "/v1/nowhere", &token, 404),
+        (server.control, "/v1/models/nobody", &token, 404),
+        (server.control, "/v1/status", "", 401),
+    ] {
+        let (head, _) = answered(address, "GET", path, &format!("{headers}{own}"), b"").unwrap();
+        assert!(head.starts_with(&format!("http/1.1 {status}")), "{path}: {head}");
+        let of = |name: &str| head.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": ")).unwrap_or("");
+        assert_eq!((of("x-request-id"), of("tracestate")), ("mine", "a=1"), "{path}");
+        assert!(of("traceparent").starts_with(&parent[..36]) && of("traceparent") != parent, "{path}");
+        let (head, _) = answered(address, "GET", path, headers, b"").unwrap();
+        assert!(head.contains("\nx-request-id: ") && head.contains("\ntraceparent: 00-"), "{path}: {head}");
+    }
 }

@@ -51,6 +51,10 @@ async fn wrong_inputs_are_named() {
         let message = answer.error(400, "invalid_input");
         assert!(message.contains(expected), "{message:?} is not {expected:?}");
     }
+    for (body, expected) in [(json!([]), "request"), (json!({"inputs": [7]}), "inputs[0]")] {
+        let message = gateway.infer("two", body.to_string()).await.error(400, "invalid_input");
+        assert_eq!(message, format!("{expected}: is not an object"));
+    }
     let wide = json!({"inputs": [input("a", json!([1, 1]), "INT32", json!([2147483648u32])),
                                  input("b", json!([1, 1]), "INT32", json!([1]))]});
     let message = gateway.infer("add", wide.to_string()).await.error(400, "invalid_input");
@@ -72,6 +76,9 @@ async fn wrong_outputs_and_parameters_are_named() {
         (json!([]), json!({"timeout": -5}), "parameters.timeout"),
         (json!([]), json!({"binary_data_output": 1}), "parameters.binary_data_output"),
         (json!([]), json!({"x": [1]}), "parameters.x"),
+        (json!([]), json!([1]), "parameters: is not an object"),
+        (json!([1]), json!({}), "outputs[0]: is not an object"),
+        (json!([{"name": "next", "parameters": 1}]), json!({}), "outputs[0].parameters: is not an object"),
     ];
     for (outputs, parameters, expected) in cases {
         let body = json!({"inputs": [pixels(), labels()], "outputs": outputs, "parameters": parameters});

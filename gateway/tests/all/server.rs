@@ -31,18 +31,23 @@ fn free_port() -> SocketAddr {
 impl Server {
     /// A running gateway, once it is ready.
     pub fn start(settings: &[(&str, &str)]) -> Server {
-        let mut server = Server {
+        let mut server = Server::stopped(settings);
+        server.run();
+        server
+    }
+
+    /// A gateway that was never started.
+    pub fn stopped(settings: &[(&str, &str)]) -> Server {
+        Server {
             dir: tempfile::tempdir().unwrap(),
             data: free_port(),
             control: free_port(),
             settings: settings.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect(),
             process: None,
-        };
-        server.run();
-        server
+        }
     }
 
-    fn command(&self) -> Command {
+    pub fn command(&self) -> Command {
         let mut command = Command::new(BINARY);
         command
             .env_clear()
@@ -156,7 +161,7 @@ impl Drop for Server {
     }
 }
 
-/// One HTTP/1.1 exchange on a connection of its own.
+/// One HTTP/1.1 exchange on a connection of its own; status and body.
 pub fn exchange(
     address: SocketAddr,
     method: &str,
@@ -164,6 +169,20 @@ pub fn exchange(
     headers: &str,
     body: &[u8],
 ) -> std::io::Result<(u16, Vec<u8>)> {
+    let (head, body) = answered(address, method, path, headers, body)?;
+    let status =
+        head.split(' ').nth(1).and_then(|s| s.parse().ok()).ok_or_else(|| std::io::Error::other("no status"))?;
+    Ok((status, body))
+}
+
+/// As [`exchange`]; the head in lower case, and the body.
+pub fn answered(
+    address: SocketAddr,
+    method: &str,
+    path: &str,
+    headers: &str,
+    body: &[u8],
+) -> std::io::Result<(String, Vec<u8>)> {
     let mut stream = TcpStream::connect(address)?;
     stream.set_read_timeout(Some(Duration::from_secs(60)))?;
     let length = body.len();
@@ -178,6 +197,5 @@ pub fn exchange(
     let wrong = || std::io::Error::other("no HTTP answer");
     let end = answer.windows(4).position(|w| w == b"\r\n\r\n").ok_or_else(wrong)?;
     let head = String::from_utf8_lossy(&answer[..end]).to_ascii_lowercase();
-    let status = head.split(' ').nth(1).and_then(|s| s.parse().ok()).ok_or_else(wrong)?;
-    Ok((status, answer.split_off(end + 4)))
+    Ok((head, answer.split_off(end + 4)))
 }

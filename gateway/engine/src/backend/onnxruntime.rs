@@ -208,6 +208,19 @@ impl Core {
         let missing = || EngineError::Failed("ONNX Runtime returned no value for an output".into());
         values.into_iter().map(|value| value.ok_or_else(missing)).collect()
     }
+
+    /// What a failed run means: strings are UTF-8 to the library's operators. Those that only pass strings on take any bytes,
+    /// so that no input is refused before.
+    fn blame(&self, inputs: &[Tensor], error: EngineError) -> EngineError {
+        for (name, tensor) in self.inputs.iter().zip(inputs) {
+            if let Some(at) = tensor.strings().position(|string| std::str::from_utf8(&string).is_err()) {
+                let name = name.to_string_lossy();
+                let why = format!("input \"{name}\": element {at} is not UTF-8, which this graph needs");
+                return EngineError::InvalidInput(why);
+            }
+        }
+        error
+    }
 }
 
 /// One worker's access to a session.
@@ -227,7 +240,7 @@ impl Session for Runner {
             .map(|(tensor, memory)| Value::input(tensor, memory, &core.memory))
             .collect::<Result<_, _>>()?;
         let wanted: Vec<_> = outputs.iter().filter_map(|at| core.outputs.get(*at)).collect();
-        let returned = core.run(&values, &wanted)?;
+        let returned = core.run(&values, &wanted).map_err(|error| core.blame(inputs, error))?;
         let owner: value::Owner = Arc::clone(core) as value::Owner;
         let outputs = returned.into_iter().zip(&wanted);
         outputs.map(|(value, (_, datatype))| value.into_tensor(*datatype, &memory, &owner)).collect()

@@ -207,6 +207,19 @@ fn byte_strings_where_the_engine_has_them() {
 }
 
 #[test]
+fn strings_that_are_not_text_are_the_callers_error() {
+    for engine in backends().into_iter().filter(|engine| *engine != EngineChoice::Rten) {
+        let graph = load(engine, "strings_upper");
+        let words = Tensor::from_strings([2], &[&b"north"[..], b"\xff\xfe"]).expect("words");
+        let error = run(&graph, vec![("words", words.clone())]).expect_err("no UTF-8");
+        let said = "input \"words\": element 1 is not UTF-8, which this graph needs";
+        assert_eq!(error, EngineError::InvalidInput(said.into()));
+        // A graph that only passes them on takes any bytes.
+        assert_eq!(run_one(&load(engine, "identity_bytes"), vec![("x", words.clone())]), words);
+    }
+}
+
+#[test]
 fn a_value_that_the_engine_cannot_hold_is_the_callers_error() {
     for engine in backends() {
         let graph = load(engine, "add_int64");

@@ -5,7 +5,7 @@ use std::path::Path;
 use windrose_engine::{
     DataType, Dim, EngineError, Engines, EnginesConfig, GraphOptions, GraphSpec, Tensor, TensorSpec,
 };
-use windrose_sandbox::{CallError, Limit, ModuleKind, PASSTHROUGH, Program};
+use windrose_sandbox::{CallError, Limit, ModuleKind, PASSTHROUGH, Parameter, Program};
 
 use crate::support::{SANDBOX, context, floats, graph, identity, program, request, root};
 use crate::wat::{component, guest};
@@ -170,6 +170,43 @@ async fn sixty_four_megabytes_pass() {
     let signature = program.describe(&context()).await.unwrap();
     let answer = program.infer(&signature, request(&vec![1.0; 16 << 20]), &context()).await.unwrap();
     assert_eq!(floats(&answer).len(), 16 << 20);
+}
+
+/// Answers with the parameter `y`, a text of 50,000 bytes.
+const LONG_PARAMETER: &str = r#"(memory.fill (i32.const 8192) (i32.const 97) (i32.const 50000))
+    (drop (call $answer (i32.load offset=12 (local.get $inputs))))
+    (i32.store (i32.const 108) (i32.const 256)) (i32.store (i32.const 112) (i32.const 1))
+    (i32.store (i32.const 256) (i32.const 48)) (i32.store (i32.const 260) (i32.const 1))
+    (i32.store (i32.const 264) (i32.const 3))
+    (i32.store (i32.const 272) (i32.const 8192)) (i32.store (i32.const 276) (i32.const 50000))
+    (i32.const 96)"#;
+
+#[tokio::test]
+async fn parameters_count_as_output() {
+    let module = SANDBOX.module(&guest("", LONG_PARAMETER)).unwrap();
+    let of_any_length = signature(DataType::Fp32, None);
+    let program = identity(module.clone(), |limits| limits.output = 4 + 1 + 50_000);
+    let answer = program.infer(&of_any_length, request(&[1.0]), &context()).await.unwrap();
+    assert_eq!(answer.parameters, [("y".into(), Parameter::Text("a".repeat(50_000)))]);
+    let program = identity(module, |limits| limits.output = 4 + 50_000);
+    let error = program.infer(&of_any_length, request(&[1.0]), &context()).await.unwrap_err();
+    assert_eq!(error, CallError::Limit(Limit::Output));
+}
+
+#[tokio::test]
+async fn a_modules_last_words_are_few() {
+    for (case, name) in [(0, "invalid-input"), (1, "internal")] {
+        let body = format!(
+            r#"(memory.fill (i32.const 8192) (i32.const 97) (i32.const 50000))
+            (i32.store (i32.const 96) (i32.const 1)) (i32.store (i32.const 100) (i32.const {case}))
+            (i32.store (i32.const 104) (i32.const 8192)) (i32.store (i32.const 108) (i32.const 50000))
+            (i32.const 96)"#
+        );
+        let program = identity(SANDBOX.module(&guest("", &body)).unwrap(), |_| ());
+        let error = program.infer(&signature(DataType::Fp32, None), request(&[1.0]), &context()).await.unwrap_err();
+        let (CallError::InvalidInput(text) | CallError::Failed(text)) = error else { panic!("{name}: {error:?}") };
+        assert!(text.starts_with("aaa") && text.ends_with('…') && text.len() < 5_000, "{name}: {} bytes", text.len());
+    }
 }
 
 /// Needs ONNX Runtime, which has byte strings: without its library (`make onnxruntime`) it says so and passes.

@@ -201,7 +201,7 @@ pub async fn validate(State(api): Shared, headers: HeaderMap, body: Body) -> Res
     let (progress, events) = mpsc::channel(PROGRESS);
     let task = tokio::spawn(async move {
         let prepared = api.registry.validate(&manifest, progress).await?;
-        Ok(view::validated(prepared, &manifest.grants.min(&api.registry.loader.ceiling.grants)))
+        Ok(view::validated(prepared, &api.registry.loader.granted(&manifest.grants)))
     });
     answer(&headers, events, task).await
 }

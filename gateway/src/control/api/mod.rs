@@ -25,6 +25,7 @@ use super::registry::{ChangeError, Registry};
 use super::token::Token;
 use crate::error::{Error, Kind};
 use crate::fleet::Fleet;
+use crate::http::identity::Identity;
 use crate::telemetry::Telemetry;
 use types::{ErrorBody, MissingBlob};
 
@@ -95,6 +96,7 @@ pub async fn serve(listener: TcpListener, api: Arc<Api>, shutdown: CancellationT
         .fallback(async || fail(Error::new(Kind::NotFound, "there is no such path")))
         .method_not_allowed_fallback(async || fail(Error::new(Kind::MethodNotAllowed, "not with this method")))
         .layer(middleware::from_fn_with_state(api.clone(), authorize))
+        .layer(middleware::from_fn(identify))
         .with_state(api)
         .into_make_service_with_connect_info::<SocketAddr>();
     // A stream of progress is many small writes: none waits for the last one's acknowledgement.
@@ -105,6 +107,14 @@ pub async fn serve(listener: TcpListener, api: Arc<Api>, shutdown: CancellationT
     if let Err(error) = served {
         tracing::error!(%error, "the control listener failed");
     }
+}
+
+/// Puts the id and the trace context of a call on its answer, as the data listener does.
+async fn identify(request: Request, next: Next) -> Response {
+    let identity = Identity::of(request.headers());
+    let mut response = next.run(request).await;
+    identity.stamp(response.headers_mut());
+    response
 }
 
 /// Refuses every call without the token, before anything of it is read.

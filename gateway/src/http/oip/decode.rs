@@ -178,7 +178,13 @@ fn object<'a>(
     mut each: impl FnMut(&mut Cursor<'a>, &str) -> Result<()>,
 ) -> Result<()> {
     let syntax = |s| place.syntax(s);
-    cursor.expect(b'{', "expected an object").map_err(syntax)?;
+    if cursor.peek() != b'{' {
+        return Err(match cursor.skip() {
+            Ok(_) => place.invalid("is not an object"),
+            Err(s) => place.syntax(s),
+        });
+    }
+    cursor.bump();
     if cursor.accept(b'}') {
         return Ok(());
     }

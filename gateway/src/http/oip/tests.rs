@@ -118,7 +118,7 @@ fn bad_envelopes_name_the_field() {
     let cases = [
         ("{}".to_owned(), "inputs: is missing"),
         ("".to_owned(), "request: malformed JSON"),
-        ("[]".to_owned(), "request: malformed JSON: expected an object"),
+        ("[]".to_owned(), "request: is not an object"),
         ("{\"inputs\":[".to_owned(), "inputs[0]: malformed JSON: the text ends too early"),
         ("{\"inputs\":{}}".to_owned(), "inputs: is not an array"),
         (format!("{{\"inputs\":[{x},{x}]}}"), "inputs[1].name: \"x\" appears twice"),
