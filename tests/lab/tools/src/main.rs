@@ -1,8 +1,10 @@
 //! The parts of the network tests that must be cheap on CPU; `tests/lab` starts them.
 
+mod due;
 mod front;
 mod link;
 mod load;
+mod peer;
 mod storm;
 
 use anyhow::Result;
