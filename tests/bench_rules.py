@@ -12,15 +12,18 @@ and the medians of the rounds count.
 """
 
 import argparse
+import resource
 import signal
 import statistics
 import subprocess
 import sys
+import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+from bench_forward import TICKS, cpu_seconds  # noqa: E402
 from fleet import ADD, Fleet, explained  # noqa: E402
 from harness import wait_until  # noqa: E402
 from lab.link import TOOL  # noqa: E402
@@ -44,6 +47,26 @@ class Turn:
     def __init__(self, words: list[str]):
         self.counted, self.failed, self.late, median, p99 = map(int, words)
         self.median, self.p99 = median / 1e3, p99 / 1e3
+
+
+class Others:
+    """How many cores what is not ours has used since this was made: they share the machine, and figures beside them are
+    worse by what they took."""
+
+    def __init__(self, fleet: Fleet):
+        self.fleet, self.began, self.before = fleet, time.monotonic(), self.used(fleet)
+
+    @staticmethod
+    def used(fleet: Fleet) -> float:
+        """Seconds of all that ran so far but the gateways and the client."""
+        times = list(map(int, Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]))
+        idle, waiting = times[3:5]
+        client = resource.getrusage(resource.RUSAGE_CHILDREN)
+        gateways = sum(cpu_seconds(gateway.process.pid) for gateway in fleet.gateways.values())
+        return (sum(times) - idle - waiting) / TICKS - gateways - client.ru_utime - client.ru_stime
+
+    def cores(self) -> float:
+        return max(0.0, self.used(self.fleet) - self.before) / (time.monotonic() - self.began)
 
 
 def start(folder: Path) -> Fleet:
@@ -88,11 +111,13 @@ def a_round(fleet: Fleet, digest: str, spread: str, seed: int, arguments) -> dic
     command += ["--late-ms", arguments.late]
     for name in GATEWAYS:
         command += ["--gateway", f"127.0.0.1:{fleet.ports[name]}={fleet.gateways[name].process.pid}"]
+    others = Others(fleet)
     done = subprocess.run([str(word) for word in command], capture_output=True, text=True)
     if done.returncode != 0:
         raise RuntimeError(f"{spread}, round {seed}: {done.stderr}")
     said, *rows = done.stdout.splitlines()
-    print(f"{spread}, round {seed}: {said.removeprefix('# ')}", file=sys.stderr, flush=True)
+    used = f"others used {others.cores():.2f} cores"
+    print(f"{spread}, round {seed}: {said.removeprefix('# ')}; {used}", file=sys.stderr, flush=True)
     if arguments.verbose:
         print("\n".join(rows), file=sys.stderr, flush=True)
     return {name: Turn(words) for name, *words in (row.split("\t") for row in rows)}
