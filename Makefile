@@ -6,7 +6,7 @@ FUZZ_SECONDS ?= 60
 VENV = target/venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help demo build test test-quick guests models onnxruntime venv bench bench-peers bench-failover bench-forward fuzz test-gpu clean
+.PHONY: help demo build test test-quick guests models onnxruntime venv bench bench-peers bench-failover bench-forward bench-rules fuzz test-gpu clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -49,6 +49,10 @@ bench-forward: venv build ## What forwarding a request costs us, Envoy, HAProxy 
 bench-peers: venv onnxruntime models guests ## Windrose beside other model servers, as ratios
 	$(CARGO) build --release --locked --workspace
 	$(PYTHON) benches/peers/run.py
+
+bench-rules: venv build ## Windrose's rule of choice beside others, on real gateways that are unlike each other
+	$(CARGO) build --release --locked -p windrose-lab
+	$(VENV) tests/bench_rules.py
 
 fuzz: ## The fuzzers, FUZZ_SECONDS=3600 for an hour each
 	$(PYTHON) tests/fuzz/run.py all $(FUZZ_SECONDS)

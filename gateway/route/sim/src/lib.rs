@@ -19,5 +19,5 @@ mod site;
 mod world;
 
 pub use record::{Outcome, Record};
-pub use site::Model;
+pub use site::{Model, exponential, normal};
 pub use world::{Brain, Plan, run};

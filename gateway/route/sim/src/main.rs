@@ -1,21 +1,18 @@
 //! The tables of docs/routing.md: `cargo run --release -p windrose-route-sim -- rules|faults|scale`.
 
 use windrose_route::{MILLISECOND, Nanos, SECOND};
-use windrose_route_sim::rules::{LeastInFlight, PeakEwma, Prequal, RoundRobin};
+use windrose_route_sim::rules::RULES;
 use windrose_route_sim::scenario::{self, FAULT, Spread};
 use windrose_route_sim::{Brain, Record, run};
 
 /// Where the printed numbers come from; the tests use others.
 const SEED: u64 = 20_260_101;
 
-const BRAINS: [(&str, Brain); 6] = [
-    ("round robin", Brain::Rule(|| Box::<RoundRobin>::default())),
-    ("least in flight", Brain::Rule(|| Box::<LeastInFlight>::default())),
-    ("peak EWMA, two choices", Brain::Rule(|| Box::<PeakEwma>::default())),
-    ("Prequal-like", Brain::Rule(|| Box::<Prequal>::default())),
-    ("windrose", Brain::Windrose),
-    ("oracle", Brain::Oracle),
-];
+/// Who chooses, by name, in the order of the tables.
+fn brains() -> impl Iterator<Item = (&'static str, Brain)> {
+    let rules = RULES.into_iter().map(|(name, make)| (name, Brain::Rule(make)));
+    rules.chain([("windrose", Brain::Windrose), ("oracle", Brain::Oracle)])
+}
 
 fn main() {
     match std::env::args().nth(1).as_deref() {
@@ -34,7 +31,7 @@ fn rules() {
     for spread in [Spread::Even, Spread::Uneven, Spread::Antagonised, Spread::Distant] {
         println!("\n{spread:?}, seed {SEED}: latency in ms\n");
         println!("| rule | mean | p50 | p99 | p99.9 |\n| --- | ---: | ---: | ---: | ---: |");
-        for (name, brain) in BRAINS {
+        for (name, brain) in brains() {
             let record = run(scenario::fleet(spread, brain, SEED));
             let q = |q| ms(record.quantile(q, 2 * SECOND, 20 * SECOND));
             let mean = record.mean(2 * SECOND, 20 * SECOND) / MILLISECOND as f64;
@@ -73,7 +70,8 @@ fn row(name: &str, record: &Record) {
 
 fn scale() {
     println!("a thousand sites, a hundred gateways, 100,000 requests a second for four seconds, seed {SEED}\n");
-    for (name, brain) in [BRAINS[1], BRAINS[4], BRAINS[5]] {
+    let scales = |name| ["least in flight", "windrose", "oracle"].contains(&name);
+    for (name, brain) in brains().filter(|(name, _)| scales(*name)) {
         let record = run(scenario::thousand(100_000.0, 4 * SECOND, brain, SEED));
         println!("{name:16} {}", record.summary(2 * SECOND, 4 * SECOND));
         let (count, took) = record.choices;

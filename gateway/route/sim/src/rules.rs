@@ -29,6 +29,44 @@ pub trait Rule {
     fn probed(&mut self, _replica: usize, _in_flight: u32, _latency: Nanos, _now: Nanos) {}
 }
 
+/// Makes a rule that knows nothing yet.
+pub type Make = fn() -> Box<dyn Rule>;
+
+/// The rules by name, in the order of the tables.
+pub const RULES: [(&str, Make); 4] = [
+    ("round robin", || Box::<RoundRobin>::default()),
+    ("least in flight", || Box::<LeastInFlight>::default()),
+    ("peak EWMA, two choices", || Box::<PeakEwma>::default()),
+    ("Prequal-like", || Box::<Prequal>::default()),
+];
+
+/// What requests take at a replica, by how many others each found there: what a probe tells as the latency.
+#[derive(Clone, Debug, Default)]
+pub struct Latencies {
+    /// Averages in ns, by that number; 0 before the first.
+    by_others: Vec<f64>,
+}
+
+impl Latencies {
+    /// A request that found so many others took so long.
+    pub fn took(&mut self, others: u32, took: Nanos) {
+        let others = others as usize;
+        if self.by_others.len() <= others {
+            self.by_others.resize(others + 1, 0.0);
+        }
+        let known = &mut self.by_others[others];
+        *known += (took as f64 - *known) * if *known == 0.0 { 1.0 } else { 0.1 };
+    }
+
+    /// What a request takes that finds so many others, by those that found as many, or nearly; `None` before the first.
+    pub fn of(&self, others: u32) -> Option<Nanos> {
+        let others = others as usize;
+        let below = self.by_others.iter().take(others + 1).rev();
+        let above = self.by_others.iter().skip(others + 1);
+        below.chain(above).find(|known| **known > 0.0).map(|known| *known as Nanos)
+    }
+}
+
 /// One after the other.
 #[derive(Debug, Default)]
 pub struct RoundRobin {
@@ -172,5 +210,21 @@ impl Rule for Prequal {
         }
         let latency = latency.max(MILLISECOND / 100);
         self.pool.push(Probed { replica, in_flight, latency, at: now, uses: 0 });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_latency_is_that_of_as_many_others_or_nearly() {
+        let mut latencies = Latencies::default();
+        assert_eq!(latencies.of(0), None);
+        latencies.took(2, 20);
+        latencies.took(4, 40);
+        assert_eq!([0, 2, 3, 4, 9].map(|others| latencies.of(others)), [20, 20, 20, 40, 40].map(Some));
+        latencies.took(4, 50);
+        assert_eq!(latencies.of(4), Some(41));
     }
 }

@@ -150,9 +150,37 @@ pub enum Spread {
     Distant,
 }
 
-/// Twenty replicas and ten gateways that load them to seven tenths, to compare rules on.
+/// The share of a crowded replica's capacity that others ask for.
+pub const CROWD: f64 = 0.75;
+
+impl Spread {
+    /// The share of all replicas' capacity that is asked for.
+    pub fn load(self) -> f64 {
+        if self == Spread::Antagonised { 0.6 } else { 0.7 }
+    }
+
+    /// By what factor the replica of this index is slower than the first.
+    pub fn slower(self, index: usize) -> u64 {
+        if self == Spread::Uneven && index % 2 == 1 { 3 } else { 1 }
+    }
+}
+
+/// When others' load is at one replica, up to a time: for one to three seconds, and again after six to ten.
+pub fn crowded(random: &mut Random, until: Nanos) -> Vec<(Nanos, Nanos)> {
+    let mut times = Vec::new();
+    let mut from = (random.share() * 4e9) as Nanos;
+    while from < until {
+        let to = from + SECOND + (random.share() * 2e9) as Nanos;
+        times.push((from, to));
+        from = to + 6 * SECOND + (random.share() * 4e9) as Nanos;
+    }
+    times
+}
+
+/// Twenty replicas and ten gateways that load them to [`Spread::load`], to compare rules on.
 pub fn fleet(spread: Spread, brain: Brain, seed: u64) -> Plan {
     const REPLICAS: usize = 20;
+    const UNTIL: Nanos = 20 * SECOND;
     let mut random = Random::seeded(seed ^ 0xf1ee7);
     let mut sites = Vec::new();
     for index in 0..REPLICAS {
@@ -163,29 +191,23 @@ pub fn fleet(spread: Spread, brain: Brain, seed: u64) -> Plan {
         let mut model =
             Model { parallel: 4, service: 10 * MS, sigma: 0.5, ..site(&format!("s/{index}"), distance, "eu") };
         model.queue = 100_000;
-        if spread == Spread::Uneven && index % 2 == 1 {
-            model.service *= 3;
-        }
+        model.service *= spread.slower(index);
         sites.push(model);
     }
-    let capacity: f64 = sites.iter().map(|model| 4.0 * 1e9 / model.service as f64).sum();
+    let capacity_of = |model: &Model| f64::from(model.parallel) * 1e9 / model.service as f64;
+    let capacity: f64 = sites.iter().map(capacity_of).sum();
     let mut faults = Vec::new();
-    let mut load = 0.7;
     if spread == Spread::Antagonised {
-        load = 0.6;
-        for site in 0..REPLICAS {
-            let mut from = (random.share() * 4e9) as Nanos;
-            while from < 20 * SECOND {
-                let to = from + SECOND + (random.share() * 2e9) as Nanos;
-                faults.push(Fault { site, gateway: None, from, to, kind: Kind::Crowded(300.0) });
-                from = to + 6 * SECOND + (random.share() * 4e9) as Nanos;
-            }
+        for (site, model) in sites.iter().enumerate() {
+            let kind = Kind::Crowded(capacity_of(model) * CROWD);
+            let times = crowded(&mut random, UNTIL);
+            faults.extend(times.into_iter().map(|(from, to)| Fault { site, gateway: None, from, to, kind }));
         }
     }
     Plan {
         gateways: 10,
-        rate: capacity * load / 10.0,
-        until: 20 * SECOND,
+        rate: capacity * spread.load() / 10.0,
+        until: UNTIL,
         sites,
         faults,
         patience: 60 * SECOND,

@@ -4,6 +4,8 @@ use std::collections::VecDeque;
 
 use windrose_route::{Load, Nanos, Random, Replica};
 
+use crate::rules::Latencies;
+
 /// How a site works.
 #[derive(Clone, Debug)]
 pub struct Model {
@@ -38,8 +40,8 @@ pub(crate) struct Site {
     pub(crate) epoch: u32,
     /// Until then it is cold after a start, and slower.
     pub(crate) cold_until: Nanos,
-    /// Time between taking a request and its answer, on average, by the requests in flight when it was taken.
-    latencies: Vec<f64>,
+    /// Between taking a request and its answer.
+    pub(crate) latencies: Latencies,
 }
 
 impl Site {
@@ -52,7 +54,7 @@ impl Site {
             coming: 0,
             epoch: 0,
             cold_until: 0,
-            latencies: Vec::new(),
+            latencies: Latencies::default(),
         }
     }
 
@@ -64,22 +66,9 @@ impl Site {
         (self.model.service as f64 * factor * slower * cold) as Nanos
     }
 
-    /// A request that found so many others took so long.
-    pub(crate) fn took(&mut self, beside: u32, took: Nanos) {
-        let beside = beside as usize;
-        if self.latencies.len() <= beside {
-            self.latencies.resize(beside + 1, 0.0);
-        }
-        let known = &mut self.latencies[beside];
-        *known += (took as f64 - *known) * if *known == 0.0 { 1.0 } else { 0.1 };
-    }
-
-    /// What a request that comes now takes, by those that found as many others, or nearly.
+    /// What a request that comes now takes.
     pub(crate) fn latency(&self) -> Nanos {
-        let beside = (self.waiting + self.busy) as usize;
-        let below = self.latencies.iter().take(beside + 1).rev();
-        let above = self.latencies.iter().skip(beside + 1);
-        below.chain(above).find(|known| **known > 0.0).map_or(self.model.service, |known| *known as Nanos)
+        self.latencies.of(self.waiting + self.busy).unwrap_or(self.model.service)
     }
 
     pub(crate) fn load(&self) -> Load {
@@ -102,12 +91,12 @@ impl Site {
 }
 
 /// A standard normal number.
-pub(crate) fn normal(random: &mut Random) -> f64 {
+pub fn normal(random: &mut Random) -> f64 {
     let (u, v) = (random.share().max(1e-12), random.share());
     (-2.0 * u.ln()).sqrt() * (std::f64::consts::TAU * v).cos()
 }
 
 /// An exponential number of this mean.
-pub(crate) fn exponential(random: &mut Random, mean: f64) -> f64 {
+pub fn exponential(random: &mut Random, mean: f64) -> f64 {
     -random.share().max(1e-12).ln() * mean
 }

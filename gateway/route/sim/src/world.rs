@@ -10,7 +10,7 @@ use crate::event::{Agenda, Event};
 use crate::fault::{Fault, Kind};
 use crate::gate::{Gate, Request};
 use crate::record::Record;
-use crate::rules::Rule;
+use crate::rules::Make;
 use crate::site::{Model, Site, exponential};
 
 /// How long a site is slower after a start.
@@ -24,7 +24,7 @@ pub enum Brain {
     /// The machine of `windrose-route`.
     Windrose,
     /// Another rule, made anew for each gateway.
-    Rule(fn() -> Box<dyn Rule>),
+    Rule(Make),
     /// One who sees every queue at this moment and what is on its way, and takes the least expected completion.
     Oracle,
 }
@@ -272,7 +272,7 @@ impl World {
         self.running[site].retain(|one| *one != job);
         let this = &mut self.sites[site];
         this.busy -= 1;
-        this.took(beside, self.now - came);
+        this.latencies.took(beside, self.now - came);
         while let Some(next) = self.sites[site].queue.pop_front() {
             if self.jobs[next].place == Place::Waiting {
                 self.sites[site].waiting -= 1;

@@ -14,11 +14,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use http_body_util::BodyExt;
 use hyper::header::{HeaderName, HeaderValue};
-use tokio::sync::mpsc;
 
 use self::pool::{Failed, Pool};
 use self::question::{Question, Request};
 use self::record::{Outcome, Record};
+use crate::due;
 
 /// What an answer says of its error, and of the attempts that there were.
 const ERROR: HeaderName = HeaderName::from_static("windrose-error");
@@ -102,7 +102,7 @@ async fn send(arguments: Arguments) -> Result<()> {
         start: schedule.start,
     });
     let mut tasks = tokio::task::JoinSet::new();
-    let mut numbers = schedule.run();
+    let mut numbers = due::each((0..schedule.requests).map(move |number| schedule.time_of(number)));
     while let Some(number) = numbers.recv().await {
         let (sender, record, scheduled) = (sender.clone(), record.clone(), schedule.time_of(number));
         tasks.spawn_local(async move { record.add(&sender.ask(number.into(), scheduled).await) });
@@ -162,7 +162,7 @@ impl Sender {
     }
 }
 
-/// The schedule, kept by a thread of its own, since a runtime's timers have a grain of a millisecond.
+/// When requests leave.
 #[derive(Clone, Copy)]
 struct Schedule {
     start: Instant,
@@ -174,21 +174,5 @@ impl Schedule {
     /// When a request is to leave.
     fn time_of(&self, number: u32) -> Instant {
         self.start + self.interval * number
-    }
-
-    /// The numbers of the requests, each at its time.
-    fn run(self) -> mpsc::Receiver<u32> {
-        let (due, numbers) = mpsc::channel(1024);
-        std::thread::spawn(move || {
-            // The default of 50 microseconds would be added to every latency; where it stays, figures are worse by it.
-            let _ = rustix::thread::set_current_timer_slack(std::num::NonZeroU64::new(1_000));
-            for number in 0..self.requests {
-                std::thread::sleep(self.time_of(number).saturating_duration_since(Instant::now()));
-                if due.blocking_send(number).is_err() {
-                    return;
-                }
-            }
-        });
-        numbers
     }
 }

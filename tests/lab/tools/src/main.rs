@@ -1,8 +1,11 @@
 //! The parts of the network tests that must be cheap on CPU; `tests/lab` starts them.
 
+mod due;
 mod front;
 mod link;
 mod load;
+mod peer;
+mod rules;
 mod storm;
 
 use anyhow::Result;
@@ -25,6 +28,8 @@ enum Part {
     Front(front::Arguments),
     /// Sends requests at a fixed rate and writes what became of each.
     Load(load::Arguments),
+    /// Sends requests to gateways that are slowed, each to the one that a rule chooses, by one rule after the other.
+    Rules(rules::Arguments),
     /// Sends the same request again and again, as fast as it is answered.
     Storm(storm::Arguments),
 }
@@ -34,6 +39,7 @@ fn main() -> Result<()> {
         Part::Link(arguments) => link::run(&arguments),
         Part::Front(arguments) => front::run(arguments),
         Part::Load(arguments) => load::run(arguments),
+        Part::Rules(arguments) => rules::run(arguments),
         Part::Storm(arguments) => storm::run(&arguments),
     }
 }
