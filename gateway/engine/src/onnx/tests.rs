@@ -206,7 +206,7 @@ fn weights_are_not_inputs_and_are_counted() {
     let read = read(&plain(&[declared(11, "w", 1, None), raw, packed, nibbles, words, empty])).expect("a graph");
     assert_eq!(read.spec.inputs.iter().map(|s| s.name.as_str()).collect::<Vec<_>>(), ["x"]);
     assert_eq!(read.weight_bytes, 16 + 16 + 2 + 2);
-    let elements: Vec<_> = read.elements.iter().map(|e| e.name()).collect();
+    let elements: Vec<_> = read.elements.keys().map(|e| e.name()).collect();
     assert_eq!(elements, ["FLOAT", "INT64", "STRING", "UINT4"]);
 }
 
