@@ -216,7 +216,7 @@ fn arithmetic(call: &Call, a: Value, b: Option<Value>) -> Option<Value> {
         "Sub" => (x.plus(y.negated()), all_whole),
         "Mul" => (x.times(y), all_whole),
         "Div" => (x.over(y, integers), false),
-        "Mod" => (x.modulo(y), false),
+        "Mod" => (x.modulo(y, integers), false),
         "Pow" => (x.power(y), false),
         "Neg" => (x.negated(), a.whole),
         "Abs" => (x.absolute(), a.whole),

@@ -131,9 +131,10 @@ impl Bound {
         }
     }
 
-    /// A remainder.
-    pub fn modulo(self, other: Bound) -> Bound {
-        let (largest, (low, _)) = (other.largest(), self.ends());
+    /// A remainder, of integers or not.
+    pub fn modulo(self, other: Bound, integers: bool) -> Bound {
+        let largest = other.largest() - if integers { 1.0 } else { 0.0 };
+        let (largest, (low, _)) = (largest.max(0.0), self.ends());
         match other {
             Size => Size,
             Within(c, _) if c >= 0.0 && low >= 0.0 => Within(0.0, largest),
@@ -287,7 +288,8 @@ mod tests {
             (int.over(Within(-1.0, 2.0), true), false),
             (int.over(Within(0.5, 0.5), false), false),
             (Size.over(Within(0.25, 0.25), false), true),
-            (Bound::ANY.modulo(byte), true),
+            (Bound::ANY.modulo(byte, false), true),
+            (int.modulo(int, true), true),
             (Within(0.0, 100.0).power(Within(2.0, 2.0)), true),
             (Within(0.0, 100.0).power(Within(5.0, 5.0)), false),
             (Bound::ANY.min(byte).max(byte), true),
