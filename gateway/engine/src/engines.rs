@@ -52,7 +52,8 @@ pub enum Device {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Isolation {
-    /// This one: the fastest way, and what a graph does to its engine it does to this process.
+    /// This one: the fastest way, and what a graph does to its engine it does to this process. A graph whose run may trap
+    /// gets a child instead.
     #[default]
     Process,
     /// A child with limits, which is ended when a run takes too long, and started again when it has ended.
@@ -253,7 +254,8 @@ impl Engines {
         Graph::start(loaded, &model, setup)
     }
 
-    /// Where a graph runs that is to run in `wanted`: one whose run may trap in native code never runs where others do.
+    /// Where a graph runs that is to run in `wanted`: one whose run may trap in native code never runs where others do,
+    /// whoever asked for that.
     fn isolation(&self, wanted: Isolation, engine: &dyn Engine, model: &onnx::Model) -> Isolation {
         let traps = engine.traps() && !self.expendable;
         match &model.may_trap {
