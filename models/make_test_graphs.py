@@ -88,11 +88,18 @@ def arithmetic():
         "two_in_two_out",
         [
             node("Mul", ["pixels", "two"], ["doubled"]),
-            node("Add", ["labels", "one"], ["next"]),
+            # Within limits, so that an engine of 32 bits can add to them.
+            node("Clip", ["labels", "least", "most"], ["within"]),
+            node("Add", ["within", "one"], ["next"]),
         ],
         [value("pixels", FP32, ["N", 3]), value("labels", INT64, ["N"])],
         [value("doubled", FP32, ["N", 3]), value("next", INT64, ["N"])],
-        [constant("two", np.float32(2)), constant("one", np.int64(1))],
+        [
+            constant("two", np.float32(2)),
+            constant("one", np.int64(1)),
+            constant("least", np.int64(-(10**9))),
+            constant("most", np.int64(10**9)),
+        ],
     )
     save(
         "greater",
@@ -185,6 +192,99 @@ def integers():
         [value("x", INT64, ["N"])],
         [value("y", INT64, ["N"])],
         [constant("big", np.int64(1 << 40))],
+    )
+
+
+def beyond_32_bits():
+    """Graphs whose right answer an engine of 32 bits does not have, whatever it is asked."""
+
+    def one(name, nodes, input_type, output_type, *constants):
+        save(name, nodes, [value("x", input_type, ["N"])], [value("y", output_type, ["N"])], constants)
+
+    cast = lambda x, y, elem: node("Cast", [x], [y], to=elem)
+    one("square_int64", [node("Mul", ["x", "x"], ["y"], name="squared")], INT64, INT64)
+    one("float_to_int64", [cast("x", "y", INT64)], FP32, INT64)
+    one("float_to_bool", [cast("x", "y", BOOL)], FP32, BOOL)
+    one("half_inside", [cast("x", "half", TensorProto.FLOAT16), cast("half", "y", FP32)], FP32, FP32)
+    one(
+        "double_inside",
+        [
+            cast("x", "wide", TensorProto.DOUBLE),
+            node("Add", ["wide", "little"], ["more"]),
+            node("Sub", ["more", "wide"], ["rest"]),
+            cast("rest", "y", FP32),
+        ],
+        FP32,
+        FP32,
+        constant("little", np.float64(1e-9)),
+    )
+
+
+def within_32_bits():
+    """Graphs with 64-bit integers that stay within 32 bits, whatever they are asked."""
+    save(
+        "moved_int64",
+        [
+            node("Gather", ["x", "turned"], ["picked"], axis=0),
+            node("Concat", ["picked", "x"], ["longer"], axis=0),
+            node("Unsqueeze", ["longer", "zero"], ["y"]),
+        ],
+        [value("x", INT64, ["N"])],
+        [value("y", INT64, [1, "M"])],
+        [constant("turned", np.array([-1, 0], np.int64)), constant("zero", np.array([0], np.int64))],
+    )
+    save(
+        "bounded_int64",
+        [
+            node("Shape", ["x"], ["shape"]),
+            node("Mul", ["shape", "two"], ["twice"]),
+            node("Add", ["twice", "one"], ["sizes"]),
+            node("ArgMax", ["x"], ["best"], axis=1, keepdims=0),
+            node("Add", ["best", "one"], ["places"]),
+            node("Greater", ["x", "nought"], ["positive"]),
+            node("Cast", ["positive"], ["flags"], to=INT64),
+            node("ReduceSum", ["flags", "one_axis"], ["counts"], keepdims=0),
+            node("Mod", ["labels", "seven"], ["rests"]),
+            node("Div", ["labels", "two"], ["halves"]),
+            node("Shape", ["labels"], ["length"]),
+            node("Cast", ["length"], ["float_length"], to=FP32),
+            node("Mul", ["float_length", "half"], ["float_half"]),
+            node("Floor", ["float_half"], ["whole_half"]),
+            node("Cast", ["whole_half"], ["half_length"], to=INT64),
+            node("Cast", ["labels"], ["float_labels"], to=FP32),
+            node("Sub", ["float_labels", "float_one"], ["lowered"]),
+            node("Cast", ["lowered"], ["not_one"], to=BOOL),
+        ],
+        [value("x", FP32, ["N", "M"]), value("labels", INT64, ["N"])],
+        [value("sizes", INT64, [2])]
+        + [value(name, INT64, ["N"]) for name in ("places", "counts", "rests", "halves")]
+        + [value("half_length", INT64, [1]), value("not_one", BOOL, ["N"])],
+        [
+            constant("one", np.int64(1)),
+            constant("two", np.int64(2)),
+            constant("seven", np.int64(7)),
+            constant("one_axis", np.array([1], np.int64)),
+            constant("nought", np.float32(0)),
+            constant("half", np.float32(0.5)),
+            constant("float_one", np.float32(1)),
+        ],
+    )
+
+
+def divisions():
+    """Divisions that cannot trap; `divide` can."""
+    save(
+        "divide_fp32",
+        [node("Div", ["a", "b"], ["q"])],
+        [value("a", FP32, ["N"]), value("b", FP32, ["N"])],
+        [value("q", FP32, ["N"])],
+    )
+    save(
+        "divide_by_constants",
+        [node("Div", ["a", "two"], ["half"]), node("Mod", ["half", "three"], ["q"])],
+        [value("a", INT32, ["N"])],
+        [value("q", INT32, ["N"])],
+        [constant("two", np.int32(2)), constant("three", np.array([3], np.int32))],
     )
 
 
@@ -347,6 +447,9 @@ def main():
     control_flow()
     strings()
     integers()
+    beyond_32_bits()
+    within_32_bits()
+    divisions()
     hostile()
     refused()
     print(f"{len(list(OUT.glob('*.onnx')))} graphs in {OUT}")

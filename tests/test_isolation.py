@@ -72,6 +72,31 @@ def test_answers_are_the_same_from_a_child(gateway):
     wait_until(lambda: not children(gateway.process.pid), 20, "the child to end with its graph")
 
 
+def test_a_quotient_that_kills_its_process_fails_alone_whatever_is_configured(make_gateway, engine):
+    gateway = make_gateway(engine, engines__isolation="process")
+    gateway.deploy(GRAPHS / "divide.onnx", "--name", "divide")
+    gateway.deploy(GRAPHS / "identity_fp32.onnx", "--name", "other")
+    native = engine == "onnxruntime"
+    assert ("a process of its own" in gateway.cli("inspect", "divide").stdout) == native
+    assert "a process of its own" not in gateway.cli("inspect", "other").stdout
+    assert len(children(gateway.process.pid)) == native
+
+    def divide(a, b):
+        inputs = [{"name": n, "datatype": "INT32", "shape": [1], "data": [v]} for n, v in (("a", a), ("b", b))]
+        return gateway.infer("divide", inputs)
+
+    process = gateway.process.pid
+    callers = Callers(gateway, "other")
+    answer = divide(-(2**31), -1)
+    assert answer.headers["windrose-error"] == ("graph_crashed" if native else "graph_failed"), answer.body
+    assert answer.status == 502
+    wait_until(lambda: divide(7, 2).status == 200, 30, "a quotient again")
+    seen = len(callers.outcomes)
+    wait_until(lambda: len(callers.outcomes) > seen + 20, 30, "requests after it")
+    assert set(callers.finish()) == {(200, None)}
+    assert gateway.process.pid == process and gateway.process.poll() is None
+
+
 def test_an_endless_run_and_a_kill_fail_their_own_requests_alone(gateway):
     gateway.deploy(GRAPHS / "loop.onnx", "--name", "loop")
     before = set(children(gateway.process.pid))

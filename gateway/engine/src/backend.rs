@@ -18,6 +18,11 @@ pub trait Engine: Send + Sync {
     /// What it is: `rten` or `onnxruntime`, and what it has here.
     fn info(&self) -> &EngineInfo;
 
+    /// Whether a run that divides integers may end the process: whether it is native code that leaves that to the CPU.
+    fn traps(&self) -> bool {
+        false
+    }
+
     /// Loads a graph into its sessions, which share its weights where the engine can. Blocks.
     ///
     /// # Errors

@@ -52,7 +52,8 @@ pub enum Device {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Isolation {
-    /// This one: the fastest way, and what a graph does to its engine it does to this process.
+    /// This one: the fastest way, and what a graph does to its engine it does to this process. A graph whose run may trap
+    /// gets a child instead.
     #[default]
     Process,
     /// A child with limits, which is ended when a run takes too long, and started again when it has ended.
@@ -140,6 +141,8 @@ pub struct Engines {
     cores: Arc<Turnstile>,
     /// The weights that can leave memory.
     weights: Residency,
+    /// Whether this process may end without harm.
+    expendable: bool,
 }
 
 impl Engines {
@@ -153,7 +156,7 @@ impl Engines {
         let engines: Vec<Arc<dyn Engine>> = [onnxruntime(&config)?, rten()].into_iter().flatten().collect();
         let infos = engines.iter().map(|engine| engine.info().clone()).collect();
         let cores = Turnstile::new(available_parallelism().map_or(1, usize::from));
-        Ok(Engines { engines, infos, config, children: None, cores, weights: Residency::new(None) })
+        Ok(Engines { engines, infos, config, children: None, cores, weights: Residency::new(None), expendable: false })
     }
 
     /// Keeps the weights of graphs that can be loaded again within a budget, bytes of their files.
@@ -165,6 +168,12 @@ impl Engines {
     pub fn with_children(self, config: ChildConfig) -> Engines {
         let children = Some(Children::new(config, self.config.clone()));
         Engines { children, ..self }
+    }
+
+    /// For a process that may end without harm, being a child already: graphs run in it as asked, those whose run may
+    /// trap included.
+    pub fn expendable(self) -> Engines {
+        Engines { expendable: true, ..self }
     }
 
     /// The weights of graphs that can be loaded again.
@@ -215,7 +224,8 @@ impl Engines {
         // Who names a number of jobs means that number.
         let wait = options.queue_wait_ms.or(options.queue.is_none().then_some(WAIT_MS)).map(Duration::from_millis);
         let bounds = Bounds { jobs: capacity, wait, workers: sessions };
-        let (isolation, children, device) = (options.isolation, self.children.clone(), options.device);
+        let isolation = self.isolation(options.isolation, engine.as_ref(), &model);
+        let (children, device) = (self.children.clone(), options.device);
         let (engine, read) = (Arc::clone(engine), Arc::clone(&model));
         let load = move |onnx: Bytes| -> Result<Loaded, EngineError> {
             let loading = Loading { onnx, model: Arc::clone(&read), device, sessions, threads };
@@ -242,6 +252,19 @@ impl Engines {
         let cores = (options.device == Device::Cpu).then(|| Arc::clone(&self.cores));
         let setup = Setup { bounds, keeps_sample, cores, padding: options.padding.clone(), residence };
         Graph::start(loaded, &model, setup)
+    }
+
+    /// Where a graph runs that is to run in `wanted`: one whose run may trap in native code never runs where others do,
+    /// whoever asked for that.
+    fn isolation(&self, wanted: Isolation, engine: &dyn Engine, model: &onnx::Model) -> Isolation {
+        let traps = engine.traps() && !self.expendable;
+        match &model.may_trap {
+            Some(node) if traps && wanted == Isolation::Process => {
+                tracing::info!(node, "a graph gets a process of its own: it divides integers, which may end a process");
+                Isolation::Child
+            }
+            _ => wanted,
+        }
     }
 
     /// The engine with a name.

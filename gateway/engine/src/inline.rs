@@ -259,6 +259,7 @@ mod tests {
             elements: Default::default(),
             weight_bytes: 0,
             beyond_32_bits: None,
+            may_trap: None,
         };
         let session = Anywhere::default();
         let loaded = Loaded { info, sessions: vec![Box::new(session.clone())] };

@@ -4,15 +4,21 @@
 //! refuses: data outside the file, operator domains that no engine here has, local functions, subgraphs nested too
 //! deep, sizes that overflow or disagree with their data, more nodes than any real graph has, and inputs and outputs
 //! of types that the protocol cannot express. What it does not do is check that the graph makes sense: the engines do.
+//!
+//! In the same walk it follows what is known of each value from node to node (`infer`): its element type, and whether
+//! its integers come from data, of which anything may come, or from constants, sizes and indices, which 32 bits hold.
+//! Two questions are answered from that: may a run trap, and would an engine of 32 bits compute something else.
 
 mod element;
+mod infer;
 mod reader;
 #[cfg(test)]
 mod tests;
+mod value;
 mod weight;
 mod wire;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 pub use element::Element;
 
@@ -24,6 +30,8 @@ pub const MAX_BYTES: usize = i32::MAX as usize;
 pub const MAX_NODES: usize = 200_000;
 /// Most weights, those of subgraphs and attributes included.
 pub const MAX_WEIGHTS: usize = 200_000;
+/// Most values with a name, and most of which the file tells the type.
+pub const MAX_NAMES: usize = 2_000_000;
 /// Most inputs, and most outputs, of the graph.
 pub const MAX_VALUES: usize = 1_024;
 /// Most dimensions of a tensor.
@@ -42,13 +50,17 @@ pub struct Model {
     pub nodes: usize,
     /// The operators used, as `domain:Name`, or `Name` alone for ONNX's own.
     pub operators: BTreeSet<String>,
-    /// The element types of inputs, outputs and weights, and those that values are cast to.
-    pub elements: BTreeSet<Element>,
+    /// The element types of inputs, outputs, weights and of what nodes make, as far as that can be told, each with what
+    /// has it.
+    pub elements: BTreeMap<Element, String>,
     /// Bytes of all weights.
     pub weight_bytes: u64,
     /// Why an engine whose integers and floats have 32 bits would compute something else, if it would: a constant that
-    /// it cannot hold and that is not merely the open end of a slice.
+    /// it cannot hold and that is not merely the open end of a slice, or a node whose results it may not hold.
     pub beyond_32_bits: Option<String>,
+    /// The node that may end a process in which native code runs it, if there is one: it divides integers by what may
+    /// be 0 or -1.
+    pub may_trap: Option<String>,
 }
 
 /// Reads the signature of a graph and refuses what may not reach an engine. No engine is involved.

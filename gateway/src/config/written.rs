@@ -100,7 +100,8 @@ table! {
         /// Further folders to search for it, before the usual ones.
         search: List = "[]",
         /// Where graphs run: `process`, the gateway's own, or `child`, one with limits for each graph. A manifest can ask
-        /// for `child`, and never for less than this. What a module brings itself by `load` always runs in a child.
+        /// for `child`, and never for less than this. What a module brings itself by `load` always runs in a child, and
+        /// so does a graph that divides integers in ONNX Runtime by what may be 0 or -1.
         isolation: Isolation = "\"process\"",
         /// Memory of one child that runs a graph, the shared memory of its tensors not counted.
         child_memory: Size = "\"4GiB\"",

@@ -132,6 +132,10 @@ impl Engine for OnnxRuntime {
         &self.info
     }
 
+    fn traps(&self) -> bool {
+        true
+    }
+
     fn load(&self, graph: Loading) -> Result<Loaded, EngineError> {
         let Loading { onnx, model, device, sessions, threads } = graph;
         let provider = if device == Device::Cpu { "CPU" } else { "CUDA" };

@@ -1,9 +1,9 @@
 //! rten: pure Rust, built in.
 //!
 //! It holds `f32`, `i32`, `i8` and `u8`. Graphs that declare INT64 or BOOL run on its `i32`: their inputs are converted
-//! here, their outputs back, and a value that does not fit is the caller's error. Any other declared type is refused,
-//! and so is a constant of 64 bits that it would saturate, unless all that it does is to leave a slice open.
-//! What no one can see from outside is arithmetic inside a graph: INT64 sums wrap at 32 bits there.
+//! here, their outputs back, and a value that does not fit is the caller's error. A graph that has any other type
+//! anywhere is refused; so is one with a constant of 64 bits that it would saturate, unless all that it does is to leave
+//! a slice open, and one that computes with INT64 of which the reader cannot tell that they stay within 32 bits.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -72,15 +72,13 @@ fn check_types(model: &crate::onnx::Model) -> Result<(), EngineError> {
             return needs(format!("rten has no {}, the type of '{}'", spec.datatype, spec.name));
         }
     }
-    // Inside a graph, halves are widened to f32 and doubles rounded to it, which a graph that neither takes nor
-    // returns them survives; other types have no place at all.
-    let inside =
-        |e: &&OnnxElement| !e.datatype().is_some_and(|t| holds(t) || matches!(t, DataType::Fp16 | DataType::Fp64));
-    if let Some(element) = model.elements.iter().find(inside) {
-        return needs(format!("rten has no {}, which the graph computes with", element.name()));
+    // Halves would be widened to f32 and doubles rounded to it, which gives other numbers.
+    let inside = |(e, _): &(&OnnxElement, &String)| !e.datatype().is_some_and(holds);
+    if let Some((element, place)) = model.elements.iter().find(inside) {
+        return needs(format!("rten has no {}, the type of {place}", element.name()));
     }
     match &model.beyond_32_bits {
-        Some(why) => needs(format!("rten has 32-bit numbers, and {why}")),
+        Some(why) => needs(format!("rten has 32-bit numbers: {why}")),
         None => Ok(()),
     }
 }

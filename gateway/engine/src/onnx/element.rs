@@ -49,7 +49,12 @@ const ELEMENTS: [(&str, usize, Typed); 27] = [
 ];
 
 impl Element {
+    pub(super) const FLOAT: Element = Element(1);
+    pub(super) const UINT8: Element = Element(2);
+    pub(super) const INT32: Element = Element(6);
     pub(super) const INT64: Element = Element(7);
+    pub(super) const STRING: Element = Element(8);
+    pub(super) const BOOL: Element = Element(9);
     pub(super) const DOUBLE: Element = Element(11);
 
     /// The type with this number, if the format knows it.
@@ -70,6 +75,25 @@ impl Element {
     /// Bits of one element; 0 for text.
     pub(super) fn bits(self) -> usize {
         self.row().1
+    }
+
+    /// Whether it is a number with a fraction.
+    pub(super) fn is_float(self) -> bool {
+        self.name().contains("FLOAT") || matches!(self.name(), "DOUBLE" | "COMPLEX64" | "COMPLEX128")
+    }
+
+    /// The least and the largest integer of this type that an engine of 32 bits can hold.
+    pub(super) fn range(self) -> Option<(f64, f64)> {
+        Some(match self.name() {
+            "BOOL" => (0.0, 1.0),
+            "UINT8" => (0.0, u8::MAX.into()),
+            "INT8" => (i8::MIN.into(), i8::MAX.into()),
+            "UINT16" => (0.0, u16::MAX.into()),
+            "INT16" => (i16::MIN.into(), i16::MAX.into()),
+            "INT32" | "INT64" => (i32::MIN.into(), i32::MAX.into()),
+            "UINT32" | "UINT64" => (0.0, u32::MAX.into()),
+            _ => return None,
+        })
     }
 
     /// Where values that are not raw stand.

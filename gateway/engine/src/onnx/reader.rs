@@ -1,11 +1,13 @@
 //! The walk over a model: its graph, its nodes, their attributes and subgraphs.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use super::element::Element;
-use super::weight::{self, Weight, is_wide};
+use super::infer::{self, Call};
+use super::value::{Bound, Scope, Value};
+use super::weight::{self, Seen, Weight, is_wide};
 use super::wire::{Field, Message, invalid, once};
-use super::{MAX_BYTES, MAX_DEPTH, MAX_NAME, MAX_NODES, MAX_RANK, MAX_VALUES, MAX_WEIGHTS, Model};
+use super::{MAX_BYTES, MAX_DEPTH, MAX_NAME, MAX_NAMES, MAX_NODES, MAX_RANK, MAX_VALUES, MAX_WEIGHTS, Model};
 use crate::{DataType, Dim, EngineError, GraphSpec, TensorSpec};
 
 /// The domains whose operators an engine here may have.
@@ -45,6 +47,7 @@ pub(super) fn read(onnx: &[u8]) -> Result<Model, EngineError> {
         elements: reader.elements,
         weight_bytes: reader.weight_bytes,
         beyond_32_bits: reader.beyond,
+        may_trap: reader.may_trap,
     })
 }
 
@@ -55,7 +58,14 @@ struct Reader<'a> {
     weights: usize,
     weight_bytes: u64,
     operators: BTreeSet<String>,
-    elements: BTreeSet<Element>,
+    /// The element types, and what has each: the first that was seen.
+    elements: BTreeMap<Element, String>,
+    /// What is known of the values that a node can name.
+    values: Scope<'a, Value>,
+    /// The types that the file says values have.
+    declared: Scope<'a, Element>,
+    /// The first node whose run may end the process.
+    may_trap: Option<String>,
     /// Names of values that hold more than 32 bits. Names are unique over all subgraphs of a valid graph.
     wide: HashSet<&'a str>,
     /// The first use of one that is more than the open end of a slice.
@@ -67,7 +77,67 @@ struct Reader<'a> {
 struct Attribute<'a> {
     name: Option<&'a str>,
     integer: Option<i64>,
+    text: Option<&'a [u8]>,
     wide: bool,
+    /// What its tensor is.
+    tensor: Option<Value>,
+    /// What its numbers are.
+    integers: Seen,
+    floats: Seen,
+    /// The outputs of its graphs.
+    graphs: Vec<Vec<Value>>,
+}
+
+impl Attribute<'_> {
+    /// The value of a constant that has this attribute alone.
+    fn constant(&self) -> Option<Value> {
+        match self.name? {
+            "value" | "sparse_value" => self.tensor,
+            "value_int" | "value_ints" => Some(self.integers.value(Element::INT64)),
+            "value_float" | "value_floats" => Some(self.floats.value(Element::FLOAT)),
+            "value_string" | "value_strings" => Some(Value::data(Some(Element::STRING))),
+            _ => None,
+        }
+    }
+}
+
+/// A node as it stands in the file.
+#[derive(Default)]
+struct Node<'a> {
+    inputs: Vec<&'a str>,
+    outputs: Vec<&'a str>,
+    name: Option<&'a str>,
+    op: Option<&'a str>,
+    domain: Option<&'a str>,
+    attributes: Vec<Message<'a>>,
+}
+
+impl<'a> Node<'a> {
+    fn read(mut message: Message<'a>) -> Result<Node<'a>, EngineError> {
+        let mut node = Node::default();
+        while let Some(field) = message.next()? {
+            match field.number {
+                1 => node.inputs.push(field.text("a node's input")?),
+                2 => node.outputs.push(field.text("a node's output")?),
+                3 => once(&mut node.name, field.text("a node's name")?, "a node's name")?,
+                4 => once(&mut node.op, field.text("an operator's name")?, "an operator's name")?,
+                5 => node.attributes.push(field.message("attribute")?),
+                7 => once(&mut node.domain, field.text("an operator's domain")?, "an operator's domain")?,
+                _ => {}
+            }
+        }
+        Ok(node)
+    }
+
+    /// The node for messages: by its name, or by what it makes.
+    fn label(&self, op: &str) -> String {
+        let cut = |name: &str| name.chars().take(200).collect::<String>();
+        match (self.name.filter(|name| !name.is_empty()), self.outputs.first()) {
+            (Some(name), _) => format!("node '{}' ({op})", cut(name)),
+            (None, Some(output)) => format!("the {op} that makes '{}'", cut(output)),
+            (None, None) => format!("a node ({op})"),
+        }
+    }
 }
 
 impl<'a> Reader<'a> {
@@ -86,8 +156,29 @@ impl<'a> Reader<'a> {
         if outputs.is_empty() {
             return Err(invalid("it has no output".into()));
         }
+        self.types(graph)?;
         self.body(graph, 0)?;
         Ok(GraphSpec { inputs, outputs })
+    }
+
+    /// Notes the types that a graph says its values have.
+    fn types(&mut self, mut graph: Message<'a>) -> Result<(), EngineError> {
+        while let Some(field) = graph.next()? {
+            if matches!(field.number, 11..=13) {
+                let (name, element) = value_type(field.message("value")?)?;
+                if let Some(element) = element {
+                    self.declared.set(name, element);
+                    bounded(self.declared.len())?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Notes what is known of a value.
+    fn name(&mut self, name: &'a str, value: Value) -> Result<(), EngineError> {
+        self.values.set(name, value);
+        bounded(self.values.len())
     }
 
     /// Reads a graph's constants and returns their names.
@@ -102,6 +193,7 @@ impl<'a> Reader<'a> {
             if weight.wide {
                 self.wide.insert(weight.name);
             }
+            self.name(weight.name, weight.value)?;
             if !names.insert(weight.name) {
                 return Err(invalid(format!("weight '{}' is given twice", weight.name)));
             }
@@ -120,7 +212,7 @@ impl<'a> Reader<'a> {
         let mut fields = graph;
         while let Some(field) = fields.next()? {
             if field.number == 12 {
-                let name = value_name(field.message("output")?)?;
+                let (name, _) = value_type(field.message("output")?)?;
                 if self.wide.contains(name) {
                     self.found_beyond(name, "an output");
                 }
@@ -129,34 +221,55 @@ impl<'a> Reader<'a> {
         Ok(())
     }
 
-    fn node(&mut self, mut message: Message<'a>, depth: usize) -> Result<(), EngineError> {
+    fn node(&mut self, message: Message<'a>, depth: usize) -> Result<(), EngineError> {
         self.nodes += 1;
         if self.nodes > MAX_NODES {
             return Err(invalid(format!("it has more than {MAX_NODES} nodes")));
         }
-        let (mut inputs, mut outputs, mut attributes) = (Vec::new(), Vec::new(), Vec::new());
-        let (mut op, mut domain) = (None, None);
-        while let Some(field) = message.next()? {
-            match field.number {
-                1 => inputs.push(field.text("a node's input")?),
-                2 => outputs.push(field.text("a node's output")?),
-                4 => once(&mut op, field.text("an operator's name")?, "an operator's name")?,
-                5 => attributes.push(field.message("attribute")?),
-                7 => once(&mut domain, field.text("an operator's domain")?, "an operator's domain")?,
+        let node = Node::read(message)?;
+        let op = node.op.filter(|op| !op.is_empty()).ok_or_else(|| invalid("a node names no operator".into()))?;
+        self.operator(node.domain.unwrap_or_default(), op)?;
+        let inputs = node.inputs.iter().map(|name| self.values.get(name)).collect();
+        let mut call = Call { op: op.to_owned(), inputs, ..Call::default() };
+        let mut wide = false;
+        for attribute in &node.attributes {
+            let attribute = self.attribute(*attribute, depth, &call)?;
+            wide |= attribute.wide && matches!(op, "Constant" | "ConstantOfShape");
+            let element = attribute.integer.and_then(Element::from_number);
+            match attribute.name {
+                Some("to" | "dtype" | "output_dtype") => call.to = element,
+                Some("reduction") => call.reduction = attribute.text.map(|t| String::from_utf8_lossy(t).into_owned()),
                 _ => {}
             }
+            // A constant has one value; engines differ about which of two it is.
+            call.constant = attribute.constant().filter(|_| node.attributes.len() == 1);
+            call.graphs.extend(attribute.graphs);
         }
-        let op = op.filter(|op| !op.is_empty()).ok_or_else(|| invalid("a node names no operator".into()))?;
-        self.operator(domain.unwrap_or_default(), op)?;
-        let mut wide = false;
-        for attribute in attributes {
-            let attribute = self.attribute(attribute, depth)?;
-            wide |= attribute.wide && matches!(op, "Constant" | "ConstantOfShape");
-            if let (Some("to"), Some(element)) = (attribute.name, attribute.integer.and_then(Element::from_number)) {
-                self.elements.insert(element);
+        self.follow_wide(op, &node.inputs, &node.outputs, wide);
+        self.follow(&call, &node)
+    }
+
+    /// Follows what is known of a node's inputs to its outputs.
+    fn follow(&mut self, call: &Call, node: &Node<'a>) -> Result<(), EngineError> {
+        if self.may_trap.is_none() && infer::may_trap(call) {
+            self.may_trap = Some(node.label(&call.op));
+        }
+        if let Some(to) = call.to {
+            self.elements.entry(to).or_insert_with(|| node.label(&call.op));
+        }
+        for (position, name) in node.outputs.iter().enumerate() {
+            let mut value = infer::output(call, position);
+            value.element = value.element.or_else(|| self.declared.get(name));
+            if self.beyond.is_none()
+                && let Some(why) = infer::lost(call, &value)
+            {
+                self.beyond = Some(format!("{} {why}", node.label(&call.op)));
             }
+            if let Some(element) = value.element {
+                self.elements.entry(element).or_insert_with(|| node.label(&call.op));
+            }
+            self.name(name, value.in_its_type())?;
         }
-        self.follow_wide(op, &inputs, &outputs, wide);
         Ok(())
     }
 
@@ -198,41 +311,79 @@ impl<'a> Reader<'a> {
         self.beyond.get_or_insert_with(|| format!("constant '{name}', used by {user}, does not fit 32 bits"));
     }
 
-    fn attribute(&mut self, mut message: Message<'a>, depth: usize) -> Result<Attribute<'a>, EngineError> {
+    fn attribute(&mut self, mut message: Message<'a>, depth: usize, call: &Call) -> Result<Attribute<'a>, EngineError> {
         let mut found = Attribute::default();
         let mut single = None;
         while let Some(field) = message.next()? {
             match field.number {
                 1 => once(&mut found.name, field.text("an attribute's name")?, "an attribute's name")?,
+                2 => field.fixed(|value| found.floats.float(f32::from_le_bytes(value).into()))?,
                 3 => {
-                    once(&mut found.integer, field.integer()?, "an attribute's integer")?;
-                    found.wide |= found.integer.is_some_and(is_wide);
+                    let integer = field.integer()?;
+                    once(&mut found.integer, integer, "an attribute's integer")?;
+                    found.wide |= is_wide(integer);
+                    found.integers.integer(integer);
                 }
+                4 => found.text = Some(field.bytes()?),
                 5 => {
                     once(&mut single, (), "an attribute's value")?;
-                    found.wide |= self.weight(field.message("tensor of an attribute")?)?.wide;
+                    let weight = self.weight(field.message("tensor of an attribute")?)?;
+                    found.wide |= weight.wide;
+                    found.tensor = Some(weight.value);
                 }
                 6 => {
                     once(&mut single, (), "an attribute's value")?;
-                    self.subgraph(&field, depth)?;
+                    found.graphs.push(self.subgraph(&field, depth, call)?);
                 }
-                8 => field.integers(|value| found.wide |= is_wide(value))?,
+                7 => field.fixed(|value| found.floats.float(f32::from_le_bytes(value).into()))?,
+                8 => field.integers(|value| {
+                    found.wide |= is_wide(value);
+                    found.integers.integer(value);
+                })?,
                 10 => found.wide |= self.weight(field.message("tensor of an attribute")?)?.wide,
-                11 => self.subgraph(&field, depth)?,
-                22 | 23 => found.wide |= self.sparse(field.message("sparse tensor of an attribute")?)?.wide,
+                11 => found.graphs.push(self.subgraph(&field, depth, call)?),
+                22 | 23 => {
+                    let weight = self.sparse(field.message("sparse tensor of an attribute")?)?;
+                    found.wide |= weight.wide;
+                    found.tensor = Some(weight.value);
+                }
                 _ => {}
             }
         }
         Ok(found)
     }
 
-    fn subgraph(&mut self, field: &Field<'a>, depth: usize) -> Result<(), EngineError> {
+    /// Reads a graph inside a node, and returns what is known of its outputs.
+    fn subgraph(&mut self, field: &Field<'a>, depth: usize, call: &Call) -> Result<Vec<Value>, EngineError> {
         if depth == MAX_DEPTH {
             return Err(invalid(format!("subgraphs nest deeper than {MAX_DEPTH}")));
         }
         let graph = field.message("subgraph")?;
+        let (values, declared) = (self.values.len(), self.declared.len());
+        self.types(graph)?;
+        let mut fields = graph;
+        let mut position = 0;
+        while let Some(field) = fields.next()? {
+            if field.number == 11 {
+                let (name, element) = value_type(field.message("input")?)?;
+                let given = infer::entry(call, position);
+                self.name(name, Value { element: element.or(given.element), ..given }.in_its_type())?;
+                position += 1;
+            }
+        }
         self.constants(graph)?;
-        self.body(graph, depth + 1)
+        self.body(graph, depth + 1)?;
+        let mut outputs = Vec::new();
+        let mut fields = graph;
+        while let Some(field) = fields.next()? {
+            if field.number == 12 {
+                let (name, element) = value_type(field.message("output")?)?;
+                outputs.push(self.values.get(name).unwrap_or(Value::data(element)));
+            }
+        }
+        self.values.leave(values);
+        self.declared.leave(declared);
+        Ok(outputs)
     }
 
     fn weight(&mut self, message: Message<'a>) -> Result<Weight<'a>, EngineError> {
@@ -241,7 +392,7 @@ impl<'a> Reader<'a> {
             return Err(invalid(format!("it has more than {MAX_WEIGHTS} weights")));
         }
         let weight = weight::read(message)?;
-        self.elements.insert(weight.element);
+        self.elements.entry(weight.element).or_insert_with(|| format!("weight '{}'", weight.name));
         self.weight_bytes = self.weight_bytes.saturating_add(weight.bytes);
         Ok(weight)
     }
@@ -266,7 +417,9 @@ impl<'a> Reader<'a> {
         if dense.is_none_or(|n| n > MAX_BYTES) {
             return Err(invalid(format!("sparse weight '{}' is too large", weight.name)));
         }
-        Ok(weight)
+        // What is not given is 0.
+        let value = weight.value.or(Value { bound: Bound::Within(0.0, 0.0), divides: false, ..weight.value });
+        Ok(Weight { value, ..weight })
     }
 
     /// Adds a declared input or output, unless it is a constant.
@@ -298,7 +451,10 @@ impl<'a> Reader<'a> {
         }
         let kind = kind.ok_or_else(|| invalid(format!("{role} '{name}' declares no type")))?;
         let (element, shape) = tensor_type(kind, name, role)?;
-        self.elements.insert(element);
+        self.elements.entry(element).or_insert_with(|| format!("{role} '{name}'"));
+        if role == "input" {
+            self.name(name, Value::data(Some(element)))?;
+        }
         let datatype = element.datatype().ok_or_else(|| {
             EngineError::Unsupported(format!("{role} '{name}' is of type {}, which no client can send", element.name()))
         })?;
@@ -311,15 +467,42 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// The name of a declared value of a subgraph.
-fn value_name<'a>(mut message: Message<'a>) -> Result<&'a str, EngineError> {
-    let mut name = None;
+/// Refuses more names than any real graph has.
+fn bounded(names: usize) -> Result<(), EngineError> {
+    if names > MAX_NAMES {
+        return Err(invalid(format!("it names more than {MAX_NAMES} values")));
+    }
+    Ok(())
+}
+
+/// The name of a declared value, and its element type where it is a tensor of a type that is known.
+fn value_type<'a>(mut message: Message<'a>) -> Result<(&'a str, Option<Element>), EngineError> {
+    let (mut name, mut element) = (None, None);
     while let Some(field) = message.next()? {
-        if field.number == 1 {
-            once(&mut name, field.text("the name of a value")?, "a name")?;
+        match field.number {
+            1 => once(&mut name, field.text("the name of a value")?, "a name")?,
+            2 => {
+                let mut kind = field.message("type")?;
+                while let Some(field) = kind.next()? {
+                    if field.number == 1 {
+                        element = tensor_element(field.message("tensor type")?)?;
+                    }
+                }
+            }
+            _ => {}
         }
     }
-    Ok(name.unwrap_or_default())
+    Ok((name.unwrap_or_default(), element))
+}
+
+fn tensor_element(mut tensor: Message<'_>) -> Result<Option<Element>, EngineError> {
+    let mut element = None;
+    while let Some(field) = tensor.next()? {
+        if field.number == 1 {
+            element = Element::from_number(field.integer()?);
+        }
+    }
+    Ok(element)
 }
 
 /// The element type and shape of a type, which must be a tensor's.

@@ -206,7 +206,7 @@ fn weights_are_not_inputs_and_are_counted() {
     let read = read(&plain(&[declared(11, "w", 1, None), raw, packed, nibbles, words, empty])).expect("a graph");
     assert_eq!(read.spec.inputs.iter().map(|s| s.name.as_str()).collect::<Vec<_>>(), ["x"]);
     assert_eq!(read.weight_bytes, 16 + 16 + 2 + 2);
-    let elements: Vec<_> = read.elements.iter().map(|e| e.name()).collect();
+    let elements: Vec<_> = read.elements.keys().map(|e| e.name()).collect();
     assert_eq!(elements, ["FLOAT", "INT64", "STRING", "UINT4"]);
 }
 
@@ -250,6 +250,137 @@ fn constants_beyond_32_bits_are_followed() {
     assert!(read(&plain(&[double, n("Mul", &["x", "d"], &["y"])])).expect("a graph").beyond_32_bits.is_some());
     let edge = weight(5, "edge", &[number(1, 2), number(2, 7), bytes(9, longs(&[i32::MIN.into(), i32::MAX.into()]))]);
     assert_eq!(read(&plain(&[edge, n("Add", &["x", "edge"], &["y"])])).expect("a graph").beyond_32_bits, None);
+}
+
+// === What is followed ===
+
+/// An attribute that holds a number.
+fn setting(name: &str, value: i64) -> Vec<u8> {
+    message(5, &[bytes(1, name), number(3, value)])
+}
+
+/// An operator whose node has a name.
+fn named(name: &str, op: &str, inputs: &[&str], outputs: &[&str], more: &[Vec<u8>]) -> Vec<u8> {
+    node(op, inputs, outputs, &[more.concat(), bytes(3, name)])
+}
+
+/// A constant of one INT32.
+fn int(name: &str, value: i32) -> Vec<u8> {
+    weight(5, name, &[number(1, 1), number(2, 6), bytes(9, value.to_le_bytes())])
+}
+
+/// A graph of this element type around the parts.
+fn typed(element: i64, parts: &[Vec<u8>]) -> Vec<u8> {
+    let signature = [declared(11, "x", element, None), declared(11, "z", element, None), declared(12, "y", 1, None)];
+    model(&[parts.concat(), signature.concat()])
+}
+
+#[test]
+fn divisions_that_may_trap_are_found() {
+    let trap = |element: i64, parts: &[Vec<u8>]| read(&typed(element, parts)).expect("a graph").may_trap;
+    let div = |divisor: &str| named("d", "Div", &["x", divisor], &["y"], &[]);
+    let branch = |inner: Vec<u8>| node("If", &["c"], &["y"], &[message(5, &[message(6, &[inner])])]);
+    assert_eq!(trap(6, &[div("z")]).as_deref(), Some("node 'd' (Div)"));
+    assert_eq!(trap(7, &[node("Mod", &["x", "z"], &["r"], &[])]).as_deref(), Some("the Mod that makes 'r'"));
+    assert_eq!(trap(1, &[div("z")]), None, "floats");
+    assert_eq!(trap(1, &[node("Cast", &["x"], &["i"], &[setting("to", 6)]), div("i")]), None, "of the first's type");
+    let cast = node("Cast", &["x"], &["i"], &[setting("to", 6)]);
+    assert!(trap(1, &[cast, node("Div", &["i", "i"], &["y"], &[])]).is_some(), "an integer inside");
+    assert!(trap(1, &[branch(node("Div", &["n", "n"], &["y"], &[]))]).is_some(), "of a type that is not told");
+    assert!(trap(6, &[branch(branch(div("z")))]).is_some(), "deep inside");
+    for (value, traps) in [(2, false), (-2, false), (0, true), (-1, true)] {
+        assert_eq!(trap(6, &[int("k", value), div("k")]).is_some(), traps, "{value}");
+        let moved = node("Unsqueeze", &["k"], &["u"], &[]);
+        assert_eq!(trap(6, &[int("k", value), moved, div("u")]).is_some(), traps, "{value}, moved");
+        let constant = node("Constant", &[], &["k"], &[setting("value_int", value.into())]);
+        assert_eq!(trap(7, &[constant, div("k")]).is_some(), traps, "{value}, of a node");
+    }
+    // An engine may take either of two values, and cuts what is too long for a type.
+    let two = node("Constant", &[], &["k"], &[setting("value_int", 2), setting("value_ints", 0)]);
+    assert!(trap(7, &[two, div("k")]).is_some());
+    let cut = |element: i64, value: i64| weight(5, "k", &[number(1, 1), number(2, element), number(5, value)]);
+    for (element, value, traps) in [(6, 1 << 32, true), (3, 255, true), (2, 255, false), (6, 255, false)] {
+        assert_eq!(trap(element, &[cut(element, value), div("k")]).is_some(), traps, "{value} as {element}");
+    }
+    let narrowed = node("Cast", &["k"], &["n"], &[setting("to", 3)]);
+    assert!(trap(3, &[int("k", 256), narrowed, div("n")]).is_some());
+    let widened = node("Cast", &["k"], &["n"], &[setting("to", 7)]);
+    assert_eq!(trap(7, &[int("k", 256), widened, div("n")]), None);
+    // A name inside means something else there, and what it meant before afterwards.
+    let inner = branch([int("k", 0), named("inner", "Mod", &["x", "k"], &["m"], &[])].concat());
+    assert_eq!(trap(6, &[int("k", 2), inner.clone(), div("k")]).as_deref(), Some("node 'inner' (Mod)"));
+    let hidden = branch(int("k", 2));
+    assert!(trap(6, &[int("k", 0), hidden, div("k")]).is_some());
+    // Used before it is made.
+    assert!(trap(6, &[div("late"), node("Identity", &["z"], &["late"], &[])]).is_some());
+}
+
+#[test]
+fn what_may_leave_32_bits_is_found() {
+    let beyond = |element: i64, parts: &[Vec<u8>]| read(&typed(element, parts)).expect("a graph").beyond_32_bits;
+    let n = |op: &str, inputs: &[&str]| named("n", op, inputs, &["y"], &[]);
+    for op in ["Add", "Sub", "Mul", "Div", "Pow", "Sum"] {
+        let why = beyond(7, &[n(op, &["x", "z"])]).expect(op);
+        assert_eq!(why, format!("node 'n' ({op}) computes with INT64, and the result may not fit 32 bits"));
+        assert_eq!(beyond(6, &[n(op, &["x", "z"])]), None, "{op} of INT32 wraps everywhere");
+        assert_eq!(beyond(1, &[n(op, &["x", "z"])]), None, "{op} of floats");
+    }
+    for op in ["Neg", "Abs", "ReduceSum", "ReduceProd", "CumSum", "MatMul", "Gemm", "Einsum", "ReduceL1"] {
+        assert!(beyond(7, &[n(op, &["x"])]).is_some(), "{op}");
+    }
+    for op in ["Mod", "Max", "Min", "Where", "Concat", "Equal", "Gather", "Identity"] {
+        assert_eq!(beyond(7, &[n(op, &["x", "z"])]), None, "{op}");
+    }
+    let adds = message(5, &[bytes(1, "reduction"), bytes(4, "add")]);
+    assert!(beyond(7, &[node("ScatterND", &["x", "i", "z"], &["y"], &[adds])]).is_some());
+    assert_eq!(beyond(7, &[n("ScatterND", &["x", "i", "z"])]), None);
+    // What comes from sizes stays as small as memory.
+    let shape = node("Shape", &["x"], &["s"], &[]);
+    for more in [n("Add", &["s", "s"]), n("ReduceProd", &["s"]), n("Mul", &["s", "k"]), n("Sub", &["k", "s"])] {
+        assert_eq!(beyond(7, &[int("k", 64), shape.clone(), more]), None);
+    }
+    assert!(beyond(7, &[shape, n("Add", &["s", "x"])]).is_some());
+    // Inside: what is carried may be anything after a turn.
+    let body = [declared(11, "i", 7, None), declared(11, "c", 9, None), declared(11, "v", 7, None)].concat();
+    let looped = |inner: Vec<u8>| {
+        let body = [body.clone(), inner, declared(12, "c", 9, None), declared(12, "w", 7, None)].concat();
+        node("Loop", &["x", "", "z"], &["y"], &[message(5, &[bytes(1, "body"), message(6, &[body])])])
+    };
+    let one = node("Constant", &[], &["one"], &[setting("value_int", 1)]);
+    let add = |to: &str| [one.clone(), node("Add", &[to, "one"], &["w"], &[])].concat();
+    assert!(beyond(7, &[looped(add("v"))]).expect("a reason").contains("'w'"));
+    assert_eq!(beyond(7, &[looped(add("i"))]), None, "the turns are no more than were asked for");
+}
+
+#[test]
+fn casts_that_lose_are_found() {
+    let beyond = |parts: &[Vec<u8>]| read(&typed(1, parts)).expect("a graph").beyond_32_bits;
+    let cast = |from: &str, to: &str, element: i64| named("n", "Cast", &[from], &[to], &[setting("to", element)]);
+    assert!(beyond(&[cast("x", "y", 7)]).expect("a reason").contains("node 'n' (Cast) casts FLOAT to INT64"));
+    assert!(beyond(&[cast("x", "y", 9)]).expect("a reason").contains("casts FLOAT to BOOL"));
+    assert_eq!(beyond(&[cast("x", "y", 6)]), None, "out of range, that is not defined");
+    assert_eq!(beyond(&[cast("x", "i", 6), cast("i", "y", 7)]), None);
+    assert_eq!(beyond(&[node("Sigmoid", &["x"], &["s"], &[]), cast("s", "y", 7)]), None);
+    let seen = |value: f32| weight(5, "k", &[number(2, 1), bytes(9, value.to_le_bytes())]);
+    let clipped = |most: f32| [seen(most), node("Clip", &["x", "k", "k"], &["s"], &[]), cast("s", "y", 7)].concat();
+    assert_eq!(beyond(&[clipped(255.0)]), None);
+    assert!(beyond(&[clipped(2147483647.0)]).is_some(), "one more, as a float");
+    let size = [node("Shape", &["x"], &["l"], &[]), cast("l", "f", 1)].concat();
+    let scaled = |by: f32| [size.clone(), seen(by), node("Mul", &["f", "k"], &["s"], &[]), cast("s", "y", 7)].concat();
+    assert_eq!(beyond(&[scaled(0.25)]), None, "how sizes are scaled");
+    assert!(beyond(&[scaled(1e9)]).is_some());
+    // Floats that were integers have no fraction.
+    let flags = [cast("x", "i", 6), cast("i", "f", 1), seen(1.0), node("Sub", &["k", "f"], &["s"], &[])].concat();
+    assert_eq!(beyond(&[flags, cast("s", "y", 9)]), None);
+    assert!(beyond(&[size, seen(0.5), node("Mul", &["f", "k"], &["s"], &[]), cast("s", "y", 9)]).is_some());
+}
+
+#[test]
+fn types_inside_are_told_with_their_place() {
+    let half = named("n", "Cast", &["x"], &["h"], &[setting("to", 10)]);
+    let read = read(&typed(1, &[half, node("Identity", &["h"], &["y"], &[])])).expect("a graph");
+    let told: Vec<_> = read.elements.iter().map(|(e, place)| (e.name(), place.as_str())).collect();
+    assert_eq!(told, [("FLOAT", "input 'x'"), ("FLOAT16", "node 'n' (Cast)")]);
 }
 
 // === Properties ===

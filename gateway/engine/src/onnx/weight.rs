@@ -2,6 +2,7 @@
 
 use super::MAX_RANK;
 use super::element::{Element, Typed};
+use super::value::{Bound, Value};
 use super::wire::{Field, Message, invalid, once};
 use crate::EngineError;
 
@@ -14,6 +15,48 @@ pub(super) struct Weight<'a> {
     pub bytes: u64,
     /// Whether a 32-bit engine would lose one of its values.
     pub wide: bool,
+    /// What is known of its values.
+    pub value: Value,
+}
+
+/// Most floats of a weight that are looked at: what has more is no factor or offset of a size.
+const LOOKED_AT: usize = 4_096;
+
+/// What was seen of numbers.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Seen {
+    low: f64,
+    high: f64,
+    whole: bool,
+    /// None is 0 or -1.
+    divides: bool,
+}
+
+impl Default for Seen {
+    fn default() -> Seen {
+        Seen { low: f64::INFINITY, high: f64::NEG_INFINITY, whole: true, divides: true }
+    }
+}
+
+impl Seen {
+    pub fn integer(&mut self, value: i64) {
+        self.divides &= value != 0 && value != -1;
+        self.low = self.low.min(value as f64);
+        self.high = self.high.max(value as f64);
+    }
+
+    pub fn float(&mut self, value: f64) {
+        self.whole &= value.is_finite() && value.fract() == 0.0;
+        let (low, high) = if value.is_nan() { (f64::NEG_INFINITY, f64::INFINITY) } else { (value, value) };
+        self.low = self.low.min(low);
+        self.high = self.high.max(high);
+    }
+
+    /// What is known of a value of this type of which all was seen.
+    pub fn value(self, element: Element) -> Value {
+        let bound = if self.low <= self.high { Bound::Within(self.low, self.high) } else { Bound::Within(0.0, 0.0) };
+        Value { element: Some(element), bound, whole: self.whole, divides: self.divides && !element.is_float() }
+    }
 }
 
 /// The fields of a tensor as they come.
@@ -27,6 +70,8 @@ struct Parts<'a> {
     typed: Option<(Typed, usize)>,
     location: Option<i64>,
     wide: bool,
+    /// What was seen of the typed values.
+    seen: Seen,
 }
 
 /// Reads a tensor.
@@ -46,7 +91,7 @@ pub(super) fn read<'a>(mut message: Message<'a>) -> Result<Weight<'a>, EngineErr
     let size = bits.ok_or_else(|| named("is larger than memory"))?.div_ceil(8);
     parts.check_length(element, count, size).map_err(|why| named(&why))?;
     let bytes = if element.bits() == 0 { message_text_bytes(&parts) } else { size as u64 };
-    Ok(Weight { name, element, bytes, wide: parts.wide || parts.raw_is_wide(element) })
+    Ok(Weight { name, element, bytes, wide: parts.wide || parts.raw_is_wide(element), value: parts.value(element) })
 }
 
 /// Text is counted by its elements: their bytes stand in the file anyway.
@@ -76,17 +121,17 @@ impl<'a> Parts<'a> {
             }
             2 => once(&mut self.element, field.integer()?, "a weight's type")?,
             3 => return Err(invalid("a weight is cut into segments".into())),
-            4 => self.count_fixed::<4>(field, Typed::Float, |_| false)?,
-            5 => self.count_integers(field, Typed::Int32, |_| false)?,
+            4 => self.count_fixed::<4>(field, Typed::Float, |v| f32::from_le_bytes(v).into())?,
+            5 => self.count_integers(field, Typed::Int32)?,
             6 => {
                 field.bytes()?;
                 self.count(Typed::Text, 1)?;
             }
-            7 => self.count_integers(field, Typed::Int64, is_wide)?,
+            7 => self.count_integers(field, Typed::Int64)?,
             8 => once(&mut self.name, field.text("a weight's name")?, "a weight's name")?,
             9 => once(&mut self.raw, field.bytes()?, "a weight's raw data")?,
-            10 => self.count_fixed::<8>(field, Typed::Double, |v| overflows(f64::from_le_bytes(v)))?,
-            11 => self.count_integers(field, Typed::Uint64, |_| false)?,
+            10 => self.count_fixed::<8>(field, Typed::Double, f64::from_le_bytes)?,
+            11 => self.count_integers(field, Typed::Uint64)?,
             13 => return Err(external(self.name.unwrap_or_default())),
             14 => once(&mut self.location, field.integer()?, "a weight's data location")?,
             _ => {}
@@ -103,13 +148,15 @@ impl<'a> Parts<'a> {
         Ok(())
     }
 
-    fn count_integers(&mut self, field: &Field<'a>, typed: Typed, wide: fn(i64) -> bool) -> Result<(), EngineError> {
-        let (mut count, mut any_wide) = (0, false);
+    fn count_integers(&mut self, field: &Field<'a>, typed: Typed) -> Result<(), EngineError> {
+        let (mut count, mut seen, mut wide) = (0, self.seen, false);
         field.integers(|value| {
             count += 1;
-            any_wide |= wide(value);
+            seen.integer(value);
+            wide |= is_wide(value);
         })?;
-        self.wide |= any_wide;
+        self.seen = seen;
+        self.wide |= wide && typed == Typed::Int64;
         self.count(typed, count)
     }
 
@@ -117,14 +164,17 @@ impl<'a> Parts<'a> {
         &mut self,
         field: &Field<'a>,
         typed: Typed,
-        wide: fn([u8; N]) -> bool,
+        number: fn([u8; N]) -> f64,
     ) -> Result<(), EngineError> {
-        let (mut count, mut any_wide) = (0, false);
+        let (mut count, mut seen, mut wide) = (0, self.seen, false);
         field.fixed(|value| {
             count += 1;
-            any_wide |= wide(value);
+            let value = number(value);
+            seen.float(value);
+            wide |= overflows(value);
         })?;
-        self.wide |= any_wide;
+        self.seen = seen;
+        self.wide |= wide && typed == Typed::Double;
         self.count(typed, count)
     }
 
@@ -160,6 +210,53 @@ impl<'a> Parts<'a> {
             _ => false,
         }
     }
+}
+
+/// What is known of a weight's values.
+impl Parts<'_> {
+    fn value(&self, element: Element) -> Value {
+        let (mut seen, raw) = (self.seen, self.raw.unwrap_or_default());
+        if self.typed.is_some_and(|(_, n)| n > 0) {
+            return self.typed_value(element);
+        }
+        let looked_at = raw.len() <= LOOKED_AT * 8;
+        let known = match element.name() {
+            "BOOL" | "UINT8" if looked_at => integers::<1>(&mut seen, raw, |v| u8::from_le_bytes(v).into()),
+            "INT8" if looked_at => integers::<1>(&mut seen, raw, |v| i8::from_le_bytes(v).into()),
+            "UINT16" => integers::<2>(&mut seen, raw, |v| u16::from_le_bytes(v).into()),
+            "INT16" => integers::<2>(&mut seen, raw, |v| i16::from_le_bytes(v).into()),
+            "UINT32" => integers::<4>(&mut seen, raw, |v| u32::from_le_bytes(v).into()),
+            "INT32" => integers::<4>(&mut seen, raw, |v| i32::from_le_bytes(v).into()),
+            "UINT64" | "INT64" => integers::<8>(&mut seen, raw, i64::from_le_bytes),
+            "FLOAT" if looked_at => {
+                raw.as_chunks().0.iter().for_each(|v| seen.float(f32::from_le_bytes(*v).into()));
+                true
+            }
+            "DOUBLE" if looked_at => {
+                raw.as_chunks().0.iter().for_each(|v| seen.float(f64::from_le_bytes(*v)));
+                true
+            }
+            _ => false,
+        };
+        if known { seen.value(element) } else { Value::data(Some(element)) }
+    }
+
+    /// Values of a typed field. Where its number is no value of the element type, or is not a number but bits, nothing
+    /// is known: an engine cuts it.
+    fn typed_value(&self, element: Element) -> Value {
+        let seen = self.seen;
+        let fits = match (element.typed(), element.name()) {
+            (Typed::Int64 | Typed::Uint64, "INT64" | "UINT64") | (Typed::Float, "FLOAT") => true,
+            (Typed::Double, "DOUBLE") => true,
+            _ => element.range().is_some_and(|(low, high)| seen.low >= low && seen.high <= high),
+        };
+        if fits { seen.value(element) } else { Value::data(Some(element)) }
+    }
+}
+
+fn integers<const N: usize>(seen: &mut Seen, raw: &[u8], number: fn([u8; N]) -> i64) -> bool {
+    raw.as_chunks().0.iter().for_each(|value| seen.integer(number(*value)));
+    true
 }
 
 /// Whether an integer does not fit 32 bits.

@@ -147,6 +147,51 @@ fn a_run_that_kills_its_process_fails_alone() {
 }
 
 #[test]
+fn a_graph_that_may_trap_never_runs_in_this_process() {
+    let number = |n: i32| Tensor::from_vec([1], vec![n]).expect("a number");
+    let here = |engine, name| {
+        let options = GraphOptions { engine, sessions: Some(1), isolation: Isolation::Process, ..Default::default() };
+        engines().load(onnx(name), &options).unwrap_or_else(|e| panic!("{name} under {engine:?}: {e}"))
+    };
+    for engine in backends() {
+        let native = engine == EngineChoice::Onnxruntime;
+        let divide = here(engine, "divide");
+        assert_eq!(divide.info().isolation, if native { Isolation::Child } else { Isolation::Process });
+        let beside = ["divide_fp32", "divide_by_constants", "add_int32"].map(|name| here(engine, name));
+        assert!(beside.iter().all(|graph| graph.info().isolation == Isolation::Process));
+        for _ in 0..2 {
+            let quotient = || run(&divide, vec![("a", number(i32::MIN)), ("b", number(-1))]);
+            let error = quotient().expect_err("no such number");
+            assert_eq!(error.fault(), if native { Fault::Crash } else { Fault::Graph }, "{error}");
+            let sum = run(&beside[2], vec![("a", matrix(7)), ("b", matrix(1))]).expect("an answer");
+            assert_eq!(sum[0].1, matrix(8));
+            until("a quotient again", || match run(&divide, vec![("a", number(-7)), ("b", number(2))]) {
+                Ok(outputs) => outputs[0].1 == number(-3),
+                Err(error) => {
+                    assert_eq!(error.fault(), Fault::Unready, "{error}");
+                    false
+                }
+            });
+        }
+        assert_eq!(run(&beside[1], vec![("a", number(11))]).expect("an answer")[0].1, number(2));
+    }
+}
+
+fn matrix(n: i32) -> Tensor {
+    Tensor::from_vec([1, 1], vec![n]).expect("a matrix")
+}
+
+#[test]
+fn a_process_that_may_end_runs_graphs_that_may_trap() {
+    let options = GraphOptions { sessions: Some(1), ..Default::default() };
+    for engine in backends() {
+        let engines = crate::setup::found().expendable();
+        let graph = engines.load(onnx("divide"), &GraphOptions { engine, ..options.clone() }).expect("a graph");
+        assert_eq!(graph.info().isolation, Isolation::Process);
+    }
+}
+
+#[test]
 fn a_killed_child_fails_its_own_runs_and_comes_back() {
     if !alone("isolated::a_killed_child_fails_its_own_runs_and_comes_back") {
         return;

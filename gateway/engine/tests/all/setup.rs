@@ -32,11 +32,13 @@ pub fn onnx(name: &str) -> Bytes {
 /// The engines of this machine, found once.
 pub fn engines() -> &'static Engines {
     static ENGINES: OnceLock<Engines> = OnceLock::new();
-    ENGINES.get_or_init(|| {
-        let config =
-            EnginesConfig { onnxruntime: OnnxRuntimeLibrary::Search, search: vec![root().join("target/onnxruntime")] };
-        Engines::new(config).expect("engines").with_children(children())
-    })
+    ENGINES.get_or_init(|| found().with_children(children()))
+}
+
+/// The engines of this machine, with no way to start children.
+pub fn found() -> Engines {
+    let search = vec![root().join("target/onnxruntime")];
+    Engines::new(EnginesConfig { onnxruntime: OnnxRuntimeLibrary::Search, search }).expect("engines")
 }
 
 /// Children are this program again, told to run but the one test that is none.

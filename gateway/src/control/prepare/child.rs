@@ -95,7 +95,8 @@ fn prepare(job: &Job) -> Result<Prepared, PrepareError> {
     let _entered = runtime.enter();
     let mut stages = Stages { timings: BTreeMap::new() };
     let sandbox = job.host.sandbox().map_err(refuse_module)?;
-    let engines = Arc::new(job.host.engines().map_err(refuse_graph)?);
+    // What ends this process is found out here.
+    let engines = Arc::new(job.host.engines().map_err(refuse_graph)?.expendable());
     let module = compile(job, &sandbox, &runtime, &mut stages)?;
     let graphs = load_graphs(job, &engines, &mut stages)?;
     let program =
