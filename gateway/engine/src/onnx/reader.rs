@@ -175,8 +175,11 @@ impl<'a> Reader<'a> {
         Ok(())
     }
 
-    /// Notes what is known of a value.
+    /// Notes what is known of a value. One without a name is nobody's: that is how an input is left out.
     fn name(&mut self, name: &'a str, value: Value) -> Result<(), EngineError> {
+        if name.is_empty() {
+            return Ok(());
+        }
         self.values.set(name, value);
         bounded(self.values.len())
     }

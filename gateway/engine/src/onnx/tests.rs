@@ -369,6 +369,10 @@ fn casts_that_lose_are_found() {
     let scaled = |by: f32| [size.clone(), seen(by), node("Mul", &["f", "k"], &["s"], &[]), cast("s", "y", 7)].concat();
     assert_eq!(beyond(&[scaled(0.25)]), None, "how sizes are scaled");
     assert!(beyond(&[scaled(1e9)]).is_some());
+    // An output without a name is not what a later node leaves out.
+    let unnamed =
+        [seen(255.0), node("Identity", &["k"], &[""], &[]), node("Clip", &["x", "", ""], &["s"], &[])].concat();
+    assert!(beyond(&[unnamed, cast("s", "y", 7)]).is_some());
     // Floats that were integers have no fraction.
     let flags = [cast("x", "i", 6), cast("i", "f", 1), seen(1.0), node("Sub", &["k", "f"], &["s"], &[])].concat();
     assert_eq!(beyond(&[flags, cast("s", "y", 9)]), None);
