@@ -14,6 +14,7 @@ use windrose_route::{Digest, Jurisdiction, Load, Rules, Source};
 use crate::config::fleet::parse_digest;
 use crate::control::store::hex;
 use crate::error::{Error, Kind};
+use crate::http::identity::passing;
 
 /// Headers that belong to one connection and not to the message.
 pub static HOP_BY_HOP: [HeaderName; 9] = [
@@ -262,12 +263,6 @@ fn read(text: &str) -> Option<Rules> {
         rules = rules.and(source, allow, deny);
     }
     Some(rules)
-}
-
-/// A value that no other message has: HPACK need not remember it in its table, which costs more than to send it.
-pub fn passing(mut value: HeaderValue) -> HeaderValue {
-    value.set_sensitive(true);
-    value
 }
 
 /// A load as one header: requests in flight, of these queued, how many run at once, engine time in microseconds.

@@ -4,8 +4,6 @@ use std::sync::Arc;
 
 use http::header::{HeaderMap, HeaderName, HeaderValue};
 
-use crate::fleet::wire::passing;
-
 /// A caller's id for the request, echoed; generated where there is none or it is not sane.
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
@@ -55,6 +53,12 @@ impl Identity {
             None => drop(headers.remove(TRACESTATE)),
         }
     }
+}
+
+/// A value that no other message has: HPACK need not remember it in its table, which costs more than to send it.
+pub fn passing(mut value: HeaderValue) -> HeaderValue {
+    value.set_sensitive(true);
+    value
 }
 
 /// A header of bytes that are known to be visible ASCII.
