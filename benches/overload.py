@@ -240,7 +240,8 @@ PARTS = {"one": one, "neighbour": neighbour, "weights": weights}
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", default=[], choices=[*PARTS, []], help=", ".join(PARTS))  # argparse holds the default against the choices as a whole
+    # The default is held against the choices as a whole.
+    parser.add_argument("parts", nargs="*", default=[], choices=[*PARTS, []], help=", ".join(PARTS))
     parser.add_argument("--engine", default="onnxruntime")
     parser.add_argument("--seconds", type=float, default=10, help="of one load")
     parser.add_argument("--rounds", type=int, default=3)
