@@ -156,8 +156,9 @@ impl Inline {
         }
     }
 
-    /// Lets `run` have a session if the run will be short, or even shorter where jobs are not `sparse`, `free` says that nothing is before it, and a session and a core
-    /// are free. `run` gets what `free` said, and says how long it took. `None` where the job is to be queued.
+    /// Lets `run` have a session if the run will be short, and shorter than handing it over where jobs are not `sparse`,
+    /// `free` says that nothing is before it, and a session and a core are free. `run` gets what
+    /// `free` said, and says how long it took. `None` where the job is to be queued.
     pub fn run<F, R>(
         &self,
         inputs: &[Tensor],
