@@ -4,7 +4,8 @@
 
 `one`: the rate at which a closed load is answered is what the gateway sustains. Open loads follow, from half of that to three
 times as much: how many requests a second are answered, and in which time; which statuses the others got, how soon, and
-whether with `Retry-After`.
+whether with `Retry-After`; and what the generator itself took of the machine. Once as a manifest has it that says nothing of
+queues, with 64 calls in flight, and once with a `queue_wait` of four runs.
 
 `neighbour`: a quiet model, asked at a fifth of what the machine sustains, with another beside it that is flooded with three
 times as much, in turns with the same while the other is not asked at all: what the flood does to the quiet one's p99. Once
@@ -84,6 +85,8 @@ class Seen:
     refused: dict[int, int]
     refused_p50: float
     refused_p99: float
+    # Of one core, over the whole load.
+    generator: float
     # Refusals that say when to come back.
     told: int
     # Neither answered rightly nor refused, in words.
@@ -92,7 +95,8 @@ class Seen:
     def __str__(self) -> str:
         statuses = ", ".join(f"{status} x {count}" for status, count in sorted(self.refused.items())) or "none"
         text = f"asked {self.asked:7.1f}/s  answered {self.answered:7.1f}/s  p50 {self.p50:7.1f}  p99 {self.p99:7.1f} ms"
-        return f"{text}  refused: {statuses}, p50 {self.refused_p50:.2f}, p99 {self.refused_p99:.2f} ms"
+        text += f"  refused: {statuses}, p50 {self.refused_p50:.2f}, p99 {self.refused_p99:.2f} ms"
+        return f"{text}  generator {100 * self.generator:.0f}% of a core"
 
 
 class Load:
@@ -107,7 +111,9 @@ class Load:
         self.process = subprocess.Popen(command, preexec_fn=first_of_all)
 
     def seen(self) -> Seen:
-        if self.process.wait(self.seconds + 60) != 0:
+        _, status, usage = os.wait4(self.process.pid, 0)
+        self.process.returncode = os.waitstatus_to_exitcode(status)
+        if self.process.returncode != 0:
             raise RuntimeError("the load generator failed")
         record = Record(self.out)
         counted = record.sent >= record.began + SETTLING
@@ -124,6 +130,7 @@ class Load:
             refused=dict(zip(statuses.tolist(), counts.tolist())),
             refused_p50=times(refused, 0.5),
             refused_p99=times(refused, 0.99),
+            generator=(usage.ru_utime + usage.ru_stime) / (self.seconds + SETTLING),
             told=int((record.site[refused] != "").sum()),
             failed=[f"{record.verdict[at]} {record.status[at]} {record.note[at]}" for at in odd],
         )
@@ -137,12 +144,13 @@ class Bench:
         self.gateway = Gateway(folder / "gateway", engine, {"log.filter": "warn"}).start()
         self.claims: list[tuple[bool, str]] = []
 
-    def deploy(self, name: str, seed: int, weight: int = 1):
+    def deploy(self, name: str, seed: int, weight: int = 1, queue_wait_ms: int | None = None):
         """A model of the graph of this seed, without a module of its own."""
         project = self.folder / name
         project.mkdir()
         graph(project / "model.onnx", self.layers, seed)
         text = f'name = "{name}"\nweight = {weight}\n[graphs.model]\nfile = "model.onnx"\n'
+        text += f'queue_wait = "{queue_wait_ms}ms"\n' if queue_wait_ms else ""
         (project / "windrose.toml").write_text(text)
         self.gateway.deploy(project)
         batching = json.loads(self.gateway.cli("inspect", name, "--json").stdout)["loaded"]["graphs"]["model"]["batching"]
@@ -176,28 +184,42 @@ def one(bench: Bench):
     print("\none model, from half of what is sustained to three times as much")
     bench.deploy("busy", 1)
     sustained = bench.sustained("busy")
-    shares = (0.5, 0.9, 1.0, 1.5, 3.0)
+    flooded(bench, "busy", "64 calls in flight", sustained, (0.5, 0.9, 1.0, 1.5, 3.0))
+    wait = max(1, round(4 * 1e3 / sustained))
+    print(f"\nthe same, where no job is to wait longer than {wait} ms")
+    bench.deploy("brief", 1, queue_wait_ms=wait)
+    flooded(bench, "brief", f"a queue_wait of {wait} ms", sustained, (0.5, 0.9, 3.0))
+
+
+def flooded(bench: Bench, model: str, what: str, sustained: float, shares: tuple[float, ...]):
+    cores = len(os.sched_getaffinity(0))
     seen: dict[float, list[Seen]] = {share: [] for share in shares}
     for _ in range(bench.rounds):
         for share in shares:
-            seen[share].append(bench.load("busy", sustained * share).seen())
+            seen[share].append(bench.load(model, sustained * share).seen())
             print(f"  {share:3.1f} x  {seen[share][-1]}", flush=True)
     median = {share: statistics.median(one.answered for one in seen[share]) for share in shares}
     best = max(sustained, *median.values())
-    bench.claim(median[3.0] >= 0.9 * best, f"answered at three times the load: {median[3.0] / best:.2f} of the best, 0.90 wanted")
+    generator = statistics.median(one.generator for one in seen[3.0])
+    bench.claim(
+        median[3.0] >= 0.9 * best,
+        f"{what}: answered at three times the load: {median[3.0] / best:.2f} of the best, 0.90 wanted; "
+        f"{median[3.0] / best / (1 - generator / cores):.2f} of what the generator leaves, which takes {generator:.2f} of a core",
+    )
     p99 = {share: statistics.median(one.p99 for one in seen[share]) for share in shares}
     bench.claim(
-        p99[3.0] <= 1.5 * p99[1.0],
-        f"p99 of what is answered at three times the load: {p99[3.0]:.0f} ms, at what is sustained {p99[1.0]:.0f} ms, "
-        f"at half of it {p99[0.5]:.0f} ms",
+        p99[3.0] <= 1.5 * p99[0.9],
+        f"{what}: p99 of what is answered at three times the load: {p99[3.0]:.1f} ms, at nine tenths {p99[0.9]:.1f} ms, "
+        f"at half {p99[0.5]:.1f} ms",
     )
     flood = seen[3.0]
     refused, told = sum(sum(one.refused.values()) for one in flood), sum(one.told for one in flood)
-    bench.claim(told == refused > 0, f"{refused} refusals, {told} of them with Retry-After")
+    bench.claim(told == refused > 0, f"{what}: {refused} refusals, {told} of them with Retry-After")
     late = statistics.median(one.refused_p99 for one in flood)
-    bench.claim(late <= 50, f"a refusal takes {statistics.median(one.refused_p50 for one in flood):.2f} ms, p99 {late:.2f} ms")
+    early = statistics.median(one.refused_p50 for one in flood)
+    bench.claim(late <= 50, f"{what}: a refusal takes {early:.2f} ms, p99 {late:.2f} ms")
     failed = [text for runs in seen.values() for one in runs for text in one.failed]
-    bench.claim(not failed, f"{len(failed)} neither answered nor refused {failed[:2]}")
+    bench.claim(not failed, f"{what}: {len(failed)} neither answered nor refused {failed[:2]}")
 
 
 def neighbour(bench: Bench):
@@ -245,7 +267,7 @@ def main():
     parser.add_argument("--engine", default="onnxruntime")
     parser.add_argument("--seconds", type=float, default=10, help="of one load")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--layers", type=int, default=12, help="how much the graph computes")
+    parser.add_argument("--layers", type=int, default=60, help="how much the graph computes: 12 take about a millisecond")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(Path(folder), arguments.engine, arguments.seconds, arguments.rounds, arguments.layers)

@@ -71,6 +71,11 @@ pub trait Session: Send {
     fn beside(&self) -> Option<Box<dyn Session>> {
         None
     }
+
+    /// Another session on the same weights, for a worker of its own; none where that would hold them twice.
+    fn another(&self) -> Option<Box<dyn Session>> {
+        self.beside()
+    }
 }
 
 /// A worker's loop.

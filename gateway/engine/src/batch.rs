@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use crate::check::Checked;
 use crate::padding::Pads;
 use crate::queue::Waiting;
+use crate::turnstile::Account;
 use crate::{Dim, EngineError, GraphSpec, Tensor, TensorSpec};
 
 /// How jobs of one graph are gathered.
@@ -62,16 +63,34 @@ pub(crate) struct Batch {
     pub released: Option<Released>,
     /// How jobs of different lengths run together, where they do.
     pub pads: Option<Arc<Pads>>,
+    /// Who is charged for the run.
+    pub charges: Vec<Charge>,
     /// When there was something to run; from then on it may have waited for a core.
     pub ready: Instant,
     /// When it left the queue.
     pub taken: Instant,
 }
 
+/// A caller's part of a run.
+#[derive(Debug)]
+pub(crate) struct Charge {
+    pub account: Arc<Account>,
+    pub rows: usize,
+    pub weight: u32,
+}
+
 impl Batch {
     pub fn new() -> Batch {
         let now = Instant::now();
-        Batch { jobs: Vec::new(), gone: Vec::new(), released: None, pads: None, ready: now, taken: now }
+        Batch {
+            jobs: Vec::new(),
+            gone: Vec::new(),
+            released: None,
+            pads: None,
+            charges: Vec::new(),
+            ready: now,
+            taken: now,
+        }
     }
 }
 

@@ -15,7 +15,7 @@ use crate::graph::Setup;
 use crate::queue::Bounds;
 use crate::turnstile::Turnstile;
 use crate::weights::{Residence, Source};
-use crate::{Batching, EngineError, Graph, Padding, Residency, onnx};
+use crate::{Batching, EngineError, Graph, Padding, Residency, onnx, priority};
 
 /// Most sessions of one graph, and most threads of one session.
 const MAX_THREADS: usize = 1_024;
@@ -228,12 +228,16 @@ impl Engines {
         let (children, device) = (self.children.clone(), options.device);
         let (engine, read) = (Arc::clone(engine), Arc::clone(&model));
         let load = move |onnx: Bytes| -> Result<Loaded, EngineError> {
+            let children = children.as_ref();
             let loading = Loading { onnx, model: Arc::clone(&read), device, sessions, threads };
             match isolation {
+                // The threads that the engine starts are as those that give it work.
+                Isolation::Process if device == Device::Cpu => priority::lowered(|| engine.load(loading))
+                    .unwrap_or_else(|_| Err(EngineError::Failed("the engine panicked while it loaded".into()))),
                 Isolation::Process => engine.load(loading),
                 Isolation::Child => {
                     let none = || EngineError::Unavailable("no process for graphs can be started here".into());
-                    children.as_ref().ok_or_else(none)?.load(engine.info(), loading)
+                    children.ok_or_else(none)?.load(engine.info(), loading)
                 }
             }
         };

@@ -140,12 +140,12 @@ impl Graph {
         let Setup { bounds, keeps_sample, cores, padding, residence } = setup;
         let pads = padding.map(|padding| Pads::new(&padding, &model.spec)).transpose()?.map(Arc::new);
         let shared = Arc::new(Shared {
-            queue: Queue::new(bounds),
+            queue: Queue::new(bounds, cores.clone()),
             counts: Counts::default(),
             inline: Inline::default(),
             sample: keeps_sample.then(OnceLock::new),
         });
-        let crew = Crew { cores, used: Arc::default(), inline: inline::is_steady(&model.operators) };
+        let crew = Crew { cores, inline: inline::is_steady(&model.operators) };
         // Those that have started end when no more can be had.
         let workers = crew.start(sessions, &shared, &info).inspect_err(|_| shared.queue.close())?;
         let (signature, weight_bytes) = (Signature::new(model.spec.clone()), model.weight_bytes);
@@ -251,7 +251,7 @@ impl Graph {
             job.outputs.iter().filter_map(|&at| Some(signature.spec.outputs.get(at)?.name.clone())).collect();
         let named = |tensors| Ok(names.into_iter().zip(tensors).collect());
         let _use = self.handle.residence.as_ref().map(Residence::begin);
-        if let Some(answer) = worker::here(shared, &job, share.weight, since) {
+        if let Some(answer) = worker::here(shared, &job, since) {
             return named(answer?);
         }
         let (reply, answer) = oneshot::channel();

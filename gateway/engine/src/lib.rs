@@ -16,6 +16,7 @@ mod graph;
 mod inline;
 pub mod onnx;
 mod padding;
+mod priority;
 pub mod process;
 mod queue;
 mod residency;

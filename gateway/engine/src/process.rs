@@ -10,6 +10,8 @@ use std::time::Duration;
 use rustix::process::{Resource, Rlimit, Signal, setrlimit};
 use serde::{Deserialize, Serialize};
 
+use crate::priority;
+
 /// Variables that a child gets where its parent has them: they say where a GPU and its libraries are.
 const PASSED: [&str; 3] = ["LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES"];
 
@@ -60,13 +62,14 @@ pub struct Limits {
     pub files: u64,
 }
 
-/// The first thing that a child does: from here on it dies with the thread that started it and never gains a privilege.
-/// Files that came open from the parent are closed, but for the standard streams.
+/// The first thing that a child does: from here on it dies with the thread that started it and never gains a privilege, and
+/// gives way to who reads requests. Files that came open from the parent are closed, but for the standard streams.
 ///
 /// # Errors
 /// As the kernel says.
 pub fn enter() -> io::Result<()> {
     close_inherited()?;
+    priority::lower();
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
     Ok(rustix::thread::set_no_new_privs(true)?)
 }

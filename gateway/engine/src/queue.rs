@@ -22,7 +22,7 @@ use self::staff::Staff;
 use crate::batch::{Batch, BatchPolicy, Released};
 use crate::check::Checked;
 use crate::padding::Pads;
-use crate::turnstile::Gate;
+use crate::turnstile::{Gate, Turnstile};
 use crate::{EngineError, Share, Tensor};
 
 /// What a caller gets back: outputs in the order asked for.
@@ -62,6 +62,8 @@ pub(crate) struct Queue {
     state: Mutex<State>,
     /// Signalled when a job comes while a worker is parked, and when the queue closes.
     wake: Condvar,
+    /// As [`Queue::wake`], for [`Post::Prompt`].
+    prompt: Condvar,
     /// Signalled when a worker that waits for more jobs has enough of them.
     enough: Condvar,
     bounds: Bounds,
@@ -86,9 +88,20 @@ struct State {
     next: u64,
     /// Workers that wait in [`Queue::take`] for any job, and were not signalled.
     parked: usize,
+    /// As [`State::parked`], of [`Post::Prompt`].
+    resting: usize,
     /// Workers that wait for more jobs to run together.
     gathering: usize,
     open: bool,
+}
+
+/// What a worker is there for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Post {
+    /// For any job.
+    Regular,
+    /// For jobs of callers that were idle and are within their share, while others have the cores.
+    Prompt,
 }
 
 /// What a worker is to do.
@@ -99,12 +112,13 @@ enum Plan {
 }
 
 impl Queue {
-    pub fn new(bounds: Bounds) -> Queue {
-        let (lanes, policy) = (Lanes::default(), BatchPolicy::OFF);
-        let state = Mutex::new(State { lanes, policy, next: 0, parked: 0, gathering: 0, open: true });
-        let (wake, enough) = (Condvar::new(), Condvar::new());
+    /// Of a graph whose runs share `cores` with others.
+    pub fn new(bounds: Bounds, cores: Option<Arc<Turnstile>>) -> Queue {
+        let (lanes, policy) = (Lanes::new(cores), BatchPolicy::OFF);
+        let state = Mutex::new(State { lanes, policy, next: 0, parked: 0, resting: 0, gathering: 0, open: true });
+        let [wake, prompt, enough] = [const { Condvar::new() }; 3];
         let [row_ns, run_ns, runs] = [const { AtomicU64::new(0) }; 3];
-        Queue { state, wake, enough, bounds, row_ns, run_ns, runs, staff: Staff::default() }
+        Queue { state, wake, prompt, enough, bounds, row_ns, run_ns, runs, staff: Staff::default() }
     }
 
     /// How jobs are gathered from now on.
@@ -146,14 +160,17 @@ impl Queue {
         }
         let ticket = Ticket(state.next);
         state.next += 1;
-        state.lanes.push(ticket, waiting);
+        let calm = state.lanes.push(ticket, waiting);
         let enough = state.gathering > 0 && state.lanes.rows() >= state.policy.max_rows;
-        let wake = state.gathering == 0 && state.parked > 0;
-        if wake {
-            state.parked -= 1;
-        }
+        let prompt = calm && state.resting > 0 && state.policy.delay.is_zero();
+        let wake = !prompt && state.gathering == 0 && state.parked > 0;
+        state.resting -= usize::from(prompt);
+        state.parked -= usize::from(wake);
         drop(state);
         // After the lock is free, so that the worker does not wake up to wait for it.
+        if prompt {
+            self.prompt.notify_one();
+        }
         if wake {
             self.wake.notify_one();
         }
@@ -189,38 +206,42 @@ impl Queue {
     /// Fills `batch` with what a worker runs next, and what has gone meanwhile; waits for it, and then for its turn at
     /// `gate`, so that what comes in that time runs with it. False when the queue is closed and empty, or its workers were
     /// dismissed.
-    pub fn take(&self, batch: &mut Batch, gate: &mut Option<Gate>) -> bool {
+    pub fn take(&self, batch: &mut Batch, gate: &mut Option<Gate>, post: Post) -> bool {
         let (mut state, mut ready) = (self.lock(), None);
         if self.is_dismissed() {
             return false;
         }
         loop {
             batch.taken = Instant::now();
-            let plan = self.plan(&state, batch.taken);
+            let plan = self.plan(&state, batch.taken, post);
             match (&plan, gate.as_mut()) {
-                (Plan::Run(..), Some(gate)) => {
+                (Plan::Run(lane, _), Some(gate)) => {
                     batch.ready = *ready.get_or_insert(batch.taken);
-                    if !gate.try_pass() {
+                    if !gate.try_pass()
+                        && let Some((account, beside)) = state.lanes.account(*lane)
+                    {
                         drop(state);
-                        gate.pass();
+                        gate.pass(&account, beside);
                         state = self.lock();
                         continue;
                     }
                 }
                 (Plan::Run(..), None) => batch.ready = batch.taken,
                 // Another worker took what this one has waited with.
-                (Plan::Until(_) | Plan::Park, Some(gate)) => gate.leave(Duration::ZERO, 1),
-                (Plan::Until(_) | Plan::Park, None) => {}
+                (Plan::Until(_) | Plan::Park, gate) => {
+                    ready = None;
+                    if let Some(gate) = gate {
+                        gate.leave();
+                    }
+                }
             }
             match plan {
                 Plan::Run(lane, released) => {
                     let most = state.policy.max_rows;
-                    let full = state.lanes.gather(lane, most, batch);
+                    let full = state.lanes.gather(lane, most, batch, post == Post::Regular);
                     batch.released = (most > 1).then_some(if full { Released::Full } else { released });
                     let wake = state.parked > 0 && state.lanes.jobs() > 0;
-                    if wake {
-                        state.parked -= 1;
-                    }
+                    state.parked -= usize::from(wake);
                     drop(state);
                     if wake {
                         self.wake.notify_one();
@@ -235,6 +256,18 @@ impl Queue {
                     state.gathering -= 1;
                 }
                 Plan::Park if !state.open || self.is_dismissed() => return false,
+                Plan::Park if post == Post::Prompt => {
+                    // What it was woken for is for others now.
+                    if state.parked > 0 && state.lanes.jobs() > 0 {
+                        state.parked -= 1;
+                        self.wake.notify_one();
+                    }
+                    state.resting += 1;
+                    state = self.prompt.wait(state).unwrap_or_else(PoisonError::into_inner);
+                    if self.is_dismissed() {
+                        return false;
+                    }
+                }
                 Plan::Park => {
                     state.parked += 1;
                     state = self.wake.wait(state).unwrap_or_else(PoisonError::into_inner);
@@ -247,9 +280,15 @@ impl Queue {
         }
     }
 
-    fn plan(&self, state: &State, now: Instant) -> Plan {
+    fn plan(&self, state: &State, now: Instant, post: Post) -> Plan {
         let policy = state.policy;
-        let Some(lane) = state.lanes.next() else { return Plan::Park };
+        let lane = match post {
+            Post::Regular => state.lanes.next(),
+            Post::Prompt if policy.delay.is_zero() => state.lanes.next_calm(),
+            // It waits for others anyway.
+            Post::Prompt => None,
+        };
+        let Some(lane) = lane else { return Plan::Park };
         let Some(head) = state.lanes.head(lane).filter(|_| policy.max_rows > 1 && !policy.delay.is_zero()) else {
             return Plan::Run(lane, Released::Idle);
         };
@@ -285,6 +324,7 @@ impl Queue {
     pub fn close(&self) {
         self.lock().open = false;
         self.wake.notify_all();
+        self.prompt.notify_all();
         self.enough.notify_all();
     }
 

@@ -4,7 +4,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{
-    AtomicU64, AtomicUsize,
+    AtomicUsize,
     Ordering::{Relaxed, SeqCst},
 };
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -15,6 +15,7 @@ use bytes::Bytes;
 use crate::backend::{Loaded, Session};
 use crate::graph::Handle;
 use crate::inline::Seat;
+use crate::queue::Post;
 use crate::residency::{Evict, Held, LastUse, Residency};
 use crate::turnstile::{Gate, Turnstile};
 use crate::worker::{self, Shared};
@@ -30,8 +31,6 @@ pub(crate) type Reload = Box<dyn Fn() -> Result<Loaded, EngineError> + Send + Sy
 pub(crate) struct Crew {
     /// The cores that runs share with other graphs'; `None` where they use none.
     pub cores: Option<Arc<Turnstile>>,
-    /// What the graph has used of them.
-    pub used: Arc<AtomicU64>,
     /// Whether callers may run short jobs on their own threads.
     pub inline: bool,
 }
@@ -69,10 +68,14 @@ impl Crew {
         shared: &Arc<Shared>,
         info: &GraphInfo,
     ) -> Result<Vec<JoinHandle<()>>, EngineError> {
-        let gate = || self.cores.as_ref().map(|cores| Gate::new(cores, &self.used, info.threads));
+        let gate = || self.cores.as_ref().map(|cores| Gate::new(cores, info.threads));
         let beside = sessions.iter().filter(|_| self.inline).filter_map(|session| session.beside());
         shared.inline.set(beside.map(|session| Seat { session, gate: gate() }).collect());
-        worker::start(sessions, shared, &info.engine, gate)
+        // Half as many: who is within its share needs no more than that while others have the cores.
+        let prompt = sessions.iter().take(if self.cores.is_some() { sessions.len().div_ceil(2) } else { 0 });
+        let prompt: Vec<_> = prompt.filter_map(|session| Some((session.another()?, Post::Prompt))).collect();
+        let regular = sessions.into_iter().map(|session| (session, Post::Regular));
+        worker::start(regular.chain(prompt).collect(), shared, &info.engine, gate)
     }
 }
 

@@ -11,7 +11,8 @@ use crate::batch::{self, Batch};
 use crate::check::Checked;
 use crate::counts::Counts;
 use crate::inline::Inline;
-use crate::queue::{Answer, Queue, Waiting};
+use crate::priority;
+use crate::queue::{Answer, Post, Queue, Waiting};
 use crate::turnstile::Gate;
 use crate::{EngineError, Fault, Released, Tensor};
 
@@ -27,30 +28,39 @@ pub(crate) struct Shared {
 
 /// Starts a worker for each session. They end when the queue is empty, and closed or its workers dismissed.
 pub(crate) fn start(
-    sessions: Vec<Box<dyn Session>>,
+    sessions: Vec<(Box<dyn Session>, Post)>,
     shared: &Arc<Shared>,
     engine: &str,
     gate: impl Fn() -> Option<Gate>,
 ) -> Result<Vec<thread::JoinHandle<()>>, EngineError> {
     let mut workers = Vec::with_capacity(sessions.len());
-    for (i, session) in sessions.into_iter().enumerate() {
+    for (i, (session, post)) in sessions.into_iter().enumerate() {
         let (mine, gate) = (Arc::clone(shared), gate());
-        let name = format!("{}-work-{i}", &engine[..engine.len().min(4)]);
-        let started = thread::Builder::new().name(name).spawn(move || serve(session, &mine, gate));
+        let word = if post == Post::Prompt { "now" } else { "work" };
+        let name = format!("{}-{word}-{i}", &engine[..engine.len().min(4)]);
+        let started = thread::Builder::new().name(name).spawn(move || serve(session, post, &mine, gate));
         workers.push(started.map_err(|error| EngineError::Unavailable(format!("no thread for a session: {error}")))?);
     }
     Ok(workers)
 }
 
-fn serve(mut session: Box<dyn Session>, shared: &Shared, mut gate: Option<Gate>) {
+fn serve(mut session: Box<dyn Session>, post: Post, shared: &Shared, mut gate: Option<Gate>) {
     let mut batch = Batch::new();
     session.serve(&mut |session| {
-        while shared.queue.take(&mut batch, &mut gate) {
-            let weight = batch.jobs.first().map_or(1, |first| first.share.weight);
+        // What waits for a device needs no core.
+        if post == Post::Regular && gate.is_some() {
+            priority::lower();
+        }
+        while shared.queue.take(&mut batch, &mut gate, post) {
             run(session, &mut batch, shared);
             if let Some(gate) = &mut gate {
-                gate.leave(batch.taken.elapsed(), weight);
+                let time = batch.taken.elapsed();
+                let rows = batch.charges.iter().map(|charge| charge.rows).sum();
+                for charge in &batch.charges {
+                    gate.charge(&charge.account, time, (charge.rows, rows), charge.weight);
+                }
             }
+            batch.charges.clear();
         }
     });
 }
@@ -100,11 +110,11 @@ fn alone(session: &mut dyn Session, waiting: Waiting, shared: &Shared) {
 }
 
 /// Runs a job on the caller's thread, if it is known to be short and everything is free; `None` where it is to be queued.
-pub(crate) fn here(shared: &Shared, job: &Checked, weight: u32, now: Instant) -> Option<Answer> {
+pub(crate) fn here(shared: &Shared, job: &Checked, now: Instant) -> Option<Answer> {
     let sparse = shared.inline.is_sparse(now);
     shared.inline.run(
         &job.inputs,
-        (weight, sparse),
+        sparse,
         || shared.queue.is_free(),
         |session, most| {
             let (answer, time) = execute(session, job, shared);

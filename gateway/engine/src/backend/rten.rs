@@ -54,11 +54,7 @@ impl Engine for Rten {
             threads,
             isolation: Isolation::Process,
         };
-        let session = |_| -> Box<dyn Session> {
-            let pool = Arc::new(ThreadPool::with_num_threads(threads));
-            let options = RunOptions::default().with_thread_pool(Some(Arc::clone(&pool)));
-            Box::new(RtenSession { weights: Arc::clone(&loaded), pool, options })
-        };
+        let session = |_| -> Box<dyn Session> { Box::new(RtenSession::new(&loaded, threads)) };
         Ok(Loaded { info, sessions: (0..sessions).map(session).collect() })
     }
 }
@@ -119,8 +115,17 @@ impl Weights {
 
 struct RtenSession {
     weights: Arc<Weights>,
+    threads: usize,
     pool: Arc<ThreadPool>,
     options: RunOptions,
+}
+
+impl RtenSession {
+    fn new(weights: &Arc<Weights>, threads: usize) -> RtenSession {
+        let pool = Arc::new(ThreadPool::with_num_threads(threads));
+        let options = RunOptions::default().with_thread_pool(Some(Arc::clone(&pool)));
+        RtenSession { weights: Arc::clone(weights), threads, pool, options }
+    }
 }
 
 impl Session for RtenSession {
@@ -149,6 +154,10 @@ impl Session for RtenSession {
         // A run on a thread of the pool stays on it; from any other thread it would be handed over, and back.
         let pool = Arc::clone(&self.pool);
         pool.run(|| work(self));
+    }
+
+    fn another(&self) -> Option<Box<dyn Session>> {
+        Some(Box::new(RtenSession::new(&self.weights, self.threads)))
     }
 }
 

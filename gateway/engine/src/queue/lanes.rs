@@ -9,8 +9,9 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::{Ticket, Waiting};
-use crate::batch::{Batch, same_key};
+use crate::batch::{Batch, Charge, same_key};
 use crate::padding::Pads;
+use crate::turnstile::{Account, Turnstile};
 
 /// Virtual time of one row at weight 1.
 const ROW: u64 = 1 << 16;
@@ -29,6 +30,8 @@ pub(super) struct Lanes {
     rows: usize,
     /// How jobs of different lengths run together, where they may.
     pub pads: Option<Arc<Pads>>,
+    /// The cores that runs share with other graphs'; `None` where they use none.
+    cores: Option<Arc<Turnstile>>,
 }
 
 #[derive(Debug)]
@@ -42,6 +45,10 @@ struct Lane {
     jobs: VecDeque<(Ticket, Waiting)>,
     /// Their rows.
     rows: usize,
+    /// What the caller has used of the cores.
+    account: Arc<Account>,
+    /// Whether its head came when nothing of this lane waited, and the caller was within its share of the cores.
+    calm: bool,
 }
 
 /// Rows as they are counted here: a job without an axis is one.
@@ -61,11 +68,12 @@ impl Waiting {
 }
 
 impl Lane {
-    fn of(waiting: &Waiting) -> Lane {
+    fn of(waiting: &Waiting, cores: Option<&Turnstile>) -> Lane {
         let share = &waiting.share;
         let weight = u64::from(share.weight.max(1));
         let (tenant, name) = (waiting.tenant.clone(), share.name.clone());
-        Lane { tenant, name, weight, time: 0, jobs: VecDeque::new(), rows: 0 }
+        let account = cores.map_or_else(Arc::default, |cores| cores.account(&tenant, &name));
+        Lane { tenant, name, weight, time: 0, jobs: VecDeque::new(), rows: 0, account, calm: false }
     }
 
     fn is_of(&self, waiting: &Waiting) -> bool {
@@ -79,6 +87,11 @@ impl Lane {
 }
 
 impl Lanes {
+    /// Of a graph whose runs share `cores`.
+    pub fn new(cores: Option<Arc<Turnstile>>) -> Lanes {
+        Lanes { cores, ..Lanes::default() }
+    }
+
     /// Jobs that wait.
     pub fn jobs(&self) -> usize {
         self.jobs
@@ -101,8 +114,9 @@ impl Lanes {
         own + others.sum::<usize>()
     }
 
-    /// Puts a job at the end of its caller's lane.
-    pub fn push(&mut self, ticket: Ticket, waiting: Waiting) {
+    /// Puts a job at the end of its caller's lane. True when the caller was idle, and others have the cores while it is
+    /// within its share of them.
+    pub fn push(&mut self, ticket: Ticket, waiting: Waiting) -> bool {
         let time = self.time;
         self.jobs += 1;
         self.rows += rows(&waiting);
@@ -112,17 +126,20 @@ impl Lanes {
                 if self.lanes.len() >= KEPT {
                     self.lanes.retain(|lane| !lane.jobs.is_empty());
                 }
-                self.lanes.push(Lane::of(&waiting));
+                self.lanes.push(Lane::of(&waiting, self.cores.as_deref()));
                 self.lanes.len() - 1
             }
         };
         let lane = &mut self.lanes[at];
-        if lane.jobs.is_empty() {
+        let returns = lane.jobs.is_empty();
+        if returns {
             lane.time = lane.time.max(time);
+            lane.calm = self.cores.as_ref().is_some_and(|cores| cores.returns(&lane.account));
         }
         lane.weight = u64::from(waiting.share.weight.max(1));
         lane.rows += rows(&waiting);
         lane.jobs.push_back((ticket, waiting));
+        returns && lane.calm && self.cores.as_ref().is_some_and(|cores| cores.is_taken())
     }
 
     /// Takes out the newest job of the caller with the most for its weight, if that is more than `waiting`'s caller would
@@ -169,6 +186,21 @@ impl Lanes {
         busy.min_by_key(|(_, lane)| lane.time).map(|(at, _)| at)
     }
 
+    /// As [`Lanes::next`], among those whose caller was idle and is within its share of the cores.
+    pub fn next_calm(&self) -> Option<usize> {
+        let calm = self.lanes.iter().enumerate().filter(|(_, lane)| !lane.jobs.is_empty() && self.is_calm(lane));
+        calm.min_by_key(|(_, lane)| lane.time).map(|(at, _)| at)
+    }
+
+    /// Whose account a run of a lane's head goes on, and whether it may run beside others that have the cores.
+    pub fn account(&self, lane: usize) -> Option<(Arc<Account>, bool)> {
+        self.lanes.get(lane).map(|lane| (lane.account.clone(), self.is_calm(lane)))
+    }
+
+    fn is_calm(&self, lane: &Lane) -> bool {
+        lane.calm && self.cores.as_ref().is_some_and(|cores| cores.is_behind(&lane.account))
+    }
+
     /// The job at a lane's head.
     pub fn head(&self, lane: usize) -> Option<&Waiting> {
         self.lanes.get(lane)?.jobs.front().map(|(_, waiting)| waiting)
@@ -194,15 +226,15 @@ impl Lanes {
     }
 
     /// Moves the head of a lane into `batch`, and with it what has its key and fits into `most` rows, its own lane
-    /// first. True when a job was left because it did not fit.
-    pub fn gather(&mut self, lane: usize, most: usize, batch: &mut Batch) -> bool {
+    /// first, and then, where they may come along, `others` of its tenant. True when a job was left because it did not fit.
+    pub fn gather(&mut self, lane: usize, most: usize, batch: &mut Batch, others: bool) -> bool {
         let Some(own) = self.lanes.get_mut(lane) else { return false };
         self.time = self.time.max(own.time);
         batch.pads.clone_from(&self.pads);
         let tenant = own.tenant.clone();
         let mut full = self.gather_from(lane, most, batch);
         for other in 0..self.lanes.len() {
-            if batch.jobs.is_empty() || most <= 1 {
+            if batch.jobs.is_empty() || most <= 1 || !others {
                 break;
             }
             if other != lane && same_text(&self.lanes[other].tenant, &tenant) {
@@ -248,7 +280,13 @@ impl Lanes {
                 break;
             }
         }
-        lane.charge(filled - before);
+        if filled > before {
+            lane.charge(filled - before);
+            // What it left behind did not come when nothing waited.
+            lane.calm = false;
+            let (account, weight) = (lane.account.clone(), u32::try_from(lane.weight).unwrap_or(u32::MAX));
+            batch.charges.push(Charge { account, rows: filled - before, weight });
+        }
         full
     }
 }

@@ -21,9 +21,10 @@ impl Queue {
         let dismissed =
             state.lanes.jobs() == 0 && idle() && self.staff.0.compare_exchange(HERE, DISMISSED, SeqCst, SeqCst).is_ok();
         if dismissed {
-            state.parked = 0;
+            (state.parked, state.resting) = (0, 0);
             drop(state);
             self.wake.notify_all();
+            self.prompt.notify_all();
         }
         dismissed
     }

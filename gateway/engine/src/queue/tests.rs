@@ -8,7 +8,7 @@ const BOUNDS: Bounds = Bounds { jobs: 8, wait: Some(Duration::from_secs(1)), wor
 
 /// A queue that gathers up to `max_rows` at once, with delay if it is not zero.
 fn queue(bounds: Bounds, max_rows: usize, delay: Duration) -> Queue {
-    let queue = Queue::new(bounds);
+    let queue = Queue::new(bounds, None);
     queue.set_policy(BatchPolicy { max_rows, delay });
     queue
 }
@@ -31,7 +31,7 @@ fn weighted(name: &str, weight: u32) -> (Waiting, oneshot::Receiver<Answer>) {
 
 fn take(queue: &Queue) -> Batch {
     let mut batch = Batch::new();
-    assert!(queue.take(&mut batch, &mut None));
+    assert!(queue.take(&mut batch, &mut None, Post::Regular));
     batch
 }
 
@@ -54,7 +54,7 @@ fn jobs_of_one_key_come_out_together_and_others_keep_their_place() {
     }
     assert_eq!(queue.len(), 0);
     queue.close();
-    assert!(!queue.take(&mut Batch::new(), &mut None));
+    assert!(!queue.take(&mut Batch::new(), &mut None, Post::Regular));
 }
 
 #[test]
@@ -77,6 +77,81 @@ fn tenants_share_no_batch_and_models_of_one_tenant_may() {
         answers.push(answer);
     }
     assert_eq!(take(&queue).jobs.len(), 3);
+}
+
+#[test]
+fn a_caller_that_was_idle_gets_a_worker_of_its_own_while_others_have_the_cores() {
+    let turnstile = Turnstile::new(1);
+    let queue = Queue::new(Bounds { jobs: 100, ..BOUNDS }, Some(turnstile.clone()));
+    queue.set_policy(BatchPolicy { max_rows: 4, delay: Duration::ZERO });
+    let mut answers = Vec::new();
+    let mut push = |name: &str| {
+        let (waiting, answer) = weighted(name, 1);
+        queue.push(waiting).expect("room");
+        answers.push(answer);
+    };
+    let (mut regular, mut prompt) = (Some(Gate::new(&turnstile, 1)), Some(Gate::new(&turnstile, 1)));
+    let names = |batch: &Batch| batch.jobs.iter().map(|w| w.share.name.to_string()).collect::<Vec<_>>();
+    let mut batch = Batch::new();
+    let mut take = |gate: &mut Option<Gate>, post| {
+        for charge in batch.charges.drain(..) {
+            gate.as_mut().expect("a gate").charge(&charge.account, Duration::from_millis(5), (1, 1), charge.weight);
+        }
+        batch.jobs.clear();
+        assert!(queue.take(&mut batch, gate, post));
+        names(&batch)
+    };
+    (0..9).for_each(|_| push("flood"));
+    assert_eq!(take(&mut regular, Post::Regular), ["flood"; 4]);
+    assert_eq!(take(&mut regular, Post::Regular), ["flood"; 4], "it has used its share, and nobody else wants one");
+    push("calm");
+    push("flood");
+    assert!(turnstile.is_taken());
+    assert_eq!(take(&mut prompt, Post::Prompt), ["calm"], "with nobody else's rows");
+    // What it has had counts.
+    let plan = |now| matches!(queue.plan(&queue.lock(), now, Post::Prompt), Plan::Park);
+    assert!(plan(Instant::now()), "the flood is not for this worker");
+    push("calm");
+    push("calm");
+    assert!(!plan(Instant::now()));
+    assert_eq!(take(&mut regular, Post::Regular), ["calm", "calm", "flood", "flood"], "anybody may take it");
+    drop(answers);
+}
+
+/// Woken for a job that is no longer its own, the prompt worker leaves it to the others.
+#[test]
+fn no_job_is_left_between_two_workers() {
+    let turnstile = Turnstile::new(1);
+    let queue = Arc::new(Queue::new(Bounds { jobs: 10_000, ..BOUNDS }, Some(turnstile.clone())));
+    let done = Arc::new(AtomicU64::new(0));
+    let workers: Vec<_> = [Post::Regular, Post::Regular, Post::Prompt]
+        .map(|post| {
+            let (queue, done, mut gate) = (queue.clone(), done.clone(), Some(Gate::new(&turnstile, 1)));
+            std::thread::spawn(move || {
+                let mut batch = Batch::new();
+                while queue.take(&mut batch, &mut gate, post) {
+                    for charge in batch.charges.drain(..) {
+                        let gate = gate.as_mut().expect("a gate");
+                        gate.charge(&charge.account, Duration::from_micros(20), (1, 1), charge.weight);
+                    }
+                    done.fetch_add(batch.jobs.drain(..).count() as u64, Relaxed);
+                }
+            })
+        })
+        .into();
+    let mut answers = Vec::new();
+    for at in 0..20_000u64 {
+        let (waiting, answer) = weighted(["a", "b", "c"][at as usize % 3], 1);
+        queue.push(waiting).expect("room");
+        answers.push(answer);
+        // All is done before the next few come, or not.
+        while at % 7 == 0 && done.load(Relaxed) <= at {
+            std::thread::yield_now();
+        }
+    }
+    queue.close();
+    workers.into_iter().for_each(|worker| worker.join().expect("a worker"));
+    assert_eq!((done.load(Relaxed), queue.len()), (20_000, 0));
 }
 
 #[test]
