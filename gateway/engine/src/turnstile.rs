@@ -111,9 +111,9 @@ impl Turnstile {
         account.used.load(Relaxed) <= self.now.load(Relaxed)
     }
 
-    /// Whether a run would have to wait for a core.
-    pub fn is_taken(&self) -> bool {
-        self.free.load(Relaxed) <= 0 || self.waiters.load(Relaxed) > 0
+    /// Whether anybody has a core: a run that comes now may have to wait for one, or to share it.
+    pub fn is_used(&self) -> bool {
+        self.free.load(Relaxed) < self.cores
     }
 
     /// Takes permits if they are there; with `most` below zero, also some that are not.
@@ -275,10 +275,11 @@ mod tests {
         let turnstile = Turnstile::new(2);
         let mut gates: Vec<Gate> = (0..3).map(|_| Gate::new(&turnstile, 1)).collect();
         assert!(gates[0].try_pass() && gates[1].try_pass() && !gates[2].try_pass());
-        assert!(turnstile.is_taken());
+        assert!(turnstile.is_used());
         gates[0].leave();
-        assert!(!turnstile.is_taken() && gates[2].try_pass());
+        assert!(turnstile.is_used() && gates[2].try_pass());
         drop(gates);
+        assert!(!turnstile.is_used());
         assert_eq!(turnstile.free.load(SeqCst), 2);
     }
 

@@ -114,8 +114,8 @@ impl Lanes {
         own + others.sum::<usize>()
     }
 
-    /// Puts a job at the end of its caller's lane. True when the caller was idle, and others have the cores while it is
-    /// within its share of them.
+    /// Puts a job at the end of its caller's lane. True when the caller was idle and is within its share of the cores while
+    /// others use some.
     pub fn push(&mut self, ticket: Ticket, waiting: Waiting) -> bool {
         let time = self.time;
         self.jobs += 1;
@@ -139,7 +139,7 @@ impl Lanes {
         lane.weight = u64::from(waiting.share.weight.max(1));
         lane.rows += rows(&waiting);
         lane.jobs.push_back((ticket, waiting));
-        returns && lane.calm && self.cores.as_ref().is_some_and(|cores| cores.is_taken())
+        returns && lane.calm && self.cores.as_ref().is_some_and(|cores| cores.is_used())
     }
 
     /// Takes out the newest job of the caller with the most for its weight, if that is more than `waiting`'s caller would

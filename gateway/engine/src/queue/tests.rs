@@ -106,7 +106,7 @@ fn a_caller_that_was_idle_gets_a_worker_of_its_own_while_others_have_the_cores()
     assert_eq!(take(&mut regular, Post::Regular), ["flood"; 4], "it has used its share, and nobody else wants one");
     push("calm");
     push("flood");
-    assert!(turnstile.is_taken());
+    assert!(turnstile.is_used());
     assert_eq!(take(&mut prompt, Post::Prompt), ["calm"], "with nobody else's rows");
     // What it has had counts.
     let plan = |now| matches!(queue.plan(&queue.lock(), now, Post::Prompt), Plan::Park);
