@@ -28,6 +28,8 @@ pub enum Kind {
     NotReady,
     MethodNotAllowed,
     TooLarge,
+    UriTooLong,
+    HeadersTooLarge,
     UnsupportedMedia,
     Unauthorized,
     Overloaded,
@@ -69,6 +71,17 @@ impl Error {
         Error { kind, message: message.into(), detail: None }
     }
 
+    /// A head that is no request, by the status that hyper has for it.
+    pub fn unreadable(status: Option<StatusCode>) -> Error {
+        match status {
+            Some(StatusCode::URI_TOO_LONG) => Error::new(Kind::UriTooLong, "the request's target is too long"),
+            Some(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE) => {
+                Error::new(Kind::HeadersTooLarge, "the request's headers are too many or too long")
+            }
+            _ => Error::new(Kind::Malformed, "the head of the request is not valid HTTP/1.1"),
+        }
+    }
+
     /// Adds what only the log shows.
     pub fn with_detail(mut self, detail: impl Into<String>) -> Error {
         self.detail = Some(detail.into());
@@ -78,13 +91,15 @@ impl Error {
 
 impl Kind {
     /// Every kind, in the order of declaration.
-    pub const ALL: [Kind; 28] = [
+    pub const ALL: [Kind; 30] = [
         Kind::Malformed,
         Kind::InvalidInput,
         Kind::NotFound,
         Kind::NotReady,
         Kind::MethodNotAllowed,
         Kind::TooLarge,
+        Kind::UriTooLong,
+        Kind::HeadersTooLarge,
         Kind::UnsupportedMedia,
         Kind::Unauthorized,
         Kind::Overloaded,
@@ -121,6 +136,8 @@ impl Kind {
             Kind::NotFound => StatusCode::NOT_FOUND,
             Kind::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             Kind::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            Kind::UriTooLong => StatusCode::URI_TOO_LONG,
+            Kind::HeadersTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             Kind::UnsupportedMedia => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Kind::Unauthorized => StatusCode::UNAUTHORIZED,
             Kind::Conflict => StatusCode::CONFLICT,
@@ -145,6 +162,8 @@ impl Kind {
             | Kind::NotFound
             | Kind::MethodNotAllowed
             | Kind::TooLarge
+            | Kind::UriTooLong
+            | Kind::HeadersTooLarge
             | Kind::UnsupportedMedia
             | Kind::Unauthorized
             | Kind::Conflict
@@ -165,6 +184,8 @@ impl Kind {
             Kind::NotReady => "not_ready",
             Kind::MethodNotAllowed => "method_not_allowed",
             Kind::TooLarge => "too_large",
+            Kind::UriTooLong => "uri_too_long",
+            Kind::HeadersTooLarge => "headers_too_large",
             Kind::UnsupportedMedia => "unsupported_media",
             Kind::Unauthorized => "unauthorized",
             Kind::Overloaded => "overloaded",

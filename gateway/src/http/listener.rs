@@ -3,7 +3,7 @@
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
@@ -14,8 +14,9 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::DataPlane;
 use super::again::Again;
+use super::unreadable::{Refuse, Watched};
+use super::{DataPlane, oip};
 
 /// How a client begins that speaks HTTP/2 without having asked.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -103,27 +104,40 @@ async fn connection(stream: TcpStream, plane: Arc<DataPlane>, shutdown: Cancella
         () = shutdown.cancelled() => return,
     };
     let header_timeout = plane.config.header_timeout;
-    let service = service_fn(move |request| super::handle(plane.clone(), request));
-    let io = TokioIo::new(stream);
     let ended = if http2 {
+        let service = service_fn(move |request| super::handle(plane.clone(), request));
         let connection = http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
             .max_concurrent_streams(MAX_STREAMS)
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
             .keep_alive_interval(PING)
-            .serve_connection(io, service);
+            .serve_connection(TokioIo::new(stream), service);
         drive(connection, shutdown).await
     } else {
+        let stream = Watched::new(stream, refuse(plane.clone()));
+        let turns = stream.turns().clone();
+        let service = service_fn(move |request| {
+            let (turn, answer) = (turns.begin(), super::handle(plane.clone(), request));
+            async move { answer.await.map(|answer| turn.tie(answer)) }
+        });
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(header_timeout)
-            .serve_connection(io, service);
+            .serve_connection(TokioIo::new(stream), service);
         drive(connection, shutdown).await
     };
     if let Err(error) = ended {
         tracing::debug!(%error, "a connection ended early");
     }
+}
+
+/// What is said to a head that is no request; it counts as a request that failed.
+fn refuse(plane: Arc<DataPlane>) -> Refuse {
+    Box::new(move |error, identity| {
+        super::note(plane.telemetry.track(None, Instant::now()), error, identity);
+        oip::encode_error(&error.message)
+    })
 }
 
 /// Whether the client begins with the preface of HTTP/2. Looks, and takes nothing.

@@ -15,6 +15,7 @@ mod received;
 mod remote;
 mod route;
 mod stats;
+pub(crate) mod unreadable;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -243,7 +244,13 @@ async fn answered(
 }
 
 /// The answer to a request that failed, counted and logged.
-fn failed(mut track: Track, error: &Error, identity: &Identity) -> Response<Body> {
+fn failed(track: Track, error: &Error, identity: &Identity) -> Response<Body> {
+    note(track, error, identity);
+    answer::failure(error)
+}
+
+/// Counts and logs a failure.
+fn note(mut track: Track, error: &Error, identity: &Identity) {
     track.finish(Some(error.kind));
     let request_id = &*identity.request_id;
     let (kind, detail) = (error.kind.as_str(), error.detail.as_deref().unwrap_or_default());
@@ -254,7 +261,6 @@ fn failed(mut track: Track, error: &Error, identity: &Identity) -> Response<Body
         Origin::Guest | Origin::Peer => tracing::warn!(request_id, kind, detail, message = error.message),
         Origin::Caller | Origin::Ours => tracing::debug!(request_id, kind, detail, message = error.message),
     }
-    answer::failure(error)
 }
 
 /// Metadata of a model, or whether it is ready: from here where calls may be answered here, else from a site where they

@@ -5,6 +5,7 @@ use http::Request;
 use serde_json::{Value, json};
 use windrose::http::HttpConfig;
 
+use crate::server::Server;
 use crate::setup::{Gateway, Model};
 
 async fn gateway() -> Gateway {
@@ -204,5 +205,59 @@ async fn wrong_timeouts_are_refused() {
     for (bad, kind) in [("soon", "malformed"), ("-1", "malformed"), ("0", "invalid_input")] {
         let answer = gateway.infer_with("two", body.clone(), &[("windrose-timeout-ms", bad)]).await;
         assert!(answer.error(400, kind).contains("windrose-timeout-ms"));
+    }
+}
+
+/// Heads that are no request, each with the status and the kind of its answer.
+fn heads() -> [(String, u16, &'static str); 5] {
+    [
+        ("nonsense\r\n\r\n".into(), 400, "malformed"),
+        ("GET /v2 HTTP/1.1\r\nhost: a\r\nbad header\r\n\r\n".into(), 400, "malformed"),
+        ("POST /v2 HTTP/1.1\r\nhost: a\r\ncontent-length: many\r\n\r\n".into(), 400, "malformed"),
+        (format!("GET /{} HTTP/1.1\r\nhost: a\r\n\r\n", "x".repeat(70_000)), 414, "uri_too_long"),
+        (format!("GET /v2 HTTP/1.1\r\nx: {}\r\n\r\n", "x".repeat(2 << 20)), 431, "headers_too_large"),
+    ]
+}
+
+/// What comes back on a connection of its own, until it ends.
+fn said(address: std::net::SocketAddr, sent: &str) -> String {
+    use std::io::{Read, Write};
+    let mut stream = std::net::TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(std::time::Duration::from_secs(20))).unwrap();
+    stream.write_all(sent.as_bytes()).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
+}
+
+#[track_caller]
+fn assert_refused(answer: &str, status: u16, kind: &str) {
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    assert!(head.starts_with(&format!("HTTP/1.1 {status} ")), "{head}");
+    let header = |name: &str| head.lines().find_map(|line| line.strip_prefix(&format!("{name}: "))).unwrap_or("");
+    assert_eq!(header("windrose-error"), kind);
+    assert_eq!((header("content-type"), header("connection")), ("application/json", "close"));
+    assert_eq!(header("content-length"), body.len().to_string());
+    assert!(header("x-request-id").len() == 32 && header("traceparent").len() == 55 && header("date").len() == 29);
+    let body: Value = serde_json::from_str(body).unwrap();
+    assert!(!body["error"].as_str().unwrap().is_empty());
+}
+
+#[test]
+fn a_head_that_is_no_request_has_an_answer_like_any_other() {
+    let server = Server::start(&[]);
+    for (head, status, kind) in heads() {
+        for listener in [server.data, server.control] {
+            assert_refused(&said(listener, &head), status, kind);
+        }
+    }
+    // After answers on the same connection, and before the last one was read.
+    for count in [1, 20] {
+        let get = "GET /v2 HTTP/1.1\r\nhost: a\r\n\r\n".repeat(count);
+        for (listener, fine) in [(server.data, "HTTP/1.1 200"), (server.control, "HTTP/1.1 401")] {
+            let answer = said(listener, &format!("{get}nonsense\r\n\r\n"));
+            assert_eq!(answer.matches(fine).count(), count, "{answer}");
+            assert_refused(&answer[answer.rfind("HTTP/1.1 4").unwrap()..], 400, "malformed");
+        }
     }
 }

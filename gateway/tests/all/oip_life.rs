@@ -244,11 +244,15 @@ async fn metric_names_are_a_contract() {
     gateway.infer("id", "").await.error(400, "malformed");
     gateway.infer("made-up-by-a-caller", body).await.error(404, "not_found");
     gateway.send(Request::get("/v2").body(Bytes::new()).unwrap()).await;
+    let mut stream = TcpStream::connect(gateway.address).await.unwrap();
+    stream.write_all(b"nonsense\r\n\r\n").await.unwrap();
+    stream.read_to_end(&mut Vec::new()).await.unwrap();
     let text = gateway.telemetry.encode();
     for line in [
         r#"windrose_requests_total{model="id",version="1",kind="ok"} 1"#,
         r#"windrose_requests_total{model="id",version="1",kind="malformed"} 1"#,
         r#"windrose_requests_total{model="",version="",kind="not_found"} 1"#,
+        r#"windrose_requests_total{model="",version="",kind="malformed"} 1"#,
         r#"windrose_request_duration_seconds_count{model="id",version="1"} 2"#,
         r#"windrose_call_duration_seconds_count{model="id",version="1"} 1"#,
         r#"windrose_requests_in_flight{model="id",version="1"} 0"#,

@@ -1,6 +1,5 @@
 //! One function per route.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 
 use axum::Json;
@@ -16,7 +15,7 @@ use super::types::{
     BlobAnswer, DeleteAnswer, DeployAnswer, EngineView, ErrorBody, ModelView, ModelsAnswer, ProgressLine, StatusAnswer,
     ValidateAnswer, VersionView,
 };
-use super::{Api, error_body, fail, fail_change, openapi_json, view};
+use super::{Api, Caller, error_body, fail, fail_change, openapi_json, view};
 use crate::control::log::Actor;
 use crate::control::manifest::{Invalid, Manifest, is_digest};
 use crate::control::prepare::Event;
@@ -32,9 +31,9 @@ const MAX_MANIFEST: usize = 4 << 20;
 const PROGRESS: usize = 64;
 
 /// The person or program that makes a change.
-fn actor(from: SocketAddr, headers: &HeaderMap) -> Actor {
+fn actor(from: Caller, headers: &HeaderMap) -> Actor {
     let agent = headers.get(USER_AGENT).and_then(|value| value.to_str().ok()).unwrap_or("");
-    Actor { name: "operator".into(), from: from.to_string(), agent: agent.chars().take(200).collect() }
+    Actor { name: "operator".into(), from: from.address.to_string(), agent: agent.chars().take(200).collect() }
 }
 
 fn bad_digest(digest: &str) -> Response {
@@ -109,7 +108,7 @@ pub async fn get_model(State(api): Shared, Path(name): Path<String>) -> Response
     responses((status = 200, body = DeleteAnswer), (status = 404, body = ErrorBody)))]
 pub async fn delete_model(
     State(api): Shared,
-    ConnectInfo(from): ConnectInfo<SocketAddr>,
+    ConnectInfo(from): ConnectInfo<Caller>,
     Path(name): Path<String>,
     headers: HeaderMap,
 ) -> Response {
@@ -133,7 +132,7 @@ pub async fn get_version(State(api): Shared, Path((name, version)): Path<(String
     responses((status = 200, body = DeleteAnswer), (status = 404, body = ErrorBody)))]
 pub async fn delete_version(
     State(api): Shared,
-    ConnectInfo(from): ConnectInfo<SocketAddr>,
+    ConnectInfo(from): ConnectInfo<Caller>,
     Path((name, version)): Path<(String, String)>,
     headers: HeaderMap,
 ) -> Response {
@@ -162,7 +161,7 @@ async fn delete(api: Arc<Api>, name: String, version: Option<String>, actor: Act
         (status = 429, description = "Too many deployments wait.", body = ErrorBody)))]
 pub async fn put_version(
     State(api): Shared,
-    ConnectInfo(from): ConnectInfo<SocketAddr>,
+    ConnectInfo(from): ConnectInfo<Caller>,
     Path((name, version)): Path<(String, String)>,
     headers: HeaderMap,
     body: Body,
