@@ -44,6 +44,7 @@ ACTS = {
     "undeclared": (502, "guest_contract"),
     "wrong-type": (502, "guest_contract"),
     "nothing": (502, "guest_contract"),
+    "no-number": (502, "guest_contract"),
 }
 
 

@@ -40,6 +40,7 @@ impl Model for Hostile {
             "undeclared" => Ok(Response::new().with("z", Tensor::new(&[1], &[1f32])?)),
             "wrong-type" => Ok(Response::new().with("y", Tensor::new(&[1], &[1u8])?)),
             "nothing" => Ok(Response::new()),
+            "no-number" => Ok(Graph::by_name("model")?.run(request)?.parameter("share", Parameter::Number(f64::NAN))),
             "short-tensor" => Ok(Response::new().with("y", Tensor::from_bytes(&[9], TensorType::Fp32, &[0; 3])?)),
             other => Err(Error::invalid_input(format!("no act `{other}`"))),
         }

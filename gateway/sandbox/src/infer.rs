@@ -171,7 +171,11 @@ fn lift(
         let value = match value {
             types::Parameter::Boolean(v) => Parameter::Boolean(v),
             types::Parameter::Integer(v) => Parameter::Integer(v),
-            types::Parameter::Number(v) => Parameter::Number(v),
+            types::Parameter::Number(v) if v.is_finite() => Parameter::Number(v),
+            types::Parameter::Number(v) => {
+                let name = clipped(name);
+                return Err(CallError::Contract(format!("its parameter `{name}` is {v}, which no answer can hold")));
+            }
             types::Parameter::Text(v) => Parameter::Text(v),
         };
         let text = if let Parameter::Text(text) = &value { text.len() } else { size_of::<u64>() };

@@ -66,6 +66,7 @@ hostile! {
     an_undeclared_output: "undeclared", |_| () => CallError::Contract(_),
     an_output_of_the_wrong_type: "wrong-type", |_| () => CallError::Contract(_),
     no_output: "nothing", |_| () => CallError::Contract(_),
+    a_parameter_that_is_no_number: "no-number", |_| () => CallError::Contract(_),
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -24,7 +24,7 @@ pub(super) fn response(envelope: &Envelope, response: &Response, format: &Answer
     }
     if !response.parameters.is_empty() {
         out.extend_from_slice(b",\"parameters\":");
-        parameters(&mut out, &response.parameters);
+        parameters(&mut out, &response.parameters)?;
     }
     out.extend_from_slice(b",\"outputs\":[");
     for (index, (name, tensor)) in response.outputs.iter().enumerate() {
@@ -54,7 +54,7 @@ pub(super) fn request(request: &Request, as_binary: bool) -> Result<Encoded, Cod
     }
     if !all.is_empty() {
         out.extend_from_slice(b"\"parameters\":");
-        parameters(&mut out, &all);
+        parameters(&mut out, &all)?;
         out.push(b',');
     }
     out.extend_from_slice(b"\"inputs\":[");
@@ -105,7 +105,7 @@ fn item(out: &mut Vec<u8>, name: &str, tensor: &Tensor, binary: Option<&mut Vec<
     Ok(())
 }
 
-fn parameters(out: &mut Vec<u8>, parameters: &[(String, Parameter)]) {
+fn parameters(out: &mut Vec<u8>, parameters: &[(String, Parameter)]) -> Result<(), CodecError> {
     out.push(b'{');
     for (index, (name, value)) in parameters.iter().enumerate() {
         if index > 0 {
@@ -120,11 +120,15 @@ fn parameters(out: &mut Vec<u8>, parameters: &[(String, Parameter)]) {
             Parameter::Number(value) if value.is_finite() => {
                 out.extend_from_slice(zmij::Buffer::new().format_finite(*value).as_bytes());
             }
-            Parameter::Number(_) => out.extend_from_slice(b"null"),
+            Parameter::Number(_) => {
+                let why = "is NaN or an infinity, which JSON lacks";
+                return Err(CodecError::Invalid(format!("parameter {name:?} {why}")));
+            }
             Parameter::Text(value) => write_string(out, value),
         }
     }
     out.push(b'}');
+    Ok(())
 }
 
 #[cold]

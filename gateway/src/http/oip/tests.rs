@@ -228,6 +228,11 @@ fn what_json_lacks_is_refused_when_it_is_written() {
         let message = encode_response(&Envelope::default(), &response, &format).unwrap_err().to_string();
         assert!(message.starts_with(expected), "{message}");
     }
+    for number in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
+        let response = Response { outputs: vec![], parameters: vec![("p".to_owned(), Parameter::Number(number))] };
+        let message = encode_response(&Envelope::default(), &response, &format).unwrap_err().to_string();
+        assert_eq!(message, "parameter \"p\" is NaN or an infinity, which JSON lacks");
+    }
     assert!(format.check("y", DataType::Fp16).is_err());
     assert!(AnswerFormat { binary: true, outputs: vec![] }.check("y", DataType::Fp16).is_ok());
 }
