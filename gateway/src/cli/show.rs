@@ -239,8 +239,14 @@ impl Delete {
             Some(version) => format!("{} version {version}", self.name),
             None => format!("{} with all of its versions", self.name),
         };
-        if !self.yes && std::io::stdin().is_terminal() && !asked(&format!("Remove {what}? [y/N] ")) {
-            return Err(Failure::usage("nothing was removed"));
+        if !self.yes {
+            if !std::io::stdin().is_terminal() {
+                let why = "nobody can be asked, as there is no terminal: nothing was removed; say --yes to remove";
+                return Err(Failure::usage(format!("{why} {what}")));
+            }
+            if !asked(&format!("Remove {what}? [y/N] ")) {
+                return Err(Failure::usage("nothing was removed"));
+            }
         }
         let answer: DeleteAnswer = self.gateway.client()?.call(Method::DELETE, &path).await?;
         if self.gateway.json {

@@ -141,6 +141,18 @@ fn help_and_completions_show_what_is_for_people() {
 }
 
 #[test]
+fn delete_removes_nothing_where_nobody_can_be_asked() {
+    let server = Server::start(&[]);
+    server.deploy_graph("identity_fp32", "same", "1");
+    let ended = server.command().args(["delete", "same"]).stdin(Stdio::null()).output().unwrap();
+    let said = String::from_utf8_lossy(&ended.stderr);
+    assert!(ended.status.code() == Some(2) && said.contains("nothing was removed; say --yes"), "{said}");
+    assert_eq!(server.infer("same").0, 200);
+    server.ok(&["delete", "same", "--yes"]);
+    assert_eq!(server.infer("same").0, 404);
+}
+
+#[test]
 fn infer_and_inspect_speak_to_people_and_scripts() {
     let server = Server::start(&[]);
     server.deploy_graph("identity_fp32", "same", "1");
