@@ -27,7 +27,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
 
-use crate::config::{ClientConfig, Config, Sources, reference};
+use crate::config::{self, ClientConfig, Config, FILE_VARIABLE, Sources, reference};
 use crate::control::prepare;
 use client::Client;
 
@@ -83,7 +83,7 @@ enum Command {
 )]
 struct Serve {
     /// The configuration file.
-    #[arg(long, env = "WINDROSE_CONFIG", value_name = "FILE")]
+    #[arg(long, env = FILE_VARIABLE, value_name = "FILE")]
     config: Option<PathBuf>,
     /// The folder in which everything is kept.
     #[arg(long, value_name = "FOLDER")]
@@ -126,8 +126,7 @@ struct Gateway {
 
 impl Gateway {
     fn client(&self) -> Result<Client, Failure> {
-        let environment: Vec<(String, String)> = std::env::vars().collect();
-        let config = ClientConfig::load(self.control.clone(), self.token_file.clone(), &environment);
+        let config = ClientConfig::load(self.control.clone(), self.token_file.clone(), &config::environment());
         Ok(Client::new(config.map_err(|error| Failure::usage(error.to_string()))?))
     }
 }

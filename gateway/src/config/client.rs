@@ -5,6 +5,11 @@ use std::path::PathBuf;
 
 use super::{ConfigError, default_dir};
 
+/// The address of the control API.
+pub const URL_VARIABLE: &str = "WINDROSE_CONTROL_URL";
+/// The token itself.
+pub const TOKEN_VARIABLE: &str = "WINDROSE_TOKEN";
+
 /// How to reach a gateway's control API.
 #[derive(Clone, Debug)]
 pub struct ClientConfig {
@@ -32,8 +37,7 @@ impl ClientConfig {
             environment.iter().find(|(key, value)| key == name && !value.is_empty()).map(|(_, value)| value.clone())
         };
         let listen = variable("WINDROSE_CONTROL_LISTEN").unwrap_or_else(|| "127.0.0.1:8001".into());
-        let control =
-            control.or_else(|| variable("WINDROSE_CONTROL_URL")).unwrap_or_else(|| format!("http://{listen}"));
+        let control = control.or_else(|| variable(URL_VARIABLE)).unwrap_or_else(|| format!("http://{listen}"));
         if !control.starts_with("http://") {
             return Err(ConfigError(format!("`{control}` is no address such as http://127.0.0.1:8001")));
         }
@@ -47,6 +51,6 @@ impl ClientConfig {
         };
         let data = variable("WINDROSE_DATA_LISTEN").map(|listen| format!("http://{listen}"));
         let control = control.trim_end_matches('/').to_string();
-        Ok(ClientConfig { control, token: variable("WINDROSE_TOKEN"), token_file, data })
+        Ok(ClientConfig { control, token: variable(TOKEN_VARIABLE), token_file, data })
     }
 }

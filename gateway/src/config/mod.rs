@@ -18,7 +18,10 @@ use windrose_engine::{Device, EngineChoice, EnginesConfig, GraphOptions, Isolati
 use windrose_sandbox::{Grants, Limits};
 
 use crate::http::HttpConfig;
-use written::{Written, keys};
+use written::{PREFIX, Written, keys};
+
+/// Names the configuration file of `windrose serve`.
+pub const FILE_VARIABLE: &str = "WINDROSE_CONFIG";
 
 /// What is wrong with the settings. The message names the key and where it was written.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
@@ -159,8 +162,14 @@ pub struct Sources {
 impl Sources {
     /// The environment of this process, and what the flags say.
     pub fn process(file: Option<PathBuf>, set: Vec<(String, String)>) -> Sources {
-        Sources { file, environment: std::env::vars().collect(), set }
+        Sources { file, environment: environment(), set }
     }
+}
+
+/// The environment of this process. Bytes that are no text become such as no setting takes.
+pub fn environment() -> Vec<(String, String)> {
+    let text = |os: std::ffi::OsString| os.to_string_lossy().into_owned();
+    std::env::vars_os().map(|(name, value)| (text(name), text(value))).collect()
 }
 
 impl Config {
@@ -176,8 +185,11 @@ impl Config {
             written.merge(explain::read_toml(&name, &text).map_err(ConfigError)?);
         }
         for (variable, value) in &sources.environment {
-            if let Some(key) = keys().find(|key| key.variable() == *variable) {
-                written.merge(Written::from_pair(key, value).map_err(|e| ConfigError(format!("{variable}: {e}")))?);
+            match keys().find(|key| key.variable() == *variable) {
+                Some(key) => {
+                    written.merge(Written::from_pair(key, value).map_err(|e| ConfigError(format!("{variable}: {e}")))?);
+                }
+                None => known(variable, value)?,
             }
         }
         for (path, value) in &sources.set {
@@ -185,6 +197,31 @@ impl Config {
         }
         validate(written, &sources.environment)
     }
+}
+
+/// Whether a variable that is no setting may be there.
+///
+/// # Errors
+/// When it looks like a setting and is none.
+fn known(variable: &str, value: &str) -> Result<(), ConfigError> {
+    let others = [FILE_VARIABLE, client::URL_VARIABLE, client::TOKEN_VARIABLE];
+    if !variable.starts_with(PREFIX) || others.contains(&variable) || is_link(variable, value) {
+        return Ok(());
+    }
+    let settings: Vec<String> = keys().map(|key| key.variable()).collect();
+    let hint = explain::nearest(variable, settings.iter().map(String::as_str).chain(others));
+    let hint = hint.map(|name| format!("; did you mean `{name}`?")).unwrap_or_default();
+    Err(ConfigError(format!("the environment variable `{variable}` is no setting{hint}")))
+}
+
+/// Whether Kubernetes or Docker wrote this variable, into each container beside a service or container of our name:
+/// `WINDROSE_SERVICE_HOST`, `WINDROSE_PORT=tcp://10.0.0.1:8000`, `WINDROSE_PORT_8000_TCP_ADDR`.
+fn is_link(variable: &str, value: &str) -> bool {
+    let numbered = |(_, rest): (&str, &str)| rest.starts_with(|c: char| c.is_ascii_digit());
+    variable.contains("_SERVICE_HOST")
+        || variable.contains("_SERVICE_PORT")
+        || variable.split_once("_PORT_").is_some_and(numbered)
+        || variable.ends_with("_PORT") && value.contains("://")
 }
 
 fn set_one(path: &str, value: &str) -> Result<Written, ConfigError> {
@@ -442,6 +479,21 @@ mod tests {
     }
 
     #[test]
+    fn variables_of_commands_and_orchestrators_are_no_mistakes() {
+        for (variable, value) in [
+            (FILE_VARIABLE, "/etc/windrose.toml"),
+            (client::TOKEN_VARIABLE, "secret"),
+            (client::URL_VARIABLE, "http://127.0.0.1:8001"),
+            ("WINDROSE_PORT", "tcp://10.0.0.1:8000"),
+            ("WINDROSE_DATA_SERVICE_HOST", "10.0.0.1"),
+            ("WINDROSE_SERVICE_PORT_HTTP", "8000"),
+            ("WINDROSE_PORT_8000_TCP_ADDR", "10.0.0.1"),
+        ] {
+            assert!(Config::load(&sources(&[(variable, value)], &[])).is_ok(), "{variable}");
+        }
+    }
+
+    #[test]
     fn errors_name_the_key() {
         for (key, value, expected) in [
             ("data.listen", "here", "data.listen: `here` is not an address"),
@@ -458,6 +510,18 @@ mod tests {
         ] {
             let error = Config::load(&sources(&[], &[(key, value)])).unwrap_err();
             assert!(error.0.contains(expected), "{key}={value}: {error}");
+        }
+        for (variable, value, expected) in [
+            (
+                "WINDROSE_CEILING_MEMROY",
+                "1GiB",
+                "`WINDROSE_CEILING_MEMROY` is no setting; did you mean `WINDROSE_CEILING_MEMORY`?",
+            ),
+            ("WINDROSE_TOKN", "x", "did you mean `WINDROSE_TOKEN`?"),
+            ("WINDROSE_DATA_PORT", "80", "`WINDROSE_DATA_PORT` is no setting"),
+        ] {
+            let error = Config::load(&sources(&[(variable, value)], &[])).unwrap_err();
+            assert!(error.0.contains(expected), "{variable}={value}: {error}");
         }
         let error = Config::load(&sources(&[("WINDROSE_PREPARE_CPU", "long")], &[])).unwrap_err();
         assert!(error.0.starts_with("WINDROSE_PREPARE_CPU: `long` is no duration"), "{error}");

@@ -7,6 +7,9 @@ use windrose_engine::{EngineChoice, Isolation};
 
 use super::units::{List, Size, Span};
 
+/// How the environment variables of settings begin.
+pub const PREFIX: &str = "WINDROSE_";
+
 /// One key of the configuration.
 #[derive(Clone, Copy, Debug)]
 pub struct Key {
@@ -247,7 +250,7 @@ impl Key {
 
     /// The environment variable that sets it.
     pub fn variable(&self) -> String {
-        format!("WINDROSE_{}_{}", self.table, self.name).to_uppercase()
+        format!("{PREFIX}{}_{}", self.table, self.name).to_uppercase()
     }
 }
 

@@ -47,6 +47,9 @@ fn exit_codes_tell_what_went_wrong() {
     assert_eq!(server.refused(&["models", "--token-file", wrong.to_str().unwrap()]).0, 4);
     assert_eq!(server.refused(&["inspect", "nobody"]).0, 1);
     assert_eq!(server.refused(&["delete", "nobody", "--yes"]).0, 1);
+    let ended = server.command().arg("serve").env("WINDROSE_DATA_LISTNE", "127.0.0.1:1").output().unwrap();
+    let said = String::from_utf8_lossy(&ended.stderr);
+    assert!(ended.status.code() == Some(2) && said.contains("did you mean `WINDROSE_DATA_LISTEN`?"), "{said}");
     let (status, said) = server.refused(&["serve"]);
     assert!(status == 1 && said.contains("used by another windrose process"), "{said}");
 }
