@@ -57,6 +57,7 @@ async fn health_and_metadata_tell_the_truth() {
     let versions = ok(&gateway.get("/v2/models/id").await);
     assert_eq!(versions["versions"], json!(["10", "2", "1"]));
     assert_eq!(versions["windrose"]["version"], "10");
+    assert_eq!(versions["inputs"], json!([{"name": "x", "datatype": "FP32", "shape": [-1], "unranked": true}]));
     assert_eq!(ok(&gateway.get("/v2/models/id/versions/2").await)["windrose"]["version"], "2");
     assert_eq!(ok(&gateway.get("/v2/models/id/versions/2/ready").await)["ready"], true);
 
