@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use rand::{RngExt, SeedableRng};
 use serde_json::json;
+use windrose::control::log::{Change, Record, Revision};
+use windrose::control::store::hex_digest;
 
 use crate::server::{Server, answered, checkout};
 
@@ -265,7 +267,7 @@ fn an_edited_cache_is_not_loaded_and_an_edited_blob_is_reported() {
     server.deploy_graph("identity_fp32", "kept", "1");
     server.deploy_graph("tiny", "spoilt", "1");
     let graph = std::fs::read(checkout("models/test/tiny.onnx")).unwrap();
-    let digest = windrose::control::store::hex_digest(&graph);
+    let digest = hex_digest(&graph);
     server.kill();
     let mut edited = 0;
     for entry in std::fs::read_dir(server.data_dir().join("cache")).unwrap() {
@@ -300,6 +302,56 @@ fn an_edited_cache_is_not_loaded_and_an_edited_blob_is_reported() {
     server.deploy_graph("tiny", "spoilt", "1");
     assert!(!server.ok(&["models"]).contains("failed"));
     assert_eq!(server.get("/v2/models/spoilt/ready").unwrap().0, 200);
+}
+
+/// Writes into a stopped gateway's store what one would have that did not refuse the graph: a revision after the last, in
+/// which `model` stands on these bytes.
+fn as_deployed_before(server: &Server, model: &str, graph: &[u8]) {
+    let store = server.data_dir().join("store");
+    let put = |bytes: &[u8]| {
+        let digest = hex_digest(bytes);
+        std::fs::write(store.join("blobs/sha256").join(&digest), bytes).unwrap();
+        digest
+    };
+    let revisions = std::fs::read_dir(store.join("log")).unwrap().map(|entry| entry.unwrap().path());
+    let last = std::fs::read(revisions.max().unwrap()).unwrap();
+    let mut revision = Revision::from_json(&last).unwrap();
+    let versions = revision.models.get_mut(model).unwrap();
+    let (version, record) = versions.iter_mut().next().unwrap();
+    let bytes = std::fs::read(store.join("blobs/sha256").join(&*record)).unwrap();
+    let mut kept: Record = serde_json::from_slice(&bytes).unwrap();
+    kept.manifest.graphs.get_mut("model").unwrap().digest = put(graph);
+    *record = put(&serde_json::to_vec(&kept).unwrap());
+    revision.change = Change::Deploy { model: model.into(), version: version.clone() };
+    revision.number += 1;
+    revision.previous = Some(hex_digest(&last));
+    std::fs::write(store.join(format!("log/{:020}.json", revision.number)), revision.to_json()).unwrap();
+}
+
+#[test]
+fn a_graph_that_is_refused_since_it_was_deployed_fails_alone() {
+    let mut server = Server::start(&[]);
+    for (name, version) in [("kept", "1"), ("refused", "1")] {
+        server.deploy_graph("identity_fp32", name, version);
+    }
+    assert_eq!(server.terminate(), Some(0));
+    as_deployed_before(&server, "refused", &std::fs::read(checkout("models/test/square_int64.onnx")).unwrap());
+    server.run();
+    assert_eq!(server.infer("kept").0, 200);
+    let (status, body) = server.infer("refused");
+    assert!(status == 503 && !body.to_string().contains("ONNX Runtime"), "{status} {body}");
+    let why = "needs ONNX Runtime";
+    for command in [&["models"][..], &["inspect", "refused"]] {
+        let said = server.ok(command);
+        assert!(said.contains("failed") && said.contains(why), "{said}");
+    }
+    let view: serde_json::Value = serde_json::from_str(&server.ok(&["inspect", "refused", "--json"])).unwrap();
+    assert!(view["state"] == "failed" && view["reason"].as_str().unwrap().contains(why), "{view}");
+    let status = server.control("GET", "/v1/status", Some(&server.token()), b"").1;
+    assert_eq!(status["models_failed"], 1, "{status}");
+    // It is still deployed, and can be replaced and removed.
+    server.deploy_graph("identity_fp32", "refused", "1");
+    assert_eq!(server.infer("refused").0, 200);
 }
 
 #[test]
