@@ -1,4 +1,5 @@
-"""Every example on the GPU against the CPU: `make test-gpu`. Says so where there is no GPU.
+"""Every example on the GPU against the CPU: `make test-gpu`. Says so where there is no GPU; where there is one, a library
+that cannot use it is a failure.
 
 The wheel `onnxruntime` is built for the CPU. Name a library that has the CUDA provider with
 WINDROSE_ENGINES_ONNXRUNTIME=/path/to/libonnxruntime.so (PyPI `onnxruntime-gpu` has one, beside its providers).
@@ -8,6 +9,7 @@ import os
 import re
 import shutil
 import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +17,8 @@ from harness import ROOT, Gateway
 from questions import PAGES, examples, inferences
 from sending import infer
 
-LIBRARY = os.environ.get("WINDROSE_ENGINES_ONNXRUNTIME")
+VARIABLE = "WINDROSE_ENGINES_ONNXRUNTIME"
+LIBRARY = os.environ.get(VARIABLE)
 # How far floats may be apart: the two add up in different orders.
 RELATIVE, ABSOLUTE = 1e-3, 1e-4
 NUMBER = re.compile(rb"-?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?")
@@ -29,10 +32,24 @@ def gpu() -> str | None:
     return done.stdout.strip() or None if done.returncode == 0 else None
 
 
-pytestmark = [
-    pytest.mark.skipif(gpu() is None, reason="no GPU here: nothing was compared"),
-    pytest.mark.skipif(LIBRARY is None, reason="WINDROSE_ENGINES_ONNXRUNTIME names no library with the CUDA provider"),
-]
+def lacking() -> str | None:
+    """Why the library cannot use a GPU, where that can be told."""
+    if not LIBRARY:
+        return f"{VARIABLE} names no ONNX Runtime library with the CUDA provider"
+    if not Path(LIBRARY).is_file():
+        return f"{VARIABLE}: there is no file {LIBRARY}"
+    if not Path(LIBRARY).with_name("libonnxruntime_providers_cuda.so").is_file():
+        return f"{VARIABLE}: beside {LIBRARY} there is no libonnxruntime_providers_cuda.so"
+    return None
+
+
+def missing() -> str:
+    """Everything that is missing where there is no GPU."""
+    return "; ".join(filter(None, ["no GPU here (nvidia-smi shows none): nothing was compared", lacking()]))
+
+
+GPU = gpu()
+pytestmark = pytest.mark.skipif(GPU is None, reason=missing())
 
 
 def on_device(example: str, device: str, folder):
@@ -50,6 +67,7 @@ def on_device(example: str, device: str, folder):
 
 @pytest.fixture(scope="module")
 def gateway(tmp_path_factory):
+    assert lacking() is None, f"there is a GPU ({GPU}), but {lacking()}"
     folder = tmp_path_factory.mktemp("gpu")
     gateway = Gateway(folder, "onnxruntime", {"engines.onnxruntime": LIBRARY}).start()
     yield gateway
