@@ -53,6 +53,7 @@ class Fetching(threading.Thread):
     """Downloads beside the compilers. What it prints is kept, and shown when somebody waits for it."""
 
     COMMANDS = [
+        [sys.executable, "tests/tools.py"],
         [sys.executable, "tests/environment.py"],
         [sys.executable, "models/fetch.py", "all"],
         [sys.executable, "models/onnxruntime.py"],
@@ -98,8 +99,8 @@ def everything() -> None:
     stage("gateway", "cargo", "build", "--release", "--locked", "--workspace")
     stage("fuzzers", sys.executable, "tests/fuzz/run.py", "all", FUZZ_SECONDS)
     say("end to end")
-    # Nothing is printed after pytest's closing line.
-    if subprocess.run([VENV, "-m", "pytest", "tests", "--ignore=tests/gpu"], cwd=ROOT).returncode != 0:
+    # What was skipped is said, and why. Nothing is printed after pytest's closing line.
+    if subprocess.run([VENV, "-m", "pytest", "-rs", "tests", "--ignore=tests/gpu"], cwd=ROOT).returncode != 0:
         sys.exit(1)
 
 
