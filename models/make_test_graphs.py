@@ -220,6 +220,52 @@ def beyond_32_bits():
     )
 
 
+def halves():
+    """Weights of half floats that the graph itself widens, before it computes with them."""
+    save(
+        "half_weights",
+        [
+            node("Cast", ["weights"], ["wide_weights"], to=FP32),
+            node("MatMul", ["x", "wide_weights"], ["product"]),
+            node("Gather", ["table", "rows"], ["picked"], axis=0),
+            node("Cast", ["picked"], ["wide_picked"], to=FP32),
+            node("Add", ["product", "wide_picked"], ["y"]),
+        ],
+        [value("x", FP32, ["N", 3]), value("rows", INT64, ["N"])],
+        [value("y", FP32, ["N", 2])],
+        [
+            constant("weights", np.array([[0.1, 65504], [-6e-8, 1], [2, 1 / 3]], np.float16)),
+            constant("table", np.array([[0.2, -0.7], [1024, 0]], np.float16)),
+        ],
+    )
+
+
+def counted_turns():
+    """How while loops are exported: no end of turns, an integer that counts them, and a condition on it."""
+    body = helper.make_graph(
+        [
+            node("Constant", [], ["one"], value_int=1),
+            node("Add", ["count", "one"], ["next"]),
+            node("Add", ["sum", "step"], ["next_sum"]),
+            node("Less", ["next", "limit"], ["goes_on"]),
+        ],
+        "turn",
+        [value("turn_number", INT64, []), value("on", BOOL, []), value("count", INT64, []), value("sum", FP32, [])],
+        [value("goes_on", BOOL, []), value("next", INT64, []), value("next_sum", FP32, [])],
+    )
+    save(
+        "counted_turns",
+        [node("Less", ["start", "limit"], ["begins"]), node("Loop", ["most", "begins", "start", "nought"], ["turns", "y"], body=body)],
+        [value("limit", INT64, []), value("step", FP32, [])],
+        [value("turns", INT64, []), value("y", FP32, [])],
+        [
+            constant("most", np.int64(np.iinfo(np.int64).max)),
+            constant("start", np.int64(0)),
+            constant("nought", np.float32(0)),
+        ],
+    )
+
+
 def within_32_bits():
     """Graphs with 64-bit integers that stay within 32 bits, whatever they are asked."""
     save(
@@ -449,6 +495,8 @@ def main():
     integers()
     beyond_32_bits()
     within_32_bits()
+    halves()
+    counted_turns()
     divisions()
     hostile()
     refused()

@@ -261,6 +261,7 @@ mod tests {
             elements: Default::default(),
             weight_bytes: 0,
             beyond_32_bits: None,
+            half: None,
             may_trap: None,
         };
         let session = Anywhere::default();

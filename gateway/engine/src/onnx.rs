@@ -9,8 +9,11 @@
 //! its integers come from data, of which anything may come, or from constants, sizes and indices, which 32 bits hold.
 //! Two questions are answered from that: may a run trap, and would an engine of 32 bits compute something else.
 
+mod counters;
 mod element;
+mod halves;
 mod infer;
+mod node;
 mod reader;
 #[cfg(test)]
 mod tests;
@@ -58,6 +61,8 @@ pub struct Model {
     /// Why an engine whose integers and floats have 32 bits would compute something else, if it would: a constant that
     /// it cannot hold and that is not merely the open end of a slice, or a node whose results it may not hold.
     pub beyond_32_bits: Option<String>,
+    /// What has half floats and is more than a weight that is only widened to FLOAT, if anything is.
+    pub half: Option<String>,
     /// The node that may end a process in which native code runs it, if there is one: it divides integers by what may
     /// be 0 or -1.
     pub may_trap: Option<String>,

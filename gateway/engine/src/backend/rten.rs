@@ -68,10 +68,15 @@ fn check_types(model: &crate::onnx::Model) -> Result<(), EngineError> {
             return needs(format!("rten has no {}, the type of '{}'", spec.datatype, spec.name));
         }
     }
-    // Halves would be widened to f32 and doubles rounded to it, which gives other numbers.
-    let inside = |(e, _): &(&OnnxElement, &String)| !e.datatype().is_some_and(holds);
+    // Halves would be widened to f32 and doubles rounded to it, which gives other numbers; but of a weight of halves that
+    // the graph widens itself.
+    let lacks = |element: OnnxElement, place: &str| format!("rten has no {}, the type of {place}", element.name());
+    if let Some(place) = &model.half {
+        return needs(lacks(OnnxElement::FLOAT16, place));
+    }
+    let inside = |(e, _): &(&OnnxElement, &String)| **e != OnnxElement::FLOAT16 && !e.datatype().is_some_and(holds);
     if let Some((element, place)) = model.elements.iter().find(inside) {
-        return needs(format!("rten has no {}, the type of {place}", element.name()));
+        return needs(lacks(*element, place));
     }
     match &model.beyond_32_bits {
         Some(why) => needs(format!("rten has 32-bit numbers: {why}")),

@@ -63,6 +63,7 @@ fn declared() -> (Model, GraphInfo) {
         elements: Default::default(),
         weight_bytes: 0,
         beyond_32_bits: None,
+        half: None,
         may_trap: None,
     };
     (model, info)

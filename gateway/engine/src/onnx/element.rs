@@ -55,6 +55,7 @@ impl Element {
     pub(super) const INT64: Element = Element(7);
     pub(super) const STRING: Element = Element(8);
     pub(super) const BOOL: Element = Element(9);
+    pub(crate) const FLOAT16: Element = Element(10);
     pub(super) const DOUBLE: Element = Element(11);
 
     /// The type with this number, if the format knows it.

@@ -2,6 +2,7 @@
 //!
 //! An operator that is not listed makes values of which nothing is known. What is listed is what rten has, and more.
 
+use super::counters;
 use super::element::Element;
 use super::value::{Bound, Value};
 
@@ -322,8 +323,10 @@ pub(super) fn entry(call: &Call, position: usize) -> Value {
     match (call.op.as_str(), position) {
         ("Loop", 0) => {
             // It counts up to the number before the one that was asked for.
-            let most = at(0).map(|times| times.bound.ends().1 - 1.0);
-            let bound = most.map_or(Bound::Size, |most| Bound::Within(0.0, most.max(0.0)));
+            let bound = match counters::turns(call) {
+                Bound::Within(_, most) => Bound::Within(0.0, (most - 1.0).max(0.0)),
+                Bound::Size => Bound::Size,
+            };
             Value::bounded(Some(Element::INT64), bound)
         }
         ("Loop", 1) => Value::data(Some(Element::BOOL)),

@@ -2,8 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
+use super::counters;
 use super::element::Element;
+use super::halves::Halves;
 use super::infer::{self, Call};
+use super::node::Node;
 use super::value::{Bound, Scope, Value};
 use super::weight::{self, Seen, Weight, is_wide};
 use super::wire::{Field, Message, invalid, once};
@@ -40,6 +43,7 @@ pub(super) fn read(onnx: &[u8]) -> Result<Model, EngineError> {
     };
     let mut reader = Reader::default();
     let spec = reader.signature(graph)?;
+    let halves = reader.elements.contains_key(&Element::FLOAT16);
     Ok(Model {
         spec,
         nodes: reader.nodes,
@@ -47,6 +51,7 @@ pub(super) fn read(onnx: &[u8]) -> Result<Model, EngineError> {
         elements: reader.elements,
         weight_bytes: reader.weight_bytes,
         beyond_32_bits: reader.beyond,
+        half: reader.halves.into_used().filter(|_| halves),
         may_trap: reader.may_trap,
     })
 }
@@ -68,6 +73,8 @@ struct Reader<'a> {
     may_trap: Option<String>,
     /// Names of values that hold more than 32 bits. Names are unique over all subgraphs of a valid graph.
     wide: HashSet<&'a str>,
+    /// What is made of weights of halves.
+    halves: Halves<'a>,
     /// The first use of one that is more than the open end of a slice.
     beyond: Option<String>,
 }
@@ -79,6 +86,8 @@ struct Attribute<'a> {
     integer: Option<i64>,
     text: Option<&'a [u8]>,
     wide: bool,
+    /// Whether a tensor in it is of halves.
+    half: bool,
     /// What its tensor is.
     tensor: Option<Value>,
     /// What its numbers are.
@@ -97,45 +106,6 @@ impl Attribute<'_> {
             "value_float" | "value_floats" => Some(self.floats.value(Element::FLOAT)),
             "value_string" | "value_strings" => Some(Value::data(Some(Element::STRING))),
             _ => None,
-        }
-    }
-}
-
-/// A node as it stands in the file.
-#[derive(Default)]
-struct Node<'a> {
-    inputs: Vec<&'a str>,
-    outputs: Vec<&'a str>,
-    name: Option<&'a str>,
-    op: Option<&'a str>,
-    domain: Option<&'a str>,
-    attributes: Vec<Message<'a>>,
-}
-
-impl<'a> Node<'a> {
-    fn read(mut message: Message<'a>) -> Result<Node<'a>, EngineError> {
-        let mut node = Node::default();
-        while let Some(field) = message.next()? {
-            match field.number {
-                1 => node.inputs.push(field.text("a node's input")?),
-                2 => node.outputs.push(field.text("a node's output")?),
-                3 => once(&mut node.name, field.text("a node's name")?, "a node's name")?,
-                4 => once(&mut node.op, field.text("an operator's name")?, "an operator's name")?,
-                5 => node.attributes.push(field.message("attribute")?),
-                7 => once(&mut node.domain, field.text("an operator's domain")?, "an operator's domain")?,
-                _ => {}
-            }
-        }
-        Ok(node)
-    }
-
-    /// The node for messages: by its name, or by what it makes.
-    fn label(&self, op: &str) -> String {
-        let cut = |name: &str| name.chars().take(200).collect::<String>();
-        match (self.name.filter(|name| !name.is_empty()), self.outputs.first()) {
-            (Some(name), _) => format!("node '{}' ({op})", cut(name)),
-            (None, Some(output)) => format!("the {op} that makes '{}'", cut(output)),
-            (None, None) => format!("a node ({op})"),
         }
     }
 }
@@ -193,6 +163,7 @@ impl<'a> Reader<'a> {
                 15 => self.sparse(field.message("sparse weight")?)?,
                 _ => continue,
             };
+            self.halves.weight(weight.element, weight.name);
             if weight.wide {
                 self.wide.insert(weight.name);
             }
@@ -219,6 +190,9 @@ impl<'a> Reader<'a> {
                 if self.wide.contains(name) {
                     self.found_beyond(name, "an output");
                 }
+                if self.halves.contains(name) {
+                    self.halves.used(|| format!("output '{name}'"));
+                }
             }
         }
         Ok(())
@@ -238,6 +212,11 @@ impl<'a> Reader<'a> {
         for attribute in &node.attributes {
             let attribute = self.attribute(*attribute, depth, &call)?;
             wide |= attribute.wide && matches!(op, "Constant" | "ConstantOfShape");
+            if attribute.half && op == "Constant" {
+                node.outputs.iter().for_each(|name| self.halves.weight(Element::FLOAT16, name));
+            } else if attribute.half {
+                self.halves.used(|| node.label(op));
+            }
             let element = attribute.integer.and_then(Element::from_number);
             match attribute.name {
                 Some("to" | "dtype" | "output_dtype") => call.to = element,
@@ -249,6 +228,7 @@ impl<'a> Reader<'a> {
             call.graphs.extend(attribute.graphs);
         }
         self.follow_wide(op, &node.inputs, &node.outputs, wide);
+        self.halves.node(&call, &node.inputs, &node.outputs, || node.label(op));
         self.follow(&call, &node)
     }
 
@@ -267,6 +247,9 @@ impl<'a> Reader<'a> {
                 && let Some(why) = infer::lost(call, &value)
             {
                 self.beyond = Some(format!("{} {why}", node.label(&call.op)));
+            }
+            if value.element == Some(Element::FLOAT16) && !self.halves.contains(name) {
+                self.halves.used(|| node.label(&call.op));
             }
             if let Some(element) = value.element {
                 self.elements.entry(element).or_insert_with(|| node.label(&call.op));
@@ -296,7 +279,9 @@ impl<'a> Reader<'a> {
     fn follow_wide(&mut self, op: &str, inputs: &[&'a str], outputs: &[&'a str], wide: bool) {
         let mut wide = wide;
         for (position, input) in inputs.iter().enumerate() {
-            if !self.wide.contains(input) || (op == "Slice" && position > 0) {
+            // As many turns as fit 32 bits are more than a call can wait for, too.
+            let open = matches!((op, position), ("Slice", 1..) | ("Loop", 0));
+            if !self.wide.contains(input) || open {
                 continue;
             }
             if MOVERS.contains(&op) {
@@ -332,6 +317,7 @@ impl<'a> Reader<'a> {
                     once(&mut single, (), "an attribute's value")?;
                     let weight = self.weight(field.message("tensor of an attribute")?)?;
                     found.wide |= weight.wide;
+                    found.half |= weight.element == Element::FLOAT16;
                     found.tensor = Some(weight.value);
                 }
                 6 => {
@@ -343,11 +329,16 @@ impl<'a> Reader<'a> {
                     found.wide |= is_wide(value);
                     found.integers.integer(value);
                 })?,
-                10 => found.wide |= self.weight(field.message("tensor of an attribute")?)?.wide,
+                10 => {
+                    let weight = self.weight(field.message("tensor of an attribute")?)?;
+                    found.wide |= weight.wide;
+                    found.half |= weight.element == Element::FLOAT16;
+                }
                 11 => found.graphs.push(self.subgraph(&field, depth, call)?),
                 22 | 23 => {
                     let weight = self.sparse(field.message("sparse tensor of an attribute")?)?;
                     found.wide |= weight.wide;
+                    found.half |= weight.element == Element::FLOAT16;
                     found.tensor = Some(weight.value);
                 }
                 _ => {}
@@ -364,13 +355,19 @@ impl<'a> Reader<'a> {
         let graph = field.message("subgraph")?;
         let (values, declared) = (self.values.len(), self.declared.len());
         self.types(graph)?;
+        let counters = counters::bounds(call, graph, &self.values)?;
         let mut fields = graph;
         let mut position = 0;
         while let Some(field) = fields.next()? {
             if field.number == 11 {
                 let (name, element) = value_type(field.message("input")?)?;
-                let given = infer::entry(call, position);
-                self.name(name, Value { element: element.or(given.element), ..given }.in_its_type())?;
+                let mut given = infer::entry(call, position);
+                given.bound = counters.get(&position).copied().unwrap_or(given.bound);
+                let value = Value { element: element.or(given.element), ..given }.in_its_type();
+                if value.element == Some(Element::FLOAT16) {
+                    self.halves.used(|| format!("input '{name}'"));
+                }
+                self.name(name, value)?;
                 position += 1;
             }
         }
@@ -479,7 +476,7 @@ fn bounded(names: usize) -> Result<(), EngineError> {
 }
 
 /// The name of a declared value, and its element type where it is a tensor of a type that is known.
-fn value_type<'a>(mut message: Message<'a>) -> Result<(&'a str, Option<Element>), EngineError> {
+pub(super) fn value_type<'a>(mut message: Message<'a>) -> Result<(&'a str, Option<Element>), EngineError> {
     let (mut name, mut element) = (None, None);
     while let Some(field) = message.next()? {
         match field.number {

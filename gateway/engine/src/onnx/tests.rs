@@ -380,6 +380,114 @@ fn casts_that_lose_are_found() {
 }
 
 #[test]
+fn what_a_loop_counts_is_followed() {
+    let beyond = |parts: &[Vec<u8>]| read(&typed(7, parts)).expect("a graph").beyond_32_bits;
+    let long = |name: &str, value: i64| weight(5, name, &[number(2, 7), bytes(9, value.to_le_bytes())]);
+    // Carries `v`, which starts as `start`; what comes out of a turn is made by `inner`.
+    let looped = |turns: &str, start: &str, inner: Vec<u8>| {
+        let head = [declared(11, "i", 7, None), declared(11, "c", 9, None), declared(11, "v", 7, None)].concat();
+        let body = [head, inner, declared(12, "c", 9, None), declared(12, "w", 7, None)].concat();
+        node("Loop", &[turns, "", start], &["y"], &[message(5, &[bytes(1, "body"), message(6, &[body])])])
+    };
+    let given = [long("zero", 0), long("ever", i64::MAX), long("ten", 10), long("many", 1 << 20)].concat();
+    let add = |a: &str, b: &str| node("Add", &[a, b], &["w"], &[]);
+    let one = |name: &str| node("Constant", &[], &[name], &[setting("value_int", 1)]);
+    let within =
+        |turns: &str, start: &str, inner: Vec<u8>| beyond(&[given.clone(), looped(turns, start, inner)]).is_none();
+    for counter in [add("v", "one"), add("one", "v"), node("Sub", &["v", "one"], &["w"], &[])] {
+        assert!(within("ever", "zero", [one("one"), counter.clone()].concat()));
+        assert!(within("", "zero", [one("one"), counter].concat()), "no number of turns");
+    }
+    assert!(within("ten", "zero", add("v", "many")), "ten steps of a constant outside");
+    assert!(within("ten", "zero", [long("inner", 7), add("v", "inner")].concat()));
+    assert!(within("ever", "zero", [one("one"), add("i", "one")].concat()), "the turns themselves");
+    for (turns, start, inner, why) in [
+        ("ever", "zero", add("v", "ten"), "steps of ten, for ever"),
+        ("many", "zero", add("v", "many"), "as far as 2^40"),
+        ("ten", "x", [one("one"), add("v", "one")].concat(), "from anywhere"),
+        ("ten", "zero", add("v", "v"), "doubled"),
+        ("ten", "zero", add("v", "i"), "another step in each turn"),
+        ("ten", "zero", add("v", "x"), "by what is sent"),
+        ("ten", "zero", node("Sub", &["one", "v"], &["w"], &[]), "the other way round"),
+        ("ten", "zero", node("Mul", &["v", "ten"], &["w"], &[]), "a product"),
+        ("ten", "zero", [one("k"), node("Identity", &["x"], &["k"], &[]), add("v", "k")].concat(), "one name for two"),
+        ("ten", "zero", [node("Identity", &["x"], &["ten"], &[]), add("v", "ten")].concat(), "hidden inside"),
+    ] {
+        assert!(!within(turns, start, inner), "{why}");
+    }
+    assert!(beyond(&[given, node("Add", &["x", "ever"], &["y"], &[])]).is_some());
+}
+
+#[test]
+fn halves_that_are_only_widened_weights_are_told_from_others() {
+    let half = |name: &str| weight(5, name, &[number(1, 1), number(2, 10), bytes(9, [0; 2])]);
+    let given = [half("h"), half("g")].concat();
+    let made = |parts: &[Vec<u8>]| read(&plain(&[given.clone(), parts.concat()])).expect("a graph").half;
+    let cast = |from: &str, to: &str, element: i64| named("n", "Cast", &[from], &[to], &[setting("to", element)]);
+    let n = |op: &str, inputs: &[&str], outputs: &[&str]| named("n", op, inputs, outputs, &[]);
+    let value = message(5, &[bytes(1, "value"), message(5, &[number(2, 10), bytes(9, [0; 2])])]);
+    let inside = |inner: &[Vec<u8>]| node("If", &["x"], &["y"], &[message(5, &[message(6, inner)])]);
+    assert_eq!(made(&[]), None);
+    assert_eq!(made(&[cast("h", "y", 1)]), None);
+    assert_eq!(made(&[n("Transpose", &["h"], &["t"]), n("Gather", &["t", "x"], &["r"]), cast("r", "y", 1)]), None);
+    assert_eq!(made(&[n("Concat", &["h", "g"], &["t"]), cast("t", "y", 1)]), None);
+    assert_eq!(made(&[node("Constant", &[], &["k"], std::slice::from_ref(&value)), cast("k", "y", 1)]), None);
+    assert_eq!(made(&[inside(&[cast("h", "z", 1), declared(12, "z", 1, None)])]), None, "captured");
+    for (parts, why) in [
+        (vec![n("MatMul", &["h", "g"], &["y"])], "computed with"),
+        (vec![n("Transpose", &["h"], &["t"]), n("Add", &["t", "g"], &["y"])], "moved, and computed with"),
+        (vec![cast("h", "y", 6)], "cast to integers"),
+        (vec![cast("h", "f", 1), cast("f", "y", 10)], "floats that become halves"),
+        (vec![n("Identity", &["h"], &["y"])], "handed out"),
+        (vec![n("Add", &["late", "x"], &["y"]), n("Identity", &["h"], &["late"])], "before it is moved"),
+        (vec![node("ConstantOfShape", &["x"], &["y"], std::slice::from_ref(&value))], "repeated"),
+        (vec![inside(&[n("Add", &["h", "h"], &["z"])])], "inside"),
+        (vec![inside(&[n("Identity", &["h"], &["z"]), declared(12, "z", 10, None)])], "handed out of a branch"),
+    ] {
+        assert!(made(&parts).is_some(), "{why}");
+    }
+    let wrong_order = plain(&[n("Add", &["late", "x"], &["y"]), n("Identity", &["x"], &["late"])]);
+    assert_eq!(read(&wrong_order).expect("a graph").half, None, "nothing is a half");
+}
+
+/// Each of all halves is the same float under each engine here.
+#[test]
+fn widened_halves_are_the_same_floats() {
+    let all: Vec<u8> = (0..=u16::MAX).flat_map(u16::to_le_bytes).collect();
+    let to_float = message(5, &[bytes(1, "to"), number(3, 1), number(20, 2)]);
+    let parts = [
+        weight(5, "h", &[number(1, 1 << 16), number(2, 10), bytes(9, all)]),
+        node("Identity", &["h"], &["i"], &[]),
+        node("Cast", &["i"], &["w"], &[to_float]),
+        node("Identity", &["x"], &["y"], &[]),
+    ];
+    let long = declared(12, "w", 1, Some(&[number(1, 1 << 16)]));
+    let signature = [declared(11, "x", 1, Some(&[number(1, 1)])), declared(12, "y", 1, Some(&[number(1, 1)])), long];
+    let opset = message(8, &[number(2, 17)]);
+    let onnx = [model(&[parts.concat(), signature.concat()]), opset].concat();
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/onnxruntime");
+    let config = crate::EnginesConfig { search: vec![root], ..crate::EnginesConfig::default() };
+    let engines = crate::Engines::new(config).expect("engines");
+    for engine in [crate::EngineChoice::Rten, crate::EngineChoice::Onnxruntime] {
+        let options = crate::GraphOptions { engine, sessions: Some(1), ..crate::GraphOptions::default() };
+        let graph = match engines.load(onnx.clone().into(), &options) {
+            Err(EngineError::Unavailable(_)) if engine == crate::EngineChoice::Onnxruntime => continue,
+            loaded => loaded.expect("a graph"),
+        };
+        let x = crate::Tensor::from_vec([1], vec![1f32]).expect("x");
+        let job = crate::Job { inputs: vec![("x".into(), x)], ..crate::Job::default() };
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        let outputs = runtime.block_on(graph.compute(job)).expect("an answer");
+        let widened = outputs.iter().find(|(name, _)| name == "w").expect("w").1.values::<f32>().expect("floats");
+        for (bits, float) in (0..=u16::MAX).zip(widened.iter()) {
+            let expected = half::f16::from_bits(bits).to_f32();
+            let same = float.to_bits() == expected.to_bits() || float.is_nan() && expected.is_nan();
+            assert!(same, "{engine:?} makes {float} of {bits:#x}, and not {expected}");
+        }
+    }
+}
+
+#[test]
 fn types_inside_are_told_with_their_place() {
     let half = named("n", "Cast", &["x"], &["h"], &[setting("to", 10)]);
     let read = read(&typed(1, &[half, node("Identity", &["h"], &["y"], &[])])).expect("a graph");

@@ -1,9 +1,11 @@
 //! What every backend promises, for each element type that it has.
 
+use std::sync::OnceLock;
+
 use bytes::Bytes;
 use half::{bf16, f16};
 use proptest::prelude::*;
-use windrose_engine::{DataType, Dim, EngineChoice, EngineError, Fault, Tensor};
+use windrose_engine::{DataType, Dim, EngineChoice, EngineError, Fault, Graph, Tensor};
 
 use crate::setup::{backends, job, load, run, run_one, try_load};
 
@@ -314,6 +316,51 @@ fn integers_of_64_bits_that_stay_within_32_are_the_same_everywhere() {
             ("not_one", truths),
         ];
         assert_eq!(outputs, expected.map(|(name, tensor)| (name.to_owned(), tensor)), "{engine:?}");
+    }
+}
+
+#[test]
+fn weights_of_halves_that_a_graph_widens_itself_are_the_same_everywhere() {
+    let halves = |values: [f32; 2]| values.map(|value| f16::from_f32(value).to_f32());
+    let (weights, table) = ([[0.1, 65504.0], [-6e-8, 1.0], [2.0, 1.0 / 3.0]].map(halves), [[0.2, -0.7], [1024.0, 0.0]]);
+    let (x, rows) = ([[1f32, 2.0, -3.0], [0.5, 1e6, 0.25]], [1i64, 0]);
+    let expected: Vec<f32> = (0..4)
+        .map(|at| {
+            let (row, column) = (at / 2, at % 2);
+            let product: f32 = (0..3).map(|k| x[row][k] * weights[k][column]).sum();
+            product + halves(table[rows[row] as usize])[column]
+        })
+        .collect();
+    for engine in backends() {
+        let x = Tensor::from_vec([2, 3], x.concat()).expect("x");
+        let rows = Tensor::from_vec([2], rows.to_vec()).expect("rows");
+        let answer = run_one(&load(engine, "half_weights"), vec![("x", x), ("rows", rows)]);
+        let near = |(a, b): (&f32, &f32)| (a - b).abs() <= 1e-6 * b.abs().max(1.0);
+        let values = answer.values::<f32>().expect("floats");
+        assert!(
+            values.len() == 4 && values.iter().zip(&expected).all(near),
+            "{engine:?}: {values:?}, not {expected:?}"
+        );
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+    #[test]
+    fn a_loop_that_counts_its_turns_is_the_same_everywhere(limit in -5i64..2_000, step in -8i8..8) {
+        static LOADED: OnceLock<Vec<(EngineChoice, Graph)>> = OnceLock::new();
+        let loaded = || backends().into_iter().map(|engine| (engine, load(engine, "counted_turns"))).collect();
+        for (engine, graph) in LOADED.get_or_init(loaded) {
+            let inputs = vec![
+                ("limit", Tensor::from_vec([0usize; 0], vec![limit]).expect("limit")),
+                ("step", Tensor::from_vec([0usize; 0], vec![f32::from(step)]).expect("step")),
+            ];
+            let outputs = run(graph, inputs).expect("an answer");
+            let turns = limit.max(0);
+            let sum = turns as f32 * f32::from(step);
+            prop_assert_eq!(&*outputs[0].1.values::<i64>().expect("turns"), &[turns][..], "{:?}", engine);
+            prop_assert_eq!(&*outputs[1].1.values::<f32>().expect("y"), &[sum][..], "{:?}", engine);
+        }
     }
 }
 

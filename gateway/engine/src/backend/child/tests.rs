@@ -93,6 +93,7 @@ fn session(lie: &str) -> Result<Box<dyn Session>, EngineError> {
         elements: Default::default(),
         weight_bytes: 0,
         beyond_32_bits: None,
+        half: None,
         may_trap: None,
     };
     let info = EngineInfo { name: "liar".into(), version: "1".into(), providers: vec![] };
