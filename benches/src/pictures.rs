@@ -1,5 +1,6 @@
-//! The SDK's helpers for pictures in the sandbox, beside the same code compiled for the machine. Both keep one core busy
-//! and wait for nothing, so that their processor time is what they take; a neighbour changes it least.
+//! The SDK's helpers for pictures in the sandbox, beside the same helpers compiled for the machine, whose resizing takes the
+//! widest vectors that it has. Both keep one core busy and wait for nothing, so that their processor time is what they take;
+//! a neighbour changes it least.
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
@@ -22,7 +23,7 @@ pub async fn section(rounds: usize, native: &Path, files: &[&Path]) -> Result<()
     let host = Host::new()?;
     let program = host.program(&guest("pictures")?, None)?;
     let signature = program.describe(&context()).await?;
-    println!("\nPicture helpers in the sandbox beside the same code native, us of CPU a call");
+    println!("\nPicture helpers in the sandbox beside the same helpers native, us of CPU a call");
     println!("  {:52} {:>9} {:>9}  ratio", "", "native", "sandbox");
     for path in files {
         let file = std::fs::read(path).with_context(|| format!("{}: run `make venv`", path.display()))?;

@@ -79,11 +79,15 @@ pub mod initialize_bindings {
 mod error;
 mod graph;
 mod host;
+#[cfg(all(feature = "resize", any(target_family = "wasm", test)))]
+mod lanes;
 mod message;
 pub mod numeric;
 #[cfg(feature = "image")]
 pub mod picture;
 pub mod pixels;
+#[cfg(all(feature = "resize", any(target_family = "wasm", test)))]
+mod resample;
 #[cfg(feature = "resize")]
 pub mod resize;
 mod signature;
@@ -93,7 +97,7 @@ mod tensor;
 #[cfg(not(target_family = "wasm"))]
 pub mod testing;
 #[cfg(all(feature = "resize", any(target_family = "wasm", test)))]
-mod transpose;
+mod windows;
 
 pub use error::{Error, Result};
 pub use graph::{Graph, Outputs};

@@ -1,15 +1,15 @@
-//! Resizing of pictures, with the SIMD instructions of the target.
+//! Resizing of pictures, with the SIMD instructions of the target: the same numbers on each.
 
-use fast_image_resize::images::{TypedImage, TypedImageRef};
-#[cfg(any(target_family = "wasm", test))]
-use fast_image_resize::pixels::U8;
 #[cfg(not(target_family = "wasm"))]
-use fast_image_resize::pixels::U8x3;
-use fast_image_resize::{FilterType, PixelTrait, ResizeAlg, ResizeOptions, Resizer};
+use fast_image_resize::{
+    FilterType, ResizeAlg, ResizeOptions, Resizer,
+    images::{TypedImage, TypedImageRef},
+    pixels::U8x3,
+};
 
 use crate::pixels::Picture;
 #[cfg(any(target_family = "wasm", test))]
-use crate::transpose::transpose;
+use crate::resample::resample;
 use crate::{Error, Result};
 
 /// How pixels become more or fewer.
@@ -27,6 +27,7 @@ pub enum Filter {
     Lanczos,
 }
 
+#[cfg(not(target_family = "wasm"))]
 impl Filter {
     fn algorithm(self) -> ResizeAlg {
         match self {
@@ -55,56 +56,33 @@ pub fn resize(picture: &Picture, width: usize, height: usize, filter: Filter) ->
     if (width, height) == (picture.width(), picture.height()) {
         return Ok(picture.clone());
     }
-    let pixels = resampled(picture, width, height, filter).map_err(Error::wrap("resize"))?;
-    Picture::new(width, height, pixels)
-}
-
-/// Both sides in one go, pixel by pixel.
-#[cfg(not(target_family = "wasm"))]
-fn resampled(picture: &Picture, width: usize, height: usize, filter: Filter) -> Result<Vec<u8>, String> {
-    scaled::<U8x3>(picture.pixels(), (picture.width(), picture.height()), (width, height), filter)
+    if [picture.width(), picture.height(), width, height].iter().any(|&side| side == 0 || u32::try_from(side).is_err())
+    {
+        let (from, to) = ((picture.width(), picture.height()), (width, height));
+        return Err(Error::internal(format!("resize: a side is 0 or too long: {from:?} to {to:?}")));
+    }
+    Picture::new(width, height, resized(picture, (width, height), filter)?)
 }
 
 #[cfg(target_family = "wasm")]
-fn resampled(picture: &Picture, width: usize, height: usize, filter: Filter) -> Result<Vec<u8>, String> {
-    by_rows(picture, width, height, filter)
+fn resized(picture: &Picture, to: (usize, usize), filter: Filter) -> Result<Vec<u8>> {
+    let made = resample(picture.pixels(), (picture.width(), picture.height()), to, filter);
+    made.ok_or_else(|| Error::internal("resize: too many pixels"))
 }
 
-/// One side after the other, both as the height of a table of bytes: many of them are weighted alike at a time, where
-/// the three colours of a pixel leave most lanes of WebAssembly's short vectors empty. The same numbers.
-#[cfg(any(target_family = "wasm", test))]
-fn by_rows(picture: &Picture, width: usize, height: usize, filter: Filter) -> Result<Vec<u8>, String> {
-    let columns = 3 * picture.width();
-    let rows = scaled::<U8>(picture.pixels(), (columns, picture.height()), (columns, height), filter)?;
-    // What stood in a column are three rows now, a colour each, and together one row of the table that comes next.
-    let turned = transpose(&rows, columns);
-    let columns = height.checked_mul(3).ok_or("too many pixels")?;
-    let rows = scaled::<U8>(&turned, (columns, picture.width()), (columns, width), filter)?;
-    Ok(transpose(&rows, height))
-}
-
-/// A table of pixels with this many columns and rows, as one with others.
-fn scaled<P: PixelTrait>(
-    pixels: &[u8],
-    (columns, rows): (usize, usize),
-    (width, height): (usize, usize),
-    filter: Filter,
-) -> Result<Vec<u8>, String> {
-    let side = |side: usize| match u32::try_from(side) {
-        Ok(0) | Err(_) => Err(format!("a side of {side} pixels")),
-        Ok(side) => Ok(side),
+#[cfg(not(target_family = "wasm"))]
+fn resized(picture: &Picture, (width, height): (usize, usize), filter: Filter) -> Result<Vec<u8>> {
+    let with_crate = || -> std::result::Result<Vec<u8>, Box<dyn std::error::Error>> {
+        let size = width.checked_mul(height).and_then(|count| count.checked_mul(3)).ok_or("too many pixels")?;
+        let mut made = vec![0; size];
+        let (from, to) = ((picture.width().try_into()?, picture.height().try_into()?), (width, height));
+        let source = TypedImageRef::<U8x3>::from_buffer(from.0, from.1, picture.pixels())?;
+        let mut target = TypedImage::<U8x3>::from_buffer(to.0.try_into()?, to.1.try_into()?, &mut made)?;
+        let options = ResizeOptions::new().resize_alg(filter.algorithm()).use_alpha(false);
+        Resizer::new().resize_typed(&source, &mut target, &options)?;
+        Ok(made)
     };
-    let source = TypedImageRef::<P>::from_buffer(side(columns)?, side(rows)?, pixels);
-    let size =
-        width.checked_mul(height).and_then(|count| count.checked_mul(size_of::<P>())).ok_or("too many pixels")?;
-    let mut made = vec![0; size];
-    let mut target =
-        TypedImage::<P>::from_buffer(side(width)?, side(height)?, &mut made).map_err(|error| error.to_string())?;
-    let options = ResizeOptions::new().resize_alg(filter.algorithm()).use_alpha(false);
-    // By its type: what chooses among all types of pixels brings the code of each into the module.
-    let resized = Resizer::new().resize_typed(&source.map_err(|error| error.to_string())?, &mut target, &options);
-    resized.map_err(|error| error.to_string())?;
-    Ok(made)
+    with_crate().map_err(Error::wrap("resize"))
 }
 
 /// The picture at the largest size that lies within `width` x `height`, proportions kept.
@@ -126,19 +104,34 @@ mod tests {
         Picture::new(width, height, pixels.collect()).unwrap()
     }
 
+    /// What a guest computes, beside what the crate does.
     #[test]
-    fn one_side_after_the_other_gives_the_same_numbers() {
+    fn every_size_gives_the_numbers_of_the_crate() {
         let noise = |width: usize, height: usize| {
-            let pixels = (0..3 * width * height).map(|i| (i * i * 31 % 256) as u8).collect();
+            let pixels = (0..3 * width * height).map(|i| ((i * i * 31) >> 3) as u8).collect();
             Picture::new(width, height, pixels).unwrap()
         };
-        let source = noise(53, 37);
-        for filter in [Filter::Nearest, Filter::Bilinear, Filter::Smooth, Filter::Area, Filter::Lanczos] {
-            for (width, height) in [(16, 16), (53, 20), (20, 37), (100, 11), (11, 100), (1, 1), (106, 74)] {
-                let direct = resampled(&source, width, height, filter).unwrap();
-                assert_eq!(by_rows(&source, width, height, filter).unwrap(), direct, "{filter:?} {width} x {height}");
+        for (from, to) in sizes() {
+            let source = noise(from.0, from.1);
+            for filter in [Filter::Nearest, Filter::Bilinear, Filter::Smooth, Filter::Area, Filter::Lanczos] {
+                let ours = resample(source.pixels(), from, to, filter).unwrap();
+                assert!(ours == resized(&source, to, filter).unwrap(), "{filter:?} {from:?} to {to:?}");
             }
         }
+    }
+
+    /// Pairs of sizes: sides around those of vectors, each way, and some of real pictures.
+    fn sizes() -> Vec<((usize, usize), (usize, usize))> {
+        let sides = [1, 2, 3, 4, 5, 6, 10, 11, 12, 16, 21, 22, 33, 64, 100, 299];
+        let mut state = 1u32;
+        let mut side = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            sides[state as usize >> 28]
+        };
+        let drawn = (0..600).map(|_| ((side(), side()), (side(), side())));
+        let real =
+            [((451, 300), (224, 224)), ((1000, 872), (224, 224)), ((640, 480), (100, 75)), ((224, 224), (448, 300))];
+        drawn.chain(real).filter(|(from, to)| from != to).collect()
     }
 
     #[test]
