@@ -109,20 +109,45 @@ pub async fn section(rounds: usize) -> Result<()> {
     reuse(&host, "tiny, scores", &guest("scores")?, rounds).await
 }
 
-/// A guest's own work with epochs, limits and a watch over its CPU time, beside the same without.
+/// A guest's own work with epochs, limits and a watch over its CPU time, beside the same without; what of it the checks in
+/// the guest's code are; and a whole request, of which the guest's work is a part.
 pub async fn limits(rounds: usize, picture: &Path) -> Result<()> {
     let (host, wasm, file) = (Host::new()?, guest("pictures")?, std::fs::read(picture)?);
-    let (bare, program) = (Bare::new(&wasm)?, host.program(&wasm, None)?);
+    let (bare, epochs) = (Bare::new(&wasm)?, Bare::with_epochs(&wasm)?);
+    let program = host.program(&wasm, None)?;
     let signature = program.describe(&context()).await?;
     heading("A guest's own work with epochs and limits, beside bare wasmtime without any");
     for helper in ["decode", "smooth", "normalize", "softmax"] {
         let request = picture_request(&file, helper, 10);
+        let checks = async || epochs.picture(&file, helper, 10).await;
+        let pairs = Pairs::take((rounds, 3), checks, async || bare.picture(&file, helper, 10).await).await?;
+        pairs.print(&format!("{helper}, checks for epochs alone"));
         let ours = async || {
             program.infer(&signature, request.clone(), &context()).await?;
             Ok(())
         };
         Pairs::take((rounds, 3), ours, async || bare.picture(&file, helper, 10).await).await?.print(helper);
     }
+    heading("A request that decodes, resizes and infers, with epochs and limits, beside one without any");
+    let graph = host.graph("target/models/mobilenet/model.onnx")?;
+    let job = Job {
+        inputs: vec![("input".into(), Tensor::from_vec([1, 3, 224, 224], vec![0f32; 3 * 224 * 224])?)],
+        outputs: Vec::new(),
+        deadline: None,
+        tenant: "".into(),
+        share: Default::default(),
+    };
+    let ours = async || {
+        program.infer(&signature, picture_request(&file, "smooth", 1), &context()).await?;
+        graph.compute(job.clone()).await?;
+        Ok(())
+    };
+    let floor = async || {
+        bare.picture(&file, "smooth", 1).await?;
+        graph.compute(job.clone()).await?;
+        Ok(())
+    };
+    Pairs::take((rounds, 10), ours, floor).await?.print("PNG of 451 x 300, MobileNetV2");
     Ok(())
 }
 

@@ -32,6 +32,15 @@ pub struct Bare {
 impl Bare {
     /// Compiles a guest.
     pub fn new(wasm: &[u8]) -> Result<Bare> {
+        Bare::compile(wasm, false)
+    }
+
+    /// Compiles a guest whose code looks for the end of an epoch, which never comes.
+    pub fn with_epochs(wasm: &[u8]) -> Result<Bare> {
+        Bare::compile(wasm, true)
+    }
+
+    fn compile(wasm: &[u8], epochs: bool) -> Result<Bare> {
         let mut pool = PoolingAllocationConfig::new();
         pool.linear_memory_keep_resident(1 << 20)
             .table_keep_resident(64 << 10)
@@ -41,6 +50,7 @@ impl Bare {
         config
             .allocation_strategy(InstanceAllocationStrategy::Pooling(pool))
             .memory_reservation(4 << 30)
+            .epoch_interruption(epochs)
             .wasm_component_model_async(true)
             .relaxed_simd_deterministic(true);
         let engine = Engine::new(&config).map_err(|e| anyhow!("{e:#}"))?;
@@ -81,6 +91,7 @@ impl Bare {
     /// A fresh instance of the example `pictures`, which runs a helper over a file.
     pub async fn picture(&self, file: &[u8], helper: &str, times: i64) -> Result<()> {
         let mut store = Store::new(&self.engine, ());
+        store.set_epoch_deadline(1);
         let model = self.pre.instantiate_async(&mut store).await.map_err(|e| anyhow!("{e:#}"))?;
         let file = Value::Strings(ByteStrings { shape: vec![1], elements: vec![file.to_vec()] });
         let request = Request {

@@ -10,15 +10,12 @@
 pub fn softmax(scores: &mut [f32]) {
     let largest = max(scores);
     let sum = crate::simd::exp_in_place(scores, largest);
-    let scale = 1.0 / sum;
-    for score in scores {
-        *score *= scale;
-    }
+    crate::simd::scale_in_place(scores, 1.0 / sum);
 }
 
 /// The largest value; negative infinity when there is none. Values that are not numbers are passed over.
 pub fn max(values: &[f32]) -> f32 {
-    values.iter().copied().fold(f32::NEG_INFINITY, f32::max)
+    crate::simd::max(values)
 }
 
 /// The place of the largest value, the first of equals.

@@ -1,8 +1,9 @@
 //! The inner loops. Arithmetic is written over lanes, which the compiler turns into SIMD instructions on every target; what
 //! it cannot find by itself, taking colours apart, is written with those of WebAssembly, beside a plain way for the others.
 
-/// Values that are worked on together.
-const LANES: usize = 8;
+/// Values that are worked on together: more than a vector holds, since what a loop keeps in vectors goes to memory and back
+/// at its head, where a guest can be interrupted.
+const LANES: usize = 16;
 
 /// Values that are added up in single precision; their sums are added up in double.
 const STRETCH: usize = 4096;
@@ -27,6 +28,29 @@ fn exp_of_stretch(values: &mut [f32], offset: f32) -> f32 {
         sum += *value;
     }
     sum
+}
+
+/// Multiplies each value.
+pub(crate) fn scale_in_place(values: &mut [f32], factor: f32) {
+    let mut blocks = values.chunks_exact_mut(2 * LANES);
+    for block in &mut blocks {
+        block.iter_mut().for_each(|value| *value *= factor);
+    }
+    blocks.into_remainder().iter_mut().for_each(|value| *value *= factor);
+}
+
+/// The largest value that is a number; negative infinity when there is none.
+pub(crate) fn max(values: &[f32]) -> f32 {
+    let mut largest = [f32::NEG_INFINITY; LANES];
+    let blocks = values.chunks_exact(LANES);
+    let rest = blocks.remainder();
+    for block in blocks {
+        for (largest, &value) in largest.iter_mut().zip(block) {
+            // What is not a number is not larger.
+            *largest = if value > *largest { value } else { *largest };
+        }
+    }
+    largest.iter().chain(rest).copied().fold(f32::NEG_INFINITY, f32::max)
 }
 
 /// `e^x` without branches, within 2 units of the last place (Cephes' polynomial). Below -87.3 it is 0.
@@ -121,6 +145,29 @@ mod tests {
         let exact: f64 = values.iter().map(|&value| f64::from(value).exp()).sum();
         let sum = f64::from(exp_in_place(&mut values, 0.0));
         assert!((sum - exact).abs() < exact * 1e-5, "{sum} {exact}");
+    }
+
+    #[test]
+    fn the_largest_is_found_wherever_it_is() {
+        for count in [1, 15, 16, 17, 40] {
+            for place in 0..count {
+                let mut values: Vec<f32> =
+                    (0..count).map(|i| if i % 3 == 0 { f32::NAN } else { -(i as f32) }).collect();
+                values[place] = 0.5;
+                assert_eq!(max(&values), 0.5, "{count} {place}");
+            }
+        }
+        assert_eq!(max(&[]), f32::NEG_INFINITY);
+        assert_eq!(max(&[f32::NAN; 20]), f32::NEG_INFINITY);
+    }
+
+    #[test]
+    fn every_value_is_scaled() {
+        for count in [0, 1, 31, 32, 33, 70] {
+            let mut values: Vec<f32> = (0..count).map(|i| i as f32).collect();
+            scale_in_place(&mut values, 0.5);
+            assert!(values.iter().enumerate().all(|(i, &value)| value == i as f32 * 0.5));
+        }
     }
 
     #[test]
