@@ -45,28 +45,38 @@ fn slow(concurrency: u32) -> Model {
     Model { concurrency, ..Model::new("loop", "1", "loop") }
 }
 
+/// Asks for a run that is to take longer than the request may, until it does: how long a turn takes is measured beside other
+/// tests, and may be a tenth of that a moment later. Neither the header nor the parameter lets it wait for `most`.
+async fn meets_its_deadline(gateway: &Gateway, mut turns: i64, header_ms: u64, parameter_us: u64, most: Duration) {
+    for _ in 0..6 {
+        let body = self::turns(turns);
+        let started = Instant::now();
+        let answer = gateway.infer_with("loop", body.clone(), &[("windrose-timeout-ms", &header_ms.to_string())]).await;
+        if answer.status != 200 {
+            answer.error(504, "deadline");
+            let parameter = format!("{{\"parameters\":{{\"timeout\":{parameter_us}}},");
+            gateway.infer("loop", body.replacen('{', &parameter, 1)).await.error(504, "deadline");
+            assert!(started.elapsed() < most, "{:?}", started.elapsed());
+            return;
+        }
+        turns *= 4;
+    }
+    panic!("no run took long enough");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_deadline_by_header_or_parameter_holds() {
     let gateway = Gateway::start(&[slow(64)]).await;
-    let long = turns(turns_for(&gateway, Duration::from_secs(2)).await);
-    let started = Instant::now();
-    let answer = gateway.infer_with("loop", long.clone(), &[("windrose-timeout-ms", "50")]).await;
-    answer.error(504, "deadline");
-    let with_parameter = long.replacen('{', "{\"parameters\":{\"timeout\":50000},", 1);
-    gateway.infer("loop", with_parameter).await.error(504, "deadline");
-    assert!(started.elapsed() < Duration::from_secs(2), "{:?}", started.elapsed());
+    let long = turns_for(&gateway, Duration::from_secs(2)).await;
+    meets_its_deadline(&gateway, long, 50, 50_000, Duration::from_secs(2)).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn nobody_waits_longer_than_the_models_maximum() {
     // The other gateway has the time that it takes to find out how long a turn is.
-    let long = turns(turns_for(&Gateway::start(&[slow(64)]).await, Duration::from_secs(4)).await);
+    let long = turns_for(&Gateway::start(&[slow(64)]).await, Duration::from_secs(4)).await;
     let gateway = Gateway::start(&[Model { max_timeout: Duration::from_millis(500), ..slow(64) }]).await;
-    let started = Instant::now();
-    gateway.infer_with("loop", long.clone(), &[("windrose-timeout-ms", "60000")]).await.error(504, "deadline");
-    let with_parameter = long.replacen('{', "{\"parameters\":{\"timeout\":60000000},", 1);
-    gateway.infer("loop", with_parameter).await.error(504, "deadline");
-    assert!(started.elapsed() < Duration::from_secs(4), "{:?}", started.elapsed());
+    meets_its_deadline(&gateway, long, 60_000, 60_000_000, Duration::from_secs(4)).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
