@@ -6,10 +6,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use tokio::sync::Semaphore;
 use windrose_engine::{Graph, GraphSpec};
 use windrose_sandbox::{ModuleKind, Program};
 
+use crate::admit::Calls;
 use crate::control::manifest::Manifest;
 use crate::telemetry::MetricsSlot;
 
@@ -28,7 +28,7 @@ pub struct Served {
     /// Inputs and outputs; `None` for http components and commands, which have none.
     pub signature: Option<GraphSpec>,
     /// Calls at the same time.
-    pub permits: Arc<Semaphore>,
+    pub calls: Calls,
     /// What a call may use: the smaller of manifest and ceiling.
     pub limits: windrose_sandbox::Limits,
     /// Deadline of a request that names none.

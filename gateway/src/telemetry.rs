@@ -181,11 +181,12 @@ impl Telemetry {
     fn scrape(&self) -> Scrape {
         let snapshot = self.current.get().map(|current| current.load_full()).unwrap_or_default();
         let mut graphs = Vec::new();
-        let mut permits = Vec::new();
+        let (mut permits, mut pressed) = (Vec::new(), Vec::new());
         for (model, versions) in snapshot.models() {
             for served in versions.iter() {
                 let labels = [("model", model.to_owned()), ("version", served.manifest.version.clone())];
-                permits.push((labels.clone(), served.permits.available_permits() as i64));
+                permits.push((labels.clone(), served.calls.free() as i64));
+                pressed.push((labels.clone(), i64::from(served.calls.is_pressed())));
                 for (graph, handle) in &served.graphs {
                     let [model, version] = labels.clone();
                     graphs.push(([model, version, ("graph", graph.clone())], handle.counts()));
@@ -193,6 +194,7 @@ impl Telemetry {
             }
         }
         permits.sort();
+        pressed.sort();
         graphs.sort_by(|a, b| a.0.cmp(&b.0));
         let mut models = self.models.lock().unwrap_or_else(PoisonError::into_inner);
         drop_unserved(&mut models, &snapshot);
@@ -204,6 +206,7 @@ impl Telemetry {
             rows,
             graphs,
             permits,
+            pressed,
             sites: self.sites.lock().unwrap_or_else(PoisonError::into_inner).clone(),
             revision: snapshot.revision,
             served: snapshot.models().map(|(_, versions)| versions.iter().count() as i64).sum(),
@@ -294,6 +297,7 @@ struct Scrape {
     rows: Vec<(Labels<2>, Arc<ModelMetrics>)>,
     graphs: Vec<(Labels<3>, GraphCounts)>,
     permits: Vec<(Labels<2>, i64)>,
+    pressed: Vec<(Labels<2>, i64)>,
     sites: BTreeMap<String, Arc<SiteMetrics>>,
     revision: u64,
     served: i64,
@@ -435,14 +439,23 @@ impl Scrape {
     }
 
     fn encode_process(&self, encoder: &mut DescriptorEncoder) -> fmt::Result {
-        let mut family = encoder.encode_descriptor(
-            "windrose_permits_available",
-            "Calls that a model could take at once, besides those in flight",
-            None,
-            MetricType::Gauge,
-        )?;
-        for (labels, permits) in &self.permits {
-            family.encode_family(labels)?.encode_gauge(permits)?;
+        let of_models = [
+            (
+                "windrose_permits_available",
+                "Calls that a model could take at once, besides those in flight",
+                &self.permits,
+            ),
+            (
+                "windrose_model_pressed",
+                "1 while a model that is asked for more than it can do admits only what it answers soon",
+                &self.pressed,
+            ),
+        ];
+        for (name, help, values) in of_models {
+            let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+            for (labels, value) in values {
+                family.encode_family(labels)?.encode_gauge(value)?;
+            }
         }
         let gauges: [(&str, &str, i64); 4] = [
             ("windrose_revision", "The revision that is served", i64::try_from(self.revision).unwrap_or(i64::MAX)),

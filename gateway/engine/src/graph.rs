@@ -224,6 +224,11 @@ impl Graph {
         self.handle.shared.queue.len()
     }
 
+    /// Those of them that one [`Share::name`] asked for, of all tenants.
+    pub fn queued_by(&self, name: &str) -> usize {
+        self.handle.shared.queue.of(name)
+    }
+
     /// What was counted so far.
     pub fn counts(&self) -> GraphCounts {
         self.handle.shared.counts.read()

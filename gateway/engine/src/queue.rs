@@ -340,6 +340,11 @@ impl Queue {
         self.lock().lanes.jobs()
     }
 
+    /// Jobs that wait and are of one [`Share::name`].
+    pub fn of(&self, name: &str) -> usize {
+        self.lock().lanes.of(name)
+    }
+
     /// Nothing panics under the lock, so a poisoned one is as good.
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)

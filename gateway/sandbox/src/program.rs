@@ -149,6 +149,11 @@ impl Program {
         Ok(Program { inner: Arc::new(inner), kept })
     }
 
+    /// Jobs that its calls have handed to engines and that have not begun.
+    pub fn waiting(&self) -> usize {
+        self.inner.graphs.values().map(|graph| graph.queued_by(&self.inner.label)).sum()
+    }
+
     /// The module that it runs.
     pub fn module(&self) -> &Module {
         &self.inner.module

@@ -1,6 +1,7 @@
 //! A request becomes [`Admitted`]: its model is found, its inputs fit the declaration, it has a deadline and a permit.
 //! This is the only place that refuses by policy.
 
+mod calls;
 mod signature;
 
 use std::sync::Arc;
@@ -11,6 +12,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use windrose_route::{Rules, Source};
 use windrose_sandbox::ModuleKind;
 
+pub use self::calls::Calls;
 use crate::error::{Error, Kind};
 use crate::fleet::wire::wishes;
 use crate::request::Request;
@@ -116,9 +118,15 @@ pub fn check_kind(served: &Served, wants_inference: bool) -> Result<(), Error> {
 /// Refuses at once what would only wait, before its body is read.
 ///
 /// # Errors
-/// [`Kind::Overloaded`] when the model's calls are all in use.
+/// [`Kind::Overloaded`] when as many of the model's calls are in flight as may be.
 pub fn check_load(served: &Served) -> Result<(), Error> {
-    if served.permits.available_permits() == 0 { Err(overloaded(served)) } else { Ok(()) }
+    if served.calls.has_room(|in_flight| serving(served, in_flight)) { Ok(()) } else { Err(overloaded(served)) }
+}
+
+/// Those of a model's calls in flight that do not wait for an engine; at least one for each of its graph's sessions.
+fn serving(served: &Served, in_flight: usize) -> usize {
+    let sessions = served.graphs.iter().map(|(_, graph)| graph.info().sessions).max();
+    in_flight.saturating_sub(served.program.waiting()).max(sessions.unwrap_or(0))
 }
 
 /// The deadline of a request: the shorter of the two ways to ask for one, the model's default without either, and
@@ -156,7 +164,7 @@ pub fn exchange<T>(served: Arc<Served>, caller: Caller, timing: Timing, what: T)
     if deadline <= Instant::now() {
         return Err(Error::new(Kind::Deadline, "the deadline passed"));
     }
-    let permit = served.permits.clone().try_acquire_owned().map_err(|_| overloaded(&served))?;
+    let permit = served.calls.enter(|in_flight| serving(&served, in_flight)).ok_or_else(|| overloaded(&served))?;
     let Caller { request_id, tenant } = caller;
     Ok(Admitted { served, permit, deadline, request_id, tenant, what })
 }
@@ -164,7 +172,7 @@ pub fn exchange<T>(served: Arc<Served>, caller: Caller, timing: Timing, what: T)
 #[cold]
 fn overloaded(served: &Served) -> Error {
     let name = &served.manifest.name;
-    Error::new(Kind::Overloaded, format!("model {name:?} has {} calls in flight", served.limits.concurrency))
+    Error::new(Kind::Overloaded, format!("model {name:?} has {} calls in flight", served.calls.in_flight()))
 }
 
 /// A caller's text, short enough for a message.

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, LazyLock, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-use tokio::sync::{OnceCell, Semaphore};
+use tokio::sync::OnceCell;
 use windrose_engine::{
     Calibration, EngineChoice, EngineError, Engines, Graph, GraphOptions, Isolation, Source, default_tenant,
 };
@@ -17,6 +17,7 @@ use super::manifest::Manifest;
 use super::prepare::job::{Binding, TestFiles};
 use super::prepare::{Host, Job};
 use super::store::{Store, StoreError, hex_digest};
+use crate::admit::Calls;
 use crate::config::{Budget, Ceiling};
 use crate::snapshot::Served;
 
@@ -245,7 +246,7 @@ impl Loader {
             program,
             graphs: graphs.into_iter().collect(),
             signature,
-            permits: Arc::new(Semaphore::new(binding.limits.concurrency as usize)),
+            calls: Calls::new(binding.limits.concurrency),
             default_timeout: Duration::from_millis(manifest.timeout.default_ms.min(self.ceiling.limits.wall_ms)),
             max_timeout: Duration::from_millis(manifest.timeout.max_ms.min(self.ceiling.limits.wall_ms)),
             limits: binding.limits,

@@ -216,7 +216,6 @@ impl Facts {
 /// The load of a version that is served here.
 pub fn load(served: &Served) -> Load {
     let small = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
-    let free = served.permits.available_permits();
     let (mut queued, mut parallel, mut engine_time) = (0, usize::MAX, 0);
     for (_, graph) in &served.graphs {
         let counts = graph.counts();
@@ -225,7 +224,7 @@ pub fn load(served: &Served) -> Load {
         engine_time += counts.compute_ns / counts.inferences.max(1);
     }
     Load {
-        in_flight: small((served.limits.concurrency as usize).saturating_sub(free)),
+        in_flight: small(served.calls.in_flight()),
         queued: small(queued),
         parallel: if served.graphs.is_empty() { 0 } else { small(parallel) },
         engine_time,

@@ -105,8 +105,8 @@ async fn a_client_that_sends_nothing_is_let_go() {
 #[tokio::test(flavor = "multi_thread")]
 async fn too_many_calls_are_refused_at_once() {
     let gateway = Gateway::start(&[slow(2)]).await;
-    let permits = gateway.current.load().model("loop").unwrap().highest().unwrap().permits.clone();
-    let both = permits.clone().try_acquire_many_owned(2).unwrap();
+    let served = gateway.current.load().model("loop").unwrap().highest().unwrap().clone();
+    let both = [(); 2].map(|()| served.calls.enter(|in_flight| in_flight).unwrap());
     for _ in 0..6 {
         let answer = gateway.infer("loop", turns(1)).await;
         let message = answer.error(429, "overloaded");
@@ -115,7 +115,7 @@ async fn too_many_calls_are_refused_at_once() {
     }
     drop(both);
     assert_eq!(gateway.infer("loop", turns(1)).await.status, 200);
-    assert_eq!(permits.available_permits(), 2);
+    assert_eq!(served.calls.free(), 2);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -143,7 +143,7 @@ async fn a_client_that_goes_withdraws_its_job() {
         }
         drop(streams);
         let all_gone = async {
-            while served.permits.available_permits() < 64 {
+            while served.calls.free() < 64 {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         };

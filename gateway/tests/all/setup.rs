@@ -12,7 +12,6 @@ use http::{HeaderMap, Request, StatusCode};
 use http_body_util::{BodyExt, Full};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use windrose::control::manifest::Manifest;
@@ -85,7 +84,7 @@ impl Model {
             program,
             graphs: graphs.into_iter().collect(),
             signature: Some(signature.join().unwrap()),
-            permits: Arc::new(Semaphore::new(self.concurrency as usize)),
+            calls: windrose::admit::Calls::new(self.concurrency),
             limits,
             default_timeout: self.timeout,
             max_timeout: self.max_timeout,

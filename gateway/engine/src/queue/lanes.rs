@@ -97,7 +97,12 @@ impl Lanes {
         self.jobs
     }
 
-    /// Their rows.
+    /// Those of one model, of all tenants.
+    pub fn of(&self, name: &str) -> usize {
+        self.lanes.iter().filter(|lane| &*lane.name == name).map(|lane| lane.jobs.len()).sum()
+    }
+
+    /// Rows of all jobs.
     pub fn rows(&self) -> usize {
         self.rows
     }
