@@ -11,6 +11,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use crate::admit::tenants::Door;
 use crate::config::{Config, LogConfig};
 use crate::control::api::{self, Api};
 use crate::control::load::{Loader, LoaderConfig};
@@ -150,6 +151,10 @@ async fn serve(config: Config) -> Result<(), StartError> {
     telemetry.memory.attach(registry.loader.sandbox.modules().clone(), registry.loader.engines.weights().clone());
     let plane = DataPlane::new(current.clone(), telemetry.clone(), config.data.http.clone());
     plane.set_ready(false);
+    let door = config.data.tenants.as_deref().map(Door::open).transpose().map_err(doing("the tenants"))?;
+    if let Some(door) = &door {
+        plane.guard(door.clone());
+    }
     let fleet = match config.fleet {
         Some(settings) => {
             let fleet =
@@ -166,6 +171,7 @@ async fn serve(config: Config) -> Result<(), StartError> {
         max_blob: config.control.max_blob,
         data: listeners.data.1,
         fleet: fleet.clone(),
+        door,
         started,
     };
     let running = Running::start(listeners, api, plane.clone(), fleet.clone());

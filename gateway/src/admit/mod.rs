@@ -3,6 +3,7 @@
 
 mod calls;
 mod signature;
+pub mod tenants;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,6 +14,7 @@ use windrose_route::{Rules, Source};
 use windrose_sandbox::ModuleKind;
 
 pub use self::calls::Calls;
+use crate::config::tenants::Tenant;
 use crate::error::{Error, Kind};
 use crate::fleet::wire::wishes;
 use crate::request::Request;
@@ -92,9 +94,10 @@ fn missing(snapshot: &Snapshot, model: &str, version: Option<&str>) -> Error {
 ///
 /// # Errors
 /// [`Kind::Unlawful`]; [`Kind::Malformed`] for rules of the caller that cannot be read.
-pub fn check_law(served: &Served, headers: &HeaderMap) -> Result<(), Error> {
+pub fn check_law(served: &Served, tenant: &Tenant, headers: &HeaderMap) -> Result<(), Error> {
     let wishes = wishes(headers)?;
     let rules = served.manifest.jurisdictions.bind(Rules::none());
+    let rules = rules.and(Source::Tenant, tenant.allow.clone(), tenant.deny.clone());
     let rules = rules.and(Source::Request, wishes.allow, wishes.deny);
     let message = |breach| format!("this gateway may not answer: {breach}");
     rules.permit(None).map_err(|breach| Error::new(Kind::Unlawful, message(breach)))

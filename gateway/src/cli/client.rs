@@ -228,8 +228,16 @@ impl Client {
         for (name, value) in headers {
             request = request.header(*name, value);
         }
+        if let Some(key) = &self.config.key {
+            request = request.header(AUTHORIZATION, format!("Bearer {}", key.trim()));
+        }
         let request = request.body(full(body)).map_err(|error| Failure::usage(error.to_string()))?;
-        read(self.send(request, url).await?).await
+        let answer = read(self.send(request, url).await?).await?;
+        if answer.status == StatusCode::UNAUTHORIZED {
+            let Failure { message, .. } = refused(&answer);
+            return Err(Failure::unauthorized(format!("{message}; WINDROSE_KEY gives it")));
+        }
+        Ok(answer)
     }
 }
 

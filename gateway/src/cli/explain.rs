@@ -22,6 +22,9 @@ pub struct Explain {
     /// Jurisdictions that the request would deny, with commas.
     #[arg(long, value_name = "NAMES")]
     deny: Option<String>,
+    /// The tenant whose request it would be.
+    #[arg(long, value_name = "NAME")]
+    tenant: Option<String>,
     /// As if the request asked for a verified digest.
     #[arg(long)]
     verified: bool,
@@ -37,7 +40,9 @@ impl Explain {
     pub async fn run(self) -> Result<(), Failure> {
         check_name(&self.model).map_err(|error| Failure::usage(error.to_string()))?;
         let mut query = Vec::new();
-        for (key, value) in [("version", &self.model_version), ("allow", &self.allow), ("deny", &self.deny)] {
+        let words =
+            [("version", &self.model_version), ("allow", &self.allow), ("deny", &self.deny), ("tenant", &self.tenant)];
+        for (key, value) in words {
             if let Some(value) = value {
                 if !value.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_./,".contains(&b)) {
                     return Err(Failure::usage(format!("--{key}: `{value}` is no list of names")));

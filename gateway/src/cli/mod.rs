@@ -21,6 +21,7 @@ mod npy;
 mod out;
 pub mod project;
 mod show;
+mod tenant;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -63,6 +64,8 @@ enum Command {
     Explain(explain::Explain),
     /// Make the certificates with which the sites of a fleet know each other.
     Fleet(fleet::Fleet),
+    /// Make a key for a tenant, and what the file of tenants is to say of it.
+    Tenant(tenant::Tenant),
     /// Print a completion script for a shell, for example `windrose completions bash`.
     Completions {
         /// The shell.
@@ -168,6 +171,7 @@ pub fn main() -> ExitCode {
         Command::Engine => windrose_engine::backend::child::main(),
         Command::Serve(serve) => run_server(serve),
         Command::Fleet(fleet) => fleet.run(),
+        Command::Tenant(tenant) => tenant.run(),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut visible(), "windrose", &mut script);
@@ -229,6 +233,7 @@ fn run_client(command: Command) -> Result<(), Failure> {
             Command::New(new) => new.run(),
             Command::Serve(_)
             | Command::Fleet(_)
+            | Command::Tenant(_)
             | Command::Completions { .. }
             | Command::Prepare
             | Command::Engine => Ok(()),

@@ -10,7 +10,10 @@ pub const URL_VARIABLE: &str = "WINDROSE_CONTROL_URL";
 /// The token itself.
 pub const TOKEN_VARIABLE: &str = "WINDROSE_TOKEN";
 
-/// How to reach a gateway's control API.
+/// The key of a tenant, for the data listener.
+pub const KEY_VARIABLE: &str = "WINDROSE_KEY";
+
+/// How to reach a gateway.
 #[derive(Clone, Debug)]
 pub struct ClientConfig {
     /// For example `http://127.0.0.1:8001`, without a slash at the end.
@@ -21,6 +24,8 @@ pub struct ClientConfig {
     pub token_file: PathBuf,
     /// The data listener, where it was named; else the gateway is asked.
     pub data: Option<String>,
+    /// The key of the tenant who calls, where there is one.
+    pub key: Option<String>,
 }
 
 impl ClientConfig {
@@ -51,6 +56,7 @@ impl ClientConfig {
         };
         let data = variable("WINDROSE_DATA_LISTEN").map(|listen| format!("http://{listen}"));
         let control = control.trim_end_matches('/').to_string();
-        Ok(ClientConfig { control, token: variable(TOKEN_VARIABLE), token_file, data })
+        let (token, key) = (variable(TOKEN_VARIABLE), variable(KEY_VARIABLE));
+        Ok(ClientConfig { control, token, token_file, data, key })
     }
 }

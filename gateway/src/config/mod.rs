@@ -5,6 +5,7 @@ mod client;
 pub mod explain;
 pub mod fleet;
 pub mod reference;
+pub mod tenants;
 pub mod units;
 pub mod written;
 
@@ -70,6 +71,8 @@ pub struct DataConfig {
     pub listen: SocketAddr,
     /// Bounds of what clients send.
     pub http: HttpConfig,
+    /// The file of tenants; `None` where everybody is the same tenant.
+    pub tenants: Option<PathBuf>,
 }
 
 /// The control listener.
@@ -204,7 +207,7 @@ impl Config {
 /// # Errors
 /// When it looks like a setting and is none.
 fn known(variable: &str, value: &str) -> Result<(), ConfigError> {
-    let others = [FILE_VARIABLE, client::URL_VARIABLE, client::TOKEN_VARIABLE];
+    let others = [FILE_VARIABLE, client::URL_VARIABLE, client::TOKEN_VARIABLE, client::KEY_VARIABLE];
     if !variable.starts_with(PREFIX) || others.contains(&variable) || is_link(variable, value) {
         return Ok(());
     }
@@ -276,6 +279,7 @@ fn validate(written: Written, environment: &[(String, String)]) -> Result<Config
             max_connections: positive(written.data.max_connections, "data.max_connections")?,
             drain: need(written.data.drain, "data.drain")?.0,
         },
+        tenants: written.data.tenants,
     };
     let control = ControlConfig {
         listen: address(written.control.listen, "control.listen")?,

@@ -64,6 +64,9 @@ table! {
         max_connections: usize = "8192",
         /// How long requests in flight may go on after SIGTERM.
         drain: Span = "\"30s\"",
+        /// The file of tenants: a call of a model then needs a key of one of them. It is read again when it changes. Without
+        /// one everybody may call, and all are one tenant.
+        tenants: PathBuf = "",
     }
 }
 

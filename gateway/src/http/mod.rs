@@ -23,7 +23,6 @@ use std::time::{Duration, Instant};
 
 use http::{Request, Response, StatusCode};
 use hyper::body::Incoming;
-use windrose_engine::default_tenant;
 
 pub use self::listener::serve;
 pub use self::received::Received;
@@ -32,7 +31,9 @@ use self::answer::{Answer, Body};
 use self::identity::Identity;
 use self::infer::Call;
 use self::route::{Route, Target};
+use crate::admit::tenants::{Door, everybody};
 use crate::admit::{self, Timing};
+use crate::config::tenants::Tenant;
 use crate::error::{Error, Kind, Origin};
 use crate::fleet::{Fleet, Table, wire};
 use crate::snapshot::{Current, Served};
@@ -64,6 +65,8 @@ pub struct DataPlane {
     draining: AtomicBool,
     /// The other sites, where there are any.
     fleet: OnceLock<Arc<Fleet>>,
+    /// Who may call, where not everybody may.
+    door: OnceLock<Arc<Door>>,
 }
 
 impl Default for HttpConfig {
@@ -83,7 +86,8 @@ impl DataPlane {
     pub fn new(current: Current, telemetry: Arc<Telemetry>, config: HttpConfig) -> Arc<DataPlane> {
         telemetry.attach(current.clone());
         let (ready, draining) = (AtomicBool::new(true), AtomicBool::new(false));
-        Arc::new(DataPlane { current, telemetry, config, ready, draining, fleet: OnceLock::new() })
+        let (fleet, door) = (OnceLock::new(), OnceLock::new());
+        Arc::new(DataPlane { current, telemetry, config, ready, draining, fleet, door })
     }
 
     /// Whether `/v2/health/ready` says yes. It does from the start; the control plane may hold it back until what was
@@ -95,6 +99,16 @@ impl DataPlane {
     /// Answers for the models of a fleet from now on. Only the first call counts.
     pub fn join(&self, fleet: Arc<Fleet>) {
         let _ = self.fleet.set(fleet);
+    }
+
+    /// Lets in nobody but tenants from now on. Only the first call counts.
+    pub fn guard(&self, door: Arc<Door>) {
+        let _ = self.door.set(door);
+    }
+
+    /// Who calls.
+    fn caller(&self, request: &mut Request<Received>) -> Result<Arc<Tenant>, Error> {
+        self.door.get().map_or_else(|| Ok(everybody()), |door| door.caller(request.headers_mut()))
     }
 
     /// Readiness says no from now on.
@@ -139,25 +153,32 @@ async fn handle(plane: Arc<DataPlane>, request: Request<Incoming>) -> Answer {
 async fn routed(
     plane: &DataPlane,
     route: Route<'_>,
-    request: Request<Received>,
+    mut request: Request<Received>,
     identity: &Identity,
     started: Instant,
 ) -> Response<Body> {
+    let is_public = matches!(route, Route::Server | Route::Live | Route::Ready);
+    let tenant = match if is_public { Ok(everybody()) } else { plane.caller(&mut request) } {
+        Ok(tenant) => tenant,
+        Err(error) => return failed(plane.telemetry.track(None, started), &error, identity),
+    };
     match route {
         Route::Server => described(metadata::server()),
         Route::Live => answer::json(StatusCode::OK, &br#"{"live":true}"#[..]),
         Route::Ready if plane.is_ready() => answer::json(StatusCode::OK, &br#"{"ready":true}"#[..]),
         Route::Ready => answer::json(StatusCode::SERVICE_UNAVAILABLE, &br#"{"ready":false}"#[..]),
-        Route::Metadata(_) | Route::ModelReady(_) => match read(plane, route, (request, identity, started)).await {
-            Ok(response) => response,
-            Err(error) => failed(plane.telemetry.track(None, started), &error, identity),
-        },
+        Route::Metadata(_) | Route::ModelReady(_) => {
+            match read(plane, &tenant, route, (request, identity, started)).await {
+                Ok(response) => response,
+                Err(error) => failed(plane.telemetry.track(None, started), &error, identity),
+            }
+        }
         Route::Statistics(target) => match statistics(plane, target) {
             Ok(response) => response,
             Err(error) => failed(plane.telemetry.track(None, started), &error, identity),
         },
         Route::Infer(target) | Route::Guest(target, _) => {
-            called(plane, target, route, (request, identity, started)).await
+            called(plane, &tenant, target, route, (request, identity, started)).await
         }
     }
 }
@@ -165,6 +186,7 @@ async fn routed(
 /// Answers a call of a model: an inference, or a guest's own exchange.
 async fn called(
     plane: &DataPlane,
+    tenant: &Tenant,
     target: Target<'_>,
     route: Route<'_>,
     (mut request, identity, started): (Request<Received>, &Identity, Instant),
@@ -173,9 +195,11 @@ async fn called(
     wire::drop_internal(request.headers_mut());
     let found = admit::find(&plane.current.load(), target.model, target.version);
     let Some(fleet) = plane.fleet.get() else {
-        let lawful = found.and_then(|served| admit::check_law(&served, request.headers()).map(|()| served));
+        let lawful = found.and_then(|served| admit::check_law(&served, tenant, request.headers()).map(|()| served));
         return match lawful {
-            Ok(served) => answered(plane, served, route.rest(), (request, identity, started), Asked::by_client()).await,
+            Ok(served) => {
+                answered(plane, served, route.rest(), (request, identity, started), Asked::by_client(tenant)).await
+            }
             Err(error) => refused(&error),
         };
     };
@@ -183,7 +207,7 @@ async fn called(
     let Some(replicated) = table.find(target.model, target.version) else {
         return refused(&found.err().unwrap_or_else(|| Error::new(Kind::NotReady, "the model is being published")));
     };
-    match remote::answer(plane, fleet, replicated, route, (request, identity, started)).await {
+    match remote::answer(plane, fleet, tenant, replicated, route, (request, identity, started)).await {
         Ok(response) => response,
         Err(error) => refused(&error),
     }
@@ -206,9 +230,8 @@ struct Asked {
 }
 
 impl Asked {
-    /// Nobody but a peer can name a tenant.
-    fn by_client() -> Asked {
-        Asked { tenant: default_tenant(), limit: None, probe: false }
+    fn by_client(tenant: &Tenant) -> Asked {
+        Asked { tenant: tenant.name.clone(), limit: None, probe: false }
     }
 }
 
@@ -270,6 +293,7 @@ fn note(mut track: Track, error: &Error, identity: &Identity) {
 /// [`Kind::NotFound`] where no site serves it; why no site that does answered.
 async fn read(
     plane: &DataPlane,
+    tenant: &Tenant,
     route: Route<'_>,
     (mut request, identity, started): (Request<Received>, &Identity, Instant),
 ) -> Result<Response<Body>, Error> {
@@ -282,7 +306,7 @@ async fn read(
     match table.find(target.model, target.version) {
         Some(found) if !found.answers_at(&fleet.config.site) => {
             wire::drop_internal(request.headers_mut());
-            remote::answer(plane, fleet, found, route, (request, identity, started)).await
+            remote::answer(plane, fleet, tenant, found, route, (request, identity, started)).await
         }
         _ => here(),
     }

@@ -11,7 +11,6 @@ use http::uri::PathAndQuery;
 use http::{Request, Response, StatusCode, Uri, Version, request};
 use http_body::Body as _;
 use http_body_util::BodyExt;
-use windrose_engine::default_tenant;
 use windrose_route::{AttemptId, Call, Hedging, Reason, ReplicaId, Rules, Source, Verdict};
 
 use super::answer::{self, Body};
@@ -21,6 +20,7 @@ use super::infer::timeout_header;
 use super::received::Received;
 use super::route::Route;
 use super::{Asked, DataPlane, answered};
+use crate::config::tenants::Tenant;
 use crate::dispatch::replicas::{self, Lost, Outcome, Replicas, Running, Won};
 use crate::error::{Error, Kind};
 use crate::fleet::upstream::{Answer, Outgoing, SendError, Upstream};
@@ -66,6 +66,7 @@ enum Kept {
 pub(super) async fn answer(
     plane: &DataPlane,
     fleet: &Fleet,
+    tenant: &Tenant,
     found: &Replicated,
     route: Route<'_>,
     (request, identity, started): (Request<Received>, &Identity, Instant),
@@ -73,9 +74,13 @@ pub(super) async fn answer(
     let wishes = wire::wishes(request.headers())?;
     let asked = timeout_header(request.headers())?;
     let deadline = started + asked.unwrap_or(found.timeouts.0).min(found.timeouts.1);
-    let rules = match wishes.allow.is_none() && wishes.deny.is_empty() {
+    let is_bound = tenant.allow.is_some() || !tenant.deny.is_empty();
+    let rules = match !is_bound && wishes.allow.is_none() && wishes.deny.is_empty() {
         true => found.shared_rules.clone(),
-        false => Arc::new(found.rules.clone().and(Source::Request, wishes.allow, wishes.deny)),
+        false => {
+            let rules = found.rules.clone().and(Source::Tenant, tenant.allow.clone(), tenant.deny.clone());
+            Arc::new(rules.and(Source::Request, wishes.allow, wishes.deny))
+        }
     };
     let (head, body) = request.into_parts();
     let is_call = matches!(route, Route::Infer(_) | Route::Guest(..));
@@ -91,7 +96,7 @@ pub(super) async fn answer(
         verified: wishes.verified,
         forwarded: false,
     };
-    let tenant = default_tenant();
+    let tenant = tenant.name.clone();
     let shared =
         Shared { plane, fleet, found, identity, replicas, route, tenant, head, body, rules, started, deadline };
     let shared = &shared;

@@ -11,6 +11,8 @@ use windrose_route::{Call, Considered, Decision, Jurisdiction, Nanos, Purpose, R
 
 use super::types::ErrorBody;
 use super::{Api, fail};
+use crate::admit::tenants::everybody;
+use crate::config::tenants::Tenant;
 use crate::control::store::hex;
 use crate::error::{Error, Kind};
 use crate::fleet::{Replicated, To};
@@ -25,6 +27,8 @@ pub struct Hypothetical {
     allow: Option<String>,
     /// Jurisdictions that the request denies, with commas.
     deny: Option<String>,
+    /// The tenant whose request it is; everybody's when not given.
+    tenant: Option<String>,
     /// Whether the request asks for a verified digest.
     #[serde(default)]
     verified: bool,
@@ -124,22 +128,30 @@ pub async fn explain(
     let Some(found) = table.find(&model, asked.version.as_deref()) else {
         return not_found(format!("no site is known to serve model `{model}` in that version"));
     };
-    match answer(found, &asked) {
+    let tenant = match &asked.tenant {
+        None => everybody(),
+        Some(name) => match api.door.as_ref().and_then(|door| door.named(name)) {
+            Some(tenant) => tenant,
+            None => return not_found(format!("no tenant `{name}` has a key here")),
+        },
+    };
+    match answer(found, &tenant, &asked) {
         Ok(answer) => Json(answer).into_response(),
         Err(message) => fail(Error::new(Kind::InvalidInput, message)),
     }
 }
 
-fn answer(found: &Replicated, asked: &Hypothetical) -> Result<ExplainAnswer, String> {
+fn answer(found: &Replicated, tenant: &Tenant, asked: &Hypothetical) -> Result<ExplainAnswer, String> {
     let list = |text: &str| {
         let names = text.split(',').filter(|name| !name.trim().is_empty());
         names.map(|name| Jurisdiction::new(name).map_err(|e| e.to_string())).collect::<Result<Vec<_>, _>>()
     };
     let allow = asked.allow.as_deref().map(list).transpose()?;
     let deny = asked.deny.as_deref().map(list).transpose()?.unwrap_or_default();
+    let rules = found.rules.clone().and(Source::Tenant, tenant.allow.clone(), tenant.deny.clone());
     let now = found.replicas.now();
     let call = Call {
-        rules: Arc::new(found.rules.clone().and(Source::Request, allow, deny)),
+        rules: Arc::new(rules.and(Source::Request, allow, deny)),
         repeatable: found.repeatable,
         hedging: found.hedging,
         verified: asked.verified,

@@ -24,6 +24,7 @@ use utoipa_axum::routes;
 
 use super::registry::{ChangeError, Registry};
 use super::token::Token;
+use crate::admit::tenants::Door;
 use crate::error::{Error, Kind};
 use crate::fleet::Fleet;
 use crate::http::identity::Identity;
@@ -45,6 +46,8 @@ pub struct Api {
     pub data: SocketAddr,
     /// The other sites, where there are any.
     pub fleet: Option<Arc<Fleet>>,
+    /// The tenants, where not everybody may call.
+    pub door: Option<Arc<Door>>,
     /// When the process started.
     pub started: Instant,
 }
