@@ -113,6 +113,9 @@ pub(crate) fn statuses<'a>(names: impl Iterator<Item = &'a str>, grants: &Grants
 
 /// Refuses, before anything is compiled, what is not a component or imports what is not known.
 pub(crate) fn check(wasm: &[u8]) -> Result<(), ModuleError> {
+    if !wasm.starts_with(MAGIC) {
+        return Err(ModuleError::Invalid("it does not begin as WebAssembly does".into()));
+    }
     let invalid = |e: wasmparser::BinaryReaderError| ModuleError::Invalid(e.to_string());
     let mut depth = 0;
     let mut unknown = Vec::new();
