@@ -468,6 +468,9 @@ def refused():
     short.CopyFrom(weight)
     short.raw_data = b"\0" * 12
     save("refused_short_weight", [node("Add", ["x", "w"], ["y"])], *plain, [short], check=False)
+    # No engine looks at this before it runs.
+    twice, wrong = node("Concat", ["x", "x"], ["y"], axis=1), [value("y", FP32, ["N", 3])]
+    save("misdeclared", [twice], [value("x", FP32, ["N", 2])], wrong, check=False)
     inner = [node("Identity", ["x"], ["deep0"])]
     out = "deep0"
     for depth in range(1, 12):

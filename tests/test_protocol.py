@@ -235,6 +235,21 @@ def test_bodies_over_the_limit(deployed, model):
         assert b" 413 " in connection.recv(4096).split(b"\r\n")[0]
 
 
+def test_a_client_of_http2_that_still_sends_gets_the_answer(deployed, model, tmp_path):
+    """curl throws an answer away when its stream is reset, and that with 64 MiB on their way."""
+    if not shutil.which("curl"):
+        pytest.skip("no curl here")
+    body = tmp_path / "body"
+    with open(body, "wb") as file:
+        file.truncate((64 << 20) + 1)
+    command = ["curl", "-sS", "--http2-prior-knowledge", "--data-binary", f"@{body}", "-w", "\n%{http_version} %{http_code}"]
+    done = subprocess.run([*command, deployed.gateway.url + path(model)], capture_output=True, text=True, timeout=60)
+    if "option --http2-prior-knowledge" in done.stderr or "Unsupported protocol" in done.stderr:
+        pytest.skip("this curl has no HTTP/2")
+    answer, status = done.stdout.rsplit("\n", 1)
+    assert status == "2 413" and "body" in json.loads(answer)["error"], done
+
+
 def test_a_deadline_that_is_over(deployed):
     name = deployed.graph(GRAPHS / "loop.onnx")
     inputs = [

@@ -168,14 +168,7 @@ impl<'a> Symbols<'a> {
 
 /// Dimensions as a person writes them; what is unknown is -1.
 fn written(dims: &[Dim]) -> String {
-    let dims: Vec<String> = dims
-        .iter()
-        .map(|dim| match dim {
-            Dim::Fixed(size) => size.to_string(),
-            Dim::Symbol(symbol) if symbol.is_empty() => "-1".to_owned(),
-            Dim::Symbol(symbol) => symbol.clone(),
-        })
-        .collect();
+    let dims: Vec<String> = dims.iter().map(Dim::to_string).collect();
     format!("[{}]", dims.join(", "))
 }
 

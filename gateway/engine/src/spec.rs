@@ -1,5 +1,7 @@
 //! What a graph or a model declares about its inputs and outputs.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 
 use crate::DataType;
@@ -32,4 +34,25 @@ pub struct GraphSpec {
     pub inputs: Vec<TensorSpec>,
     /// What a caller may ask for.
     pub outputs: Vec<TensorSpec>,
+}
+
+impl fmt::Display for Dim {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Dim::Fixed(size) => write!(f, "{size}"),
+            Dim::Symbol(symbol) if symbol.is_empty() => f.write_str("-1"),
+            Dim::Symbol(symbol) => f.write_str(symbol),
+        }
+    }
+}
+
+impl TensorSpec {
+    /// Whether a tensor of this shape is what is declared. Symbols stand for any size.
+    pub fn fits(&self, shape: &[usize]) -> bool {
+        let equal = |(dim, size): (&Dim, &usize)| match dim {
+            Dim::Fixed(fixed) => *fixed == *size as u64,
+            Dim::Symbol(_) => true,
+        };
+        self.shape.as_ref().is_none_or(|dims| dims.len() == shape.len() && dims.iter().zip(shape).all(equal))
+    }
 }

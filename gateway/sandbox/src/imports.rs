@@ -7,6 +7,8 @@ use crate::{Grants, Import, ImportStatus, ModuleError, ModuleKind};
 /// The `wasi:nn` that is served, and what to say to a module of the older ABI.
 const NN: &str = "wasi:nn@0.2.0-rc-2024-10-28";
 const OLD_NN: &str = "wasi_ephemeral_nn";
+/// How WebAssembly begins, components and core modules alike.
+const MAGIC: &[u8] = b"\0asm";
 /// What a component exports to be initialised once.
 const INITIALISER: &str = "windrose:model/initialize";
 
@@ -113,6 +115,9 @@ pub(crate) fn statuses<'a>(names: impl Iterator<Item = &'a str>, grants: &Grants
 
 /// Refuses, before anything is compiled, what is not a component or imports what is not known.
 pub(crate) fn check(wasm: &[u8]) -> Result<(), ModuleError> {
+    if !wasm.starts_with(MAGIC) {
+        return Err(ModuleError::Invalid("it does not begin as WebAssembly does".into()));
+    }
     let invalid = |e: wasmparser::BinaryReaderError| ModuleError::Invalid(e.to_string());
     let mut depth = 0;
     let mut unknown = Vec::new();

@@ -216,14 +216,7 @@ fn typed(state: &mut State, spec: &TensorSpec, value: types::Value) -> Result<Te
             Tensor::from_strings(shape, &strings.elements).map_err(|e| CallError::Contract(format!("`{name}`: {e}")))?
         }
     };
-    let fits = spec.shape.as_ref().is_none_or(|dims| {
-        let equal = |(dim, size): (&Dim, &usize)| match dim {
-            Dim::Fixed(fixed) => *fixed == *size as u64,
-            Dim::Symbol(_) => true,
-        };
-        dims.len() == tensor.shape().len() && dims.iter().zip(tensor.shape()).all(equal)
-    });
-    if !fits {
+    if !spec.fits(tensor.shape()) {
         return Err(CallError::Contract(format!("`{name}` came with the shape {:?}", tensor.shape())));
     }
     Ok(tensor)

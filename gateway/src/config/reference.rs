@@ -24,7 +24,8 @@ const HEAD: &str = "\
 Settings come from a TOML file (`windrose serve --config FILE`), from the environment and from flags
 (`--set table.key=value`, with short forms for the common ones); flags win over the environment, and that over the
 file. Sizes are numbers of bytes or text such as `\"64MiB\"`; durations are text such as `\"5s\"`. Lists are TOML lists,
-or text with commas between. A variable that begins with `WINDROSE_` and is no setting stops the start. Everything is checked before a port is bound, and an error names the key.
+or text with commas between. A variable that begins with `WINDROSE_` and is no setting stops the start. Everything is
+checked before a port is bound, and an error names the key.
 
 This page is made from the code (`windrose serve --print-reference`), and a test compares the two.
 ";

@@ -34,6 +34,10 @@ const MAX_STREAMS: u32 = 256;
 const STREAM_WINDOW: u32 = 1 << 20;
 const CONNECTION_WINDOW: u32 = 4 << 20;
 
+/// The longest list of headers that is read over HTTP/2, bytes. What is longer still gets a status with nothing behind it:
+/// there is no request then that could be answered.
+const READ_HEADERS: u32 = 256 << 10;
+
 /// How often a silent HTTP/2 peer is asked whether it is there.
 const PING: Duration = Duration::from_secs(30);
 
@@ -109,6 +113,7 @@ async fn connection(stream: TcpStream, plane: Arc<DataPlane>, shutdown: Cancella
         let connection = http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
             .max_concurrent_streams(MAX_STREAMS)
+            .max_header_list_size(READ_HEADERS)
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
             .keep_alive_interval(PING)

@@ -21,7 +21,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use http::{Request, Response, StatusCode};
+use http::{HeaderName, HeaderValue, Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
 
 pub use self::listener::serve;
@@ -121,6 +121,18 @@ impl DataPlane {
     }
 }
 
+/// The longest list of headers of a request over HTTP/2, bytes. Over HTTP/1 hyper has its own bound, and refuses by it.
+const MAX_HEADERS: usize = 16 << 10;
+
+/// What a header counts beside its name and its value, as HTTP/2 says.
+const HEADER_OVERHEAD: usize = 32;
+
+/// Whether a request's headers are more than is taken.
+fn has_too_long_headers<B>(request: &Request<B>) -> bool {
+    let length = |(name, value): (&HeaderName, &HeaderValue)| name.as_str().len() + value.len() + HEADER_OVERHEAD;
+    request.version() == Version::HTTP_2 && request.headers().iter().map(length).sum::<usize>() > MAX_HEADERS
+}
+
 /// Answers one request, whatever comes of it.
 async fn handle(plane: Arc<DataPlane>, request: Request<Incoming>) -> Answer {
     let started = Instant::now();
@@ -128,6 +140,10 @@ async fn handle(plane: Arc<DataPlane>, request: Request<Incoming>) -> Answer {
     let identity = Identity::of(request.headers());
     let (method, uri) = (request.method().clone(), request.uri().clone());
     let mut response = match Route::parse(uri.path()) {
+        _ if has_too_long_headers(&request) => {
+            let error = Error::unreadable(Some(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE));
+            failed(plane.telemetry.track(None, started), &error, &identity)
+        }
         None => {
             let error = Error::new(Kind::NotFound, "there is nothing at this path");
             failed(plane.telemetry.track(None, started), &error, &identity)

@@ -5,8 +5,8 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::Request;
 use http::header::EXPECT;
-use http::{Request, Version};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
@@ -18,21 +18,21 @@ const LINGER: Duration = Duration::from_secs(2);
 
 /// A body that may be dropped before its end, when its request is refused early.
 ///
-/// A client of HTTP/1.1 that is still sending gets a reset when the connection closes under it, and loses the answer that
-/// says why. What it sends is therefore taken and thrown away for a while.
+/// A client that is still sending gets a reset, of its connection or of its stream, and loses the answer that says why:
+/// over HTTP/2 it should not, but curl does. What it sends is therefore taken and thrown away for a while.
 pub struct Received {
     /// What has been read of it already, the first piece last.
     first: Vec<Bytes>,
     /// `None` once it has ended.
     body: Option<Incoming>,
-    /// The client sends until it has sent everything: HTTP/1.1, and it did not ask whether it should.
+    /// The client sends until it has sent everything: it did not ask whether it should.
     insists: bool,
 }
 
 impl Received {
     /// The body of a request.
     pub fn of(request: Request<Incoming>) -> Request<Received> {
-        let insists = request.version() < Version::HTTP_2 && !request.headers().contains_key(EXPECT);
+        let insists = !request.headers().contains_key(EXPECT);
         request.map(|body| Received { first: Vec::new(), body: Some(body), insists })
     }
 

@@ -209,6 +209,14 @@ fn hostile_modules_are_refused_with_their_reason() {
 }
 
 #[test]
+fn a_graph_that_is_the_model_makes_what_it_declares() {
+    let server = Server::start(&[]);
+    let graph = checkout("models/test/misdeclared.onnx").display().to_string();
+    let (status, said) = server.refused(&["deploy", &graph]);
+    assert!(status == 1 && said.contains("declares its output `y` as [N, 3], and made [1, 4]"), "{status} {said}");
+}
+
+#[test]
 fn every_control_call_needs_the_token() {
     let server = Server::start(&[]);
     let token = server.token();

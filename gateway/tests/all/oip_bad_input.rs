@@ -261,3 +261,16 @@ fn a_head_that_is_no_request_has_an_answer_like_any_other() {
         }
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn headers_that_are_too_long_for_http2_have_an_answer_like_any_other() {
+    let gateway = gateway().await;
+    for (length, fits) in [(15 << 10, true), (17 << 10, false), (200 << 10, false)] {
+        let request = Request::get("/v2").header("x", "x".repeat(length)).body(Bytes::new()).unwrap();
+        let answer = gateway.send_http2(request).await;
+        match fits {
+            true => assert_eq!(answer.status, 200),
+            false => assert!(answer.error(431, "headers_too_large").contains("headers")),
+        }
+    }
+}

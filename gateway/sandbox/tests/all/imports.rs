@@ -14,7 +14,8 @@ fn refused(text: &str) -> ModuleError {
 #[test]
 fn what_is_not_webassembly_is_invalid() {
     for bytes in [&b""[..], b"hello", b"\0asm", &PASSTHROUGH[..PASSTHROUGH.len() / 2]] {
-        assert!(matches!(SANDBOX.module(bytes), Err(ModuleError::Invalid(_))), "{:?}", bytes.get(..5));
+        let error = SANDBOX.module(bytes).err();
+        assert!(matches!(&error, Some(ModuleError::Invalid(why)) if why.lines().count() == 1), "{error:?}");
     }
 }
 

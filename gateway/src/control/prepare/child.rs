@@ -117,7 +117,7 @@ fn prepare(job: &Job) -> Result<Prepared, PrepareError> {
         let subject = selftest::Subject { kind: module.kind(), program: &program, signature: signature.as_ref() };
         match &job.test {
             Some(test) => runtime.block_on(selftest::golden(&subject, test, &context())).map(|()| Vec::new()),
-            None => runtime.block_on(selftest::zeros(&graphs, job.binding.limits.wall())),
+            None => runtime.block_on(selftest::zeros(&graphs, job.module.is_none(), job.binding.limits.wall())),
         }
     })?;
     let batching = stages.run("batching", BATCHING.into(), || Ok(runtime.block_on(try_batching(job, &graphs))))?;

@@ -180,11 +180,12 @@ fn numbers(tensor: &Tensor) -> Option<Vec<f64>> {
 }
 
 /// Runs each graph once on zeros, with every free dimension 1. An ordinary error is only a warning, since zeros may
-/// mean nothing to the graph; one that does not end, or wants memory that is not there, is refused.
+/// mean nothing to the graph; one that does not end, or wants memory that is not there, is refused. So is one that is
+/// `bare`, the model itself, and makes another shape than it declares: that is what clients would be told.
 ///
 /// # Errors
 /// As above.
-pub async fn zeros(graphs: &BTreeMap<String, Graph>, wall: Duration) -> Result<Vec<String>, PrepareError> {
+pub async fn zeros(graphs: &BTreeMap<String, Graph>, bare: bool, wall: Duration) -> Result<Vec<String>, PrepareError> {
     let mut warnings = Vec::new();
     for (name, graph) in graphs {
         let inputs: Option<Vec<_>> = graph.spec().inputs.iter().map(zero).collect();
@@ -202,10 +203,24 @@ pub async fn zeros(graphs: &BTreeMap<String, Graph>, wall: Duration) -> Result<V
             Ok(Err(error)) => warnings.push(format!(
                 "graph `{name}`, run on zeros with every free dimension 1, failed: {error}. A golden test would tell more"
             )),
-            Ok(Ok(_)) => {}
+            Ok(Ok(outputs)) => match misdeclared(graph.spec(), &outputs) {
+                Some(why) if bare => return Err(refuse(format!("graph `{name}` {why}"))),
+                Some(why) => warnings.push(format!("graph `{name}` {why}")),
+                None => {}
+            },
         }
     }
     Ok(warnings)
+}
+
+/// The first output that has not the declared shape.
+fn misdeclared(spec: &GraphSpec, outputs: &[(String, Tensor)]) -> Option<String> {
+    outputs.iter().find_map(|(name, tensor)| {
+        let declared = spec.outputs.iter().find(|declared| declared.name == *name)?;
+        let dims = declared.shape.as_ref().filter(|_| !declared.fits(tensor.shape()))?;
+        let dims: Vec<_> = dims.iter().map(Dim::to_string).collect();
+        Some(format!("declares its output `{name}` as [{}], and made {:?}", dims.join(", "), tensor.shape()))
+    })
 }
 
 fn out_of_memory(error: &EngineError) -> bool {
