@@ -283,6 +283,13 @@ class PyTriton(Peer):
     def command(self):
         return [self.program, SERVERS / "pytriton_server.py", self.model, str(self.port)]
 
+    def environment(self):
+        """Its backend brings an interpreter of its own and takes the standard library of ours, which fails where their
+        releases differ; so it is given our interpreter, where that is a library."""
+        ask = "import os, sysconfig as s; print(os.path.join(s.get_config_var('LIBDIR'), s.get_config_var('INSTSONAME')))"
+        library = Path(subprocess.run([self.program, "-c", ask], capture_output=True, text=True).stdout.strip())
+        return {"LD_PRELOAD": str(library)} if ".so" in library.name and library.is_file() else {}
+
 
 # Windrose is first: the others' ratios are to it.
 ALL = [Windrose, Hyper, MlServer, LitServe, BentoMl, PyTriton]
