@@ -20,9 +20,12 @@ const ALPN: &[u8] = b"h2";
 /// How many bytes may be encrypted and not written, and with that how many go out in one call: sixteen records.
 pub const SEND_BUFFER: usize = 256 << 10;
 
-/// The largest HTTP/2 frame that a gateway takes from another. A body within it comes in one piece, and whoever gets it
-/// need not put it together.
-pub const MAX_FRAME: u32 = 1 << 20;
+/// The largest HTTP/2 frame that a gateway takes from another. Larger ones cost less processor time, but what shares the
+/// connection waits for the end of a frame that has begun. Beside one body of 1 MB after the other, at 100 Mbit/s, nine of ten
+/// small requests were answered within 0.09 to 0.12 s with frames of 16 to 256 KiB, and within 0.14 to 0.16 s with frames of
+/// 1 MiB. For 600 KB a gateway takes 1.6 times the time with frames of 16 KiB that it takes with those of 1 MiB, and 1.3 times
+/// with 256 KiB.
+pub const MAX_FRAME: u32 = 256 << 10;
 
 /// Why there is no TLS. The message names the setting.
 #[derive(Clone, Debug, thiserror::Error)]
