@@ -9,13 +9,23 @@ use tokio_rustls::rustls::crypto::{CryptoProvider, ring};
 use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use tokio_rustls::rustls::server::WebPkiClientVerifier;
-use tokio_rustls::rustls::{ClientConfig, RootCertStore, ServerConfig, version};
+use tokio_rustls::rustls::{CipherSuite, ClientConfig, RootCertStore, ServerConfig, version};
 
 use super::certificate::name_of;
 use crate::config::fleet::FleetConfig;
 
 /// What both sides say that they speak.
 const ALPN: &[u8] = b"h2";
+
+/// How many bytes may be encrypted and not written, and with that how many go out in one call: sixteen records.
+pub const SEND_BUFFER: usize = 256 << 10;
+
+/// The largest HTTP/2 frame that a gateway takes from another. Larger ones cost less processor time, but what shares the
+/// connection waits for the end of a frame that has begun. Beside one body of 1 MB after the other, at 100 Mbit/s, nine of ten
+/// small requests were answered within 0.09 to 0.12 s with frames of 16 to 256 KiB, and within 0.14 to 0.16 s with frames of
+/// 1 MiB. For 600 KB a gateway takes 1.6 times the time with frames of 16 KiB that it takes with those of 1 MiB, and 1.3 times
+/// with 256 KiB.
+pub const MAX_FRAME: u32 = 256 << 10;
 
 /// Why there is no TLS. The message names the setting.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -48,10 +58,11 @@ impl Identity {
             .map_err(|error| TlsError(format!("fleet.key: {}: {error}", config.key.display())))?;
         let roots = Arc::new(roots(&config.authority, "fleet.authority")?);
         let wrong = |error: &dyn std::fmt::Display| TlsError(format!("fleet.certificate and fleet.key: {error}"));
-        let verifier = WebPkiServerVerifier::builder_with_provider(roots.clone(), provider())
+        let provider = Arc::new(quickest());
+        let verifier = WebPkiServerVerifier::builder_with_provider(roots.clone(), provider.clone())
             .build()
             .map_err(|error| wrong(&error))?;
-        let mut client = ClientConfig::builder_with_provider(provider())
+        let mut client = ClientConfig::builder_with_provider(provider.clone())
             .with_protocol_versions(&[&version::TLS13])
             .map_err(|error| wrong(&error))?
             .with_webpki_verifier(verifier)
@@ -60,9 +71,10 @@ impl Identity {
         // A resumed session would not look at the certificates again.
         client.resumption = tokio_rustls::rustls::client::Resumption::disabled();
         client.alpn_protocols = vec![ALPN.to_vec()];
-        let verifier =
-            WebPkiClientVerifier::builder_with_provider(roots, provider()).build().map_err(|error| wrong(&error))?;
-        let mut server = ServerConfig::builder_with_provider(provider())
+        let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider.clone())
+            .build()
+            .map_err(|error| wrong(&error))?;
+        let mut server = ServerConfig::builder_with_provider(provider)
             .with_protocol_versions(&[&version::TLS13])
             .map_err(|error| wrong(&error))?
             .with_client_cert_verifier(verifier)
@@ -84,7 +96,7 @@ impl Identity {
 /// # Errors
 /// When the authority's file is none.
 pub fn foreign(authority: &Path) -> Result<Arc<ClientConfig>, TlsError> {
-    let config = ClientConfig::builder_with_provider(provider())
+    let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
         .with_protocol_versions(&[&version::TLS13])
         .map_err(|error| TlsError(error.to_string()))?
         .with_root_certificates(roots(authority, "authority")?)
@@ -106,8 +118,11 @@ pub fn is_site(certificate: &CertificateDer<'_>, site: &str) -> bool {
     server_name(site).is_ok_and(|name| parsed.verify_is_valid_for_subject_name(&name).is_ok())
 }
 
-fn provider() -> Arc<CryptoProvider> {
-    Arc::new(ring::default_provider())
+/// What gateways encrypt with: AES with keys of 128 bits before those of 256, which take more rounds.
+fn quickest() -> CryptoProvider {
+    let mut provider = ring::default_provider();
+    provider.cipher_suites.sort_by_key(|suite| suite.suite() != CipherSuite::TLS13_AES_128_GCM_SHA256);
+    provider
 }
 
 fn certificates(path: &Path, key: &str) -> Result<Vec<CertificateDer<'static>>, TlsError> {

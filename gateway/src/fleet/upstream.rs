@@ -383,11 +383,14 @@ async fn dial_peer(
     let tcp = dial(address).await?;
     let name = tls::server_name(site).map_err(|error| error.to_string())?;
     let tls = TlsConnector::from(identity.client.clone()).connect(name, tcp).await;
+    let mut tls = tls.map_err(|error| error.to_string())?;
+    tls.get_mut().1.set_buffer_limit(Some(tls::SEND_BUFFER));
     h2::client::Builder::new()
         .initial_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_frame_size(tls::MAX_FRAME)
         .enable_push(false)
-        .handshake(tls.map_err(|error| error.to_string())?)
+        .handshake(tls)
         .await
         .map_err(|error| error.to_string())
 }

@@ -80,11 +80,12 @@ struct Peer {
 async fn connection(stream: TcpStream, plane: Arc<DataPlane>, fleet: Arc<Fleet>, stop: CancellationToken) {
     let _ = stream.set_nodelay(true);
     let acceptor = TlsAcceptor::from(fleet.identity().server.clone());
-    let stream = match tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await {
+    let mut stream = match tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) => return tracing::warn!(%error, "refused a connection to the peer listener"),
         Err(_) => return,
     };
+    stream.get_mut().1.set_buffer_limit(Some(tls::SEND_BUFFER));
     // The authority signed it; it must also be the certificate of a site of this fleet.
     let certificate = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
     let site = certificate.and_then(|c| fleet.peers().into_iter().find(|site| tls::is_site(c, site)));
@@ -100,6 +101,7 @@ async fn connection(stream: TcpStream, plane: Arc<DataPlane>, fleet: Arc<Fleet>,
         .max_concurrent_streams(MAX_STREAMS)
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_frame_size(tls::MAX_FRAME)
         .keep_alive_interval(PING)
         .keep_alive_timeout(PING)
         .serve_connection(TokioIo::new(stream), service);
