@@ -73,6 +73,9 @@ pub struct Calibration {
     pub padding_refused: Option<String>,
     /// Engine time by rows of a run, as far as was measured.
     pub curve: Vec<CurvePoint>,
+    /// The engine that ran them; empty where nothing ran.
+    #[serde(default)]
+    pub engine: String,
 }
 
 /// One size of a run.
@@ -102,6 +105,11 @@ impl Calibration {
     /// A graph whose jobs run alone, and why.
     pub fn refused(why: impl Into<String>) -> Calibration {
         Calibration { refused: Some(why.into()), ..Calibration::default() }
+    }
+
+    /// Whether this says something of a graph that `engine` runs: rows that one engine keeps apart another may not.
+    pub fn is_of(&self, engine: &str) -> bool {
+        self.engine.is_empty() || self.engine == engine
     }
 
     /// The policy that follows. What a person fixed wins over the curve, and never over the proof.
@@ -145,7 +153,8 @@ pub async fn calibrate(graph: &Graph, budget: Duration) -> Calibration {
             Err(why) => Calibration::refused(why),
             Ok(()) => {
                 let padding_refused = trial.compare_padded(&rows).await.err();
-                Calibration { refused: None, padding_refused, curve: trial.measure(&rows).await }
+                let (curve, engine) = (trial.measure(&rows).await, graph.info().engine.clone());
+                Calibration { refused: None, padding_refused, curve, engine }
             }
         },
     }
@@ -315,7 +324,14 @@ mod tests {
 
     fn curve(points: &[(usize, f64)]) -> Calibration {
         let curve = points.iter().map(|&(rows, micros)| CurvePoint { rows, micros }).collect();
-        Calibration { refused: None, padding_refused: None, curve }
+        Calibration { curve, ..Calibration::default() }
+    }
+
+    #[test]
+    fn what_one_engine_showed_is_not_said_of_another() {
+        let of_rten = Calibration { engine: "rten".into(), ..curve(&[(1, 10.0)]) };
+        assert!(of_rten.is_of("rten") && !of_rten.is_of("onnxruntime"));
+        assert!(Calibration::refused("its rows change each other").is_of("onnxruntime"));
     }
 
     #[test]

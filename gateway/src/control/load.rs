@@ -214,7 +214,8 @@ impl Loader {
             let load = self.load_graph(&entry.digest, &entry.options, store);
             let graph = shared.get_or_try_init(|| load).await;
             let graph = graph.map_err(|error| LoadError::Model(format!("graph `{name}`: {error}")))?;
-            if let Some(found) = batching.get(name) {
+            // Else each job runs alone, as it does before anything is known.
+            if let Some(found) = batching.get(name).filter(|found| found.is_of(&graph.info().engine)) {
                 graph.set_batching(found.policy(entry.options.batching));
                 graph.set_padding(found.padding_refused.is_none());
             }

@@ -250,6 +250,13 @@ pub struct SelfTest {
     pub tolerance: f64,
 }
 
+impl SelfTest {
+    /// Whether one of its files has this digest.
+    pub fn names(&self, digest: &str) -> bool {
+        self.input == digest || self.output.as_deref() == Some(digest)
+    }
+}
+
 fn default_tolerance() -> f64 {
     1e-4
 }

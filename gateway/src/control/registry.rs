@@ -403,14 +403,16 @@ impl Registry {
         (!self.loader.needs_compile(manifest).await).then_some(prepared)
     }
 
-    /// What was found about the same graphs under the same options by earlier deployments.
+    /// What was found about the same graphs under the same options by earlier deployments. Where jobs run alone it is tried
+    /// again: that may have been for want of time, or of the golden input that is there now.
     async fn known_batching(&self, manifest: &Manifest) -> BTreeMap<String, Calibration> {
         let entries = self.entries().await;
         let records = || entries.iter().filter_map(|entry| entry.record.as_deref());
         let of = |wanted: &GraphEntry| {
             records().find_map(|record| {
                 let same = record.manifest.graphs.iter().find(|(_, graph)| *graph == wanted);
-                same.and_then(|(name, _)| record.preparation.batching.get(name)).cloned()
+                let found = same.and_then(|(name, _)| record.preparation.batching.get(name));
+                found.filter(|found| found.refused.is_none()).cloned()
             })
         };
         manifest.graphs.iter().filter_map(|(name, graph)| Some((name.clone(), of(graph)?))).collect()

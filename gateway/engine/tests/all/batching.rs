@@ -35,9 +35,16 @@ fn batched(engine: EngineChoice, name: &str, sessions: usize, policy: BatchPolic
     graph
 }
 
+/// Rows of one caller. Those of all fit into the whole numbers that a float tells apart.
+const STRETCH: usize = (1 << 22) / CALLERS;
+
+/// Callers at the same time.
+const CALLERS: usize = 48;
+
 /// Rows of the graph `rows`: numbers that no other row has, and which of 8 rows of a table is added to each.
 fn rows(first: usize, count: usize) -> (Job, Vec<f32>) {
-    let x: Vec<f32> = (0..count * 4).map(|at| ((first * 4 + at) % 10_000_000) as f32).collect();
+    assert!((first + count) * 4 <= 1 << 24, "a float would round them");
+    let x: Vec<f32> = (0..count * 4).map(|at| (first * 4 + at) as f32).collect();
     let ids: Vec<i64> = (0..count).map(|at| ((first + at) % 8) as i64).collect();
     let sums = x.iter().enumerate().map(|(at, x)| x + (ids[at / 4] * 40 + (at % 4) as i64 * 10) as f32).collect();
     let inputs = vec![
@@ -65,7 +72,7 @@ struct Tally {
 async fn caller(graph: Graph, number: usize, mut random: Random, tally: Arc<Tally>, jobs: usize) {
     let tenant: Arc<str> = ["a", "b", "c"][number % 3].into();
     let share = Share { name: format!("model {}", number % 2).into(), weight: 1 + number as u32 % 2 };
-    let mut next = number * 1_000_003;
+    let mut next = number * STRETCH;
     for _ in 0..jobs {
         let count = if random.below(4) > 0 { 1 + random.below(12) } else { 1 + random.below(400) };
         let (kind, patience) = (random.below(100), random.below(300) as u64);
@@ -74,6 +81,7 @@ async fn caller(graph: Graph, number: usize, mut random: Random, tally: Arc<Tall
         }
         let (mut job, expected) = if kind == 0 { (poison(), vec![]) } else { rows(next, count) };
         next += count;
+        assert!(next <= (number + 1) * STRETCH, "another caller's rows begin there");
         (job.tenant, job.share) = (tenant.clone(), share.clone());
         let answer = graph.compute(job);
         let answer = match kind {
@@ -113,7 +121,7 @@ fn every_caller_gets_its_own_rows() {
             let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
             let tally = Arc::new(Tally::default());
             runtime.expect("a runtime").block_on(async {
-                let callers: Vec<_> = (0..48)
+                let callers: Vec<_> = (0..CALLERS)
                     .map(|number| {
                         let random = Random(random.below(usize::MAX) as u64 | 1);
                         tokio::spawn(caller(graph.clone(), number, random, tally.clone(), 140))

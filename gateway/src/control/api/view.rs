@@ -108,7 +108,14 @@ fn loaded(
 
 fn batching(graph: &Graph, found: Option<&Calibration>) -> BatchingView {
     let BatchPolicy { max_rows, delay } = graph.batching();
-    let refused = found.map_or(Some("it was not tried when this was deployed".into()), |found| found.refused.clone());
+    let engine = &graph.info().engine;
+    let refused = match found {
+        None => Some("it was not tried when this was deployed".into()),
+        Some(found) if !found.is_of(engine) => {
+            Some(format!("it was tried under {} and runs under {engine}: deploy it as another version", found.engine))
+        }
+        Some(found) => found.refused.clone(),
+    };
     let pays = || (max_rows == 1).then(|| "no larger batch pays".to_string());
     BatchingView {
         max_rows,

@@ -166,6 +166,9 @@ fn load_graphs(job: &Job, engines: &Engines, stages: &mut Stages) -> Result<BTre
 async fn try_batching(job: &Job, graphs: &BTreeMap<String, Graph>) -> BTreeMap<String, Calibration> {
     let mut found = job.batching.clone();
     for (name, graph) in graphs {
+        if found.get(name).is_some_and(|known| !known.is_of(&graph.info().engine)) {
+            found.remove(name);
+        }
         let wanted = job.graphs.get(name).is_none_or(|(_, options)| options.batching != Batching::Off);
         if !found.contains_key(name) {
             let calibration = match wanted {
