@@ -14,7 +14,7 @@ use crate::limit::Limit;
 use crate::random::Random;
 use crate::replica::{Load, Nature, Replica, ReplicaId, Serves};
 use crate::settings::Settings;
-use crate::time::{MILLISECOND, Nanos};
+use crate::time::{MILLISECOND, Nanos, SECOND};
 
 /// Changes that are kept until somebody takes them.
 const CHANGES: usize = 64;
@@ -376,12 +376,15 @@ impl Router {
                 let until = until.unwrap_or(now.saturating_add(100 * MILLISECOND)).min(latest);
                 slot.health.back_off(until);
             }
-            Ending::NotHere => {
-                if let Some(replica) = &mut slot.replica {
+            Ending::NotHere => match &mut slot.replica {
+                // Nobody will say when a foreign server has it again.
+                Some(replica) if replica.nature == Nature::Foreign => slot.health.back_off(now.saturating_add(SECOND)),
+                Some(replica) => {
                     replica.serves = Serves::Nothing;
+                    slot.judge(settings);
                 }
-                slot.judge(settings);
-            }
+                None => {}
+            },
             Ending::Streamed => {}
         }
         self.changed(id, before, now);
