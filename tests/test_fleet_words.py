@@ -1,5 +1,6 @@
 """What gateways tell each other about a request: believed from a proven peer, and from nobody else."""
 
+import hashlib
 import json
 import re
 import ssl
@@ -57,15 +58,18 @@ def write_model(folder, golden: bool = True):
 
 
 class Peer:
-    """Speaks to a site's peer listener with the certificate of the entry, as its gateway does."""
+    """Speaks to a site's peer listener with the certificate of another, as its gateway does."""
 
-    def __init__(self, fleet: Fleet, site: str, digest: str):
+    def __init__(self, fleet: Fleet, site: str, digest: str = "", by: str = "entry"):
         context = ssl.create_default_context(cafile=fleet.certificates / "authority.pem")
         context.check_hostname = False
-        context.load_cert_chain(fleet.certificates / "entry.pem", fleet.certificates / "entry-key.pem")
+        context.load_cert_chain(fleet.certificates / f"{by}.pem", fleet.certificates / f"{by}-key.pem")
         # Over HTTP/2 and no other.
         self.client = httpx.Client(http1=False, http2=True, verify=context, timeout=60)
         self.base, self.digest = f"https://127.0.0.1:{fleet.ports[site]}", digest
+
+    def golden(self, digest: str) -> int:
+        return self.client.get(f"{self.base}/windrose/golden/{digest}").status_code
 
     def infer(self, **words: str) -> httpx.Response:
         said = {
@@ -228,3 +232,25 @@ def test_a_model_gets_nothing_of_a_clients_headers(make_gateway, tmp_path):
     said = answers(gateway, MODEL, BODY, **{name.replace("-", "_"): value for name, value in WORDS.items()})
     assert said.status == 200, said.body
     assert "parameters" not in said.json()
+
+
+def test_a_golden_test_goes_where_its_model_may(tmp_path):
+    """It is data of the model: a gateway under another law neither has it nor sends it."""
+    sites = {"here": "eu", "there": "eu", "abroad": "us"}
+    fleet = Fleet(tmp_path / "fleet", list(sites), sites)
+    try:
+        folder = write_model(tmp_path / "model")
+        manifest = folder / "windrose.toml"
+        manifest.write_text(manifest.read_text() + '[jurisdictions]\nallow = ["eu"]\n')
+        for name in ("here", "there"):
+            fleet.start(name).deploy(folder)
+        abroad = fleet.start("abroad")
+        wait_until(lambda: len(explained(abroad, MODEL)["candidates"]) >= 2, 30, "both sites abroad")
+        probed = lambda by: metric(fleet.gateways["here"], "windrose_site_probed", site=by, probe="golden")  # noqa: E731
+        wait_until(lambda: probed("there") >= 3, 30, "probes from where they may come")
+        assert probed("abroad") == 0 and metric(abroad, "windrose_site_probes") == 0
+        digest = hashlib.sha256((folder / "input.json").read_bytes()).hexdigest()
+        got = {name: Peer(fleet, "here", by=name).golden(digest) for name in ("there", "abroad")}
+        assert got == {"there": 200, "abroad": 404}
+    finally:
+        fleet.stop()

@@ -22,7 +22,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use tokio::sync::watch;
-use windrose_route::{Ejection, Rules, Source};
+use windrose_route::{Ejection, Jurisdiction, Rules, Source};
 use windrose_sandbox::Grants;
 
 pub use self::table::{Place, Replicated, Table, To};
@@ -34,7 +34,6 @@ use self::tls::{Identity, TlsError};
 use self::upstream::{Foreign, Peer, Upstream};
 use crate::config::ConfigError;
 use crate::config::fleet::{FleetConfig, FleetFile, FleetSite};
-use crate::control::manifest::SelfTest;
 use crate::control::registry::Registry;
 use crate::snapshot::{Current, Snapshot};
 use crate::telemetry::Telemetry;
@@ -148,13 +147,30 @@ impl Fleet {
 
     /// A file of a golden test of something that is served here. No other file is handed out.
     pub async fn golden(&self, digest: &str) -> Option<Bytes> {
-        let named = |test: &SelfTest| test.input == digest || test.output.as_deref() == Some(digest);
         let snapshot = self.current.load_full();
         let mut served = snapshot.models().flat_map(|(_, versions)| versions.iter());
-        if !served.any(|served| served.manifest.test.as_ref().is_some_and(named)) {
+        if !served.any(|served| served.manifest.test.as_ref().is_some_and(|test| test.names(digest))) {
             return None;
         }
         self.registry.store.read_blob(digest).await.ok()
+    }
+
+    /// Whose law holds at a site.
+    pub fn jurisdiction_of(&self, site: &str) -> Option<Jurisdiction> {
+        self.building().file.site(site).and_then(|entry| entry.site.jurisdiction.clone())
+    }
+
+    /// Whether a site may have a file of a golden test, which is data of its model: by the law of every model served here
+    /// whose test names it.
+    pub fn may_have_golden(&self, digest: &str, site: &str) -> bool {
+        let (at, table, snapshot) = (self.jurisdiction_of(site), self.table(), self.current.load_full());
+        let mut served = snapshot.models().flat_map(|(_, versions)| versions.iter());
+        served.all(|served| {
+            let (name, version) = (&served.manifest.name, &served.manifest.version);
+            let lawful =
+                || table.find(name, Some(version)).is_some_and(|found| found.rules.permit(at.as_ref()).is_ok());
+            !served.manifest.test.as_ref().is_some_and(|test| test.names(digest)) || lawful()
+        })
     }
 
     /// What the settings say about data that enters here.

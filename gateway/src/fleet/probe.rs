@@ -2,7 +2,8 @@
 //! A replica that answers wrongly is ejected like one that is down; only a right answer brings it back.
 //!
 //! They have a budget: each gateway sends at most one probe to a replica in [`EVERY`], and [`PER_ROUND`] in all. They obey
-//! the law of the model's data, are never retried or hedged, and count as no client's request.
+//! the law of the model's data, where they are sent from as well, are never retried or hedged, and count as no client's
+//! request.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Weak};
@@ -12,7 +13,7 @@ use bytes::Bytes;
 use http::header::CONTENT_TYPE;
 use http::{HeaderValue, Request, StatusCode, Version};
 use tokio::time::{MissedTickBehavior, interval, timeout};
-use windrose_route::Probe;
+use windrose_route::{Jurisdiction, Probe};
 
 use super::follow::{fetch, get};
 use super::upstream::{Outgoing, Peer, Upstream};
@@ -43,8 +44,8 @@ pub(super) async fn run(fleet: Weak<Fleet>) {
     loop {
         tick.tick().await;
         let Some(fleet) = fleet.upgrade() else { return };
-        let table = fleet.table();
-        let all: Vec<(&Arc<Replicated>, &Place)> = table.all().flat_map(|found| due(found)).collect();
+        let (table, here) = (fleet.table(), fleet.jurisdiction_of(&fleet.config.site));
+        let all: Vec<(&Arc<Replicated>, &Place)> = table.all().flat_map(|found| due(found, here.as_ref())).collect();
         let mut probes = Vec::new();
         for step in 0..all.len().min(PER_ROUND) {
             let (found, place) = all[(at + step) % all.len()];
@@ -58,8 +59,11 @@ pub(super) async fn run(fleet: Weak<Fleet>) {
     }
 }
 
-/// The replicas elsewhere that a probe may go to.
-fn due(found: &Arc<Replicated>) -> Vec<(&Arc<Replicated>, &Place)> {
+/// The replicas elsewhere that a probe may go to from here: a golden test is data of its model.
+fn due<'a>(found: &'a Arc<Replicated>, here: Option<&Jurisdiction>) -> Vec<(&'a Arc<Replicated>, &'a Place)> {
+    if found.rules.permit(here).is_err() {
+        return Vec::new();
+    }
     let lawful = |place: &Place| found.rules.permit(place.site.jurisdiction.as_ref()).is_ok();
     let elsewhere = |place: &&Place| place.digest.is_some() && place.digest == found.golden_digest && lawful(place);
     match found.repeatable && found.golden.is_some() {
@@ -209,20 +213,22 @@ mod tests {
             allow in prop::option::of(prop::sample::subsequence(vec!["eu", "us", "ch"], 0..3)),
             deny in prop::sample::subsequence(vec!["eu", "us", "ch"], 0..2),
             repeatable in prop::bool::weighted(0.8),
+            here in "(eu|us|ch)?",
         ) {
             let places: Vec<Place> =
                 sites.iter().enumerate().map(|(at, (law, digest))| place(at, law, digest.map(|d| [d; 32]))).collect();
             let rules = Rules::none().and(Source::Manifest, allow.as_deref().map(jurisdictions), jurisdictions(&deny));
             let bound = allow.is_some() || !deny.is_empty();
+            let lawful = |law: &str| match law {
+                "" => !bound,
+                law => allow.as_ref().is_none_or(|allow| allow.contains(&law)) && !deny.contains(&law),
+            };
             let may = |(law, digest): &(String, Option<u8>)| {
-                let lawful = match law.as_str() {
-                    "" => !bound,
-                    law => allow.as_ref().is_none_or(|allow| allow.contains(&law)) && !deny.contains(&law),
-                };
-                repeatable && lawful && *digest == Some(1)
+                repeatable && lawful(&here) && lawful(law) && *digest == Some(1)
             };
             let found = replicated(rules, places, repeatable);
-            let mut due: Vec<&str> = due(&found).into_iter().map(|(_, place)| &*place.site.name).collect();
+            let own = Jurisdiction::new(&here).ok();
+            let mut due: Vec<&str> = due(&found, own.as_ref()).into_iter().map(|(_, place)| &*place.site.name).collect();
             due.sort_unstable();
             let named = sites.iter().enumerate().filter(|(_, site)| may(site)).map(|(at, _)| format!("site/{at}"));
             let mut named: Vec<String> = named.collect();

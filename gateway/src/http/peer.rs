@@ -154,7 +154,8 @@ impl Peer {
 
     /// A file of a golden test.
     async fn golden(&self, digest: &str) -> Response<Body> {
-        match self.fleet.golden(digest).await {
+        let lawful = self.fleet.may_have_golden(digest, &self.site);
+        match if lawful { self.fleet.golden(digest).await } else { None } {
             Some(bytes) => answer::bytes(HeaderValue::from_static("application/octet-stream"), vec![bytes]),
             None => answer::failure(&Error::new(Kind::NotFound, "no golden test has that file")),
         }
