@@ -14,6 +14,8 @@ const KEPT_WELL: Nanos = 30 * SECOND;
 const FIRST_SHARE: f64 = 0.1;
 /// A request that cannot be repeated is not the one that tries an ejected replica, until this long after its time.
 const CAREFUL: Nanos = 5 * SECOND;
+/// For how long a replica is not asked again for what it did not serve. What it stops to serve is known sooner than that.
+const AWAY: Nanos = SECOND;
 
 /// Why a replica is ejected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -49,6 +51,8 @@ pub(crate) struct Health {
     /// From when its share grows; `None` once it is whole.
     ramp: Option<Nanos>,
     not_before: Nanos,
+    /// Until then it does not serve what was asked of it.
+    away: Nanos,
 }
 
 impl Health {
@@ -64,6 +68,7 @@ impl Health {
             trial: false,
             ramp: cold.then_some(now),
             not_before: 0,
+            away: 0,
         }
     }
 
@@ -79,6 +84,9 @@ impl Health {
                 }
             }
             State::Up => {}
+        }
+        if now < self.away {
+            return Err(Refusal::NotReady);
         }
         if now < self.not_before {
             return Err(Refusal::RetryAfter { until: self.not_before });
@@ -158,6 +166,13 @@ impl Health {
         self.not_before = self.not_before.max(until);
     }
 
+    /// It does not serve what was asked of it. Whoever follows it hears of that as well, if it stays so, but of nothing
+    /// where it was for a moment: so it is tried again, with a small share.
+    pub(crate) fn not_here(&mut self, now: Nanos) {
+        self.away = now.saturating_add(AWAY);
+        self.warm_up(self.away);
+    }
+
     /// A golden answer was wrong. True if that is new.
     pub(crate) fn wrong(&mut self) -> bool {
         let new = self.state != State::Wrong;
@@ -185,7 +200,7 @@ impl Health {
 
     /// Whether nothing is to be asked but whether a share of the traffic is due: it is up, whole, and wants no rest.
     pub(crate) fn plain(&self) -> bool {
-        self.state == State::Up && self.ramp.is_none() && self.not_before == 0
+        self.state == State::Up && self.ramp.is_none() && self.not_before == 0 && self.away == 0
     }
 
     /// Forgets what is over: a ramp that has come to its end, a rest.
@@ -195,6 +210,9 @@ impl Health {
         }
         if now >= self.not_before {
             self.not_before = 0;
+        }
+        if now >= self.away {
+            self.away = 0;
         }
     }
 

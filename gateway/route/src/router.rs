@@ -14,7 +14,7 @@ use crate::limit::Limit;
 use crate::random::Random;
 use crate::replica::{Load, Nature, Replica, ReplicaId, Serves};
 use crate::settings::Settings;
-use crate::time::{MILLISECOND, Nanos, SECOND};
+use crate::time::{MILLISECOND, Nanos};
 
 /// Changes that are kept until somebody takes them.
 const CHANGES: usize = 64;
@@ -376,15 +376,7 @@ impl Router {
                 let until = until.unwrap_or(now.saturating_add(100 * MILLISECOND)).min(latest);
                 slot.health.back_off(until);
             }
-            Ending::NotHere => match &mut slot.replica {
-                // Nobody will say when a foreign server has it again.
-                Some(replica) if replica.nature == Nature::Foreign => slot.health.back_off(now.saturating_add(SECOND)),
-                Some(replica) => {
-                    replica.serves = Serves::Nothing;
-                    slot.judge(settings);
-                }
-                None => {}
-            },
+            Ending::NotHere => slot.health.not_here(now),
             Ending::Streamed => {}
         }
         self.changed(id, before, now);

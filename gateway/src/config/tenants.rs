@@ -10,7 +10,7 @@ use windrose_route::Jurisdiction;
 
 use super::ConfigError;
 use super::explain::read_toml;
-use super::fleet::jurisdictions;
+use super::fleet::{jurisdictions, parse_digest};
 
 /// The golden tests that gateways send each other are theirs.
 const RESERVED: &str = "probe";
@@ -77,7 +77,7 @@ impl Tenants {
                 name: name.as_str().into(),
             });
             for key in keys {
-                let digest = digest_of(&key).ok_or_else(|| {
+                let digest = parse_digest(&key).ok_or_else(|| {
                     of_tenant("keys: not the sha256 of a key, 64 hex digits; `windrose tenant` makes one".into())
                 })?;
                 if by_key.insert(digest, tenant.clone()).is_some() {
@@ -110,17 +110,6 @@ pub fn check_tenant_name(name: &str) -> Result<(), String> {
         return Ok(());
     }
     Err(format!("`{name}` is no name of a tenant: 1 to 64 of a-z, 0-9, -, _ and . and not `{RESERVED}`"))
-}
-
-fn digest_of(hex: &str) -> Option<[u8; 32]> {
-    let mut digest = [0; 32];
-    if hex.len() != 64 || !hex.bytes().all(|b| b.is_ascii_hexdigit()) {
-        return None;
-    }
-    for (at, byte) in digest.iter_mut().enumerate() {
-        *byte = u8::from_str_radix(hex.get(2 * at..2 * at + 2)?, 16).ok()?;
-    }
-    Some(digest)
 }
 
 #[cfg(test)]

@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use http::{Request, StatusCode};
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
-use windrose_route::Serves;
 
 use super::catalog::Catalog;
 use super::tls::{Identity, modified};
@@ -151,15 +150,10 @@ fn take_loads(fleet: &Fleet, site: &str, loads: &[(String, String, [u64; 4])]) {
     let table = fleet.table();
     for (model, version, load) in loads {
         let Some(found) = table.find(model, Some(version)) else { continue };
-        let digest = found.places.get(site).and_then(|place| place.digest);
         let now = found.replicas.now();
         let mut router = found.replicas.lock();
         if let Some(id) = router.find(site) {
             router.report(id, wire::load_from(*load), now);
-            // An answer may have said that it was not there for a moment, of which its catalogue says nothing.
-            if let Some(digest) = digest {
-                router.serves(id, Serves::Digest(digest), now);
-            }
         }
     }
 }

@@ -96,6 +96,24 @@ impl Model {
         seen
     }
 
+    /// As many clients as there may be calls, each of which asks again when it is answered, for five seconds; `more` is what
+    /// happens between.
+    fn closed(&mut self, more: impl Fn(&mut Model, &mut Seen)) -> Seen {
+        let mut seen = Seen::default();
+        for _ in 0..64 {
+            self.ask(&mut seen);
+        }
+        for _ in 0..2_000 {
+            let before = seen.took.len();
+            self.advance(self.now + 2.5, &mut seen);
+            for _ in before..seen.took.len() {
+                self.ask(&mut seen);
+            }
+            more(self, &mut seen);
+        }
+        seen
+    }
+
     fn pressed(&self) -> bool {
         self.calls.is_pressed()
     }
@@ -134,37 +152,19 @@ fn a_load_that_is_sustained_is_never_refused() {
 
 #[test]
 fn as_many_clients_as_calls_are_never_refused() {
-    let (mut model, mut seen) = (Model::new(), Seen::default());
-    for _ in 0..64 {
-        model.ask(&mut seen);
-    }
-    for _ in 0..2_000 {
-        let before = seen.took.len();
-        model.advance(model.now + 2.5, &mut seen);
-        for _ in before..seen.took.len() {
-            model.ask(&mut seen);
-        }
-    }
+    let seen = Model::new().closed(|_, _| {});
     assert_eq!(seen.refused, 0, "of {}", seen.asked);
 }
 
 #[test]
 fn one_client_too_many_is_refused_alone() {
-    let (mut model, mut seen) = (Model::new(), Seen::default());
-    for _ in 0..64 {
-        model.ask(&mut seen);
-    }
-    for _ in 0..2_000 {
-        let before = seen.took.len();
-        model.advance(model.now + 2.5, &mut seen);
-        for _ in before..seen.took.len() {
-            model.ask(&mut seen);
-        }
+    let mut model = Model::new();
+    let seen = model.closed(|model, seen| {
         // It comes back when it was told to.
         if model.now % 1_000.0 < 2.5 {
-            model.ask(&mut seen);
+            model.ask(seen);
         }
-    }
+    });
     assert!(!model.pressed());
     assert!(seen.refused <= 6, "{} of {}", seen.refused, seen.asked);
 }
