@@ -327,7 +327,7 @@ fn what_was_not_there_for_a_moment_is_asked_again() {
         let mut attempts = Attempts::new(call(0));
         let (first, _) = sent(&mut attempts, &mut router, 0);
         attempts.on(&mut router, first, Event::Head(Verdict::NotHere), MS);
-        let verdict = |now| router.explain(&call(now), now).candidates[0].verdict.clone();
+        let verdict = |now| router.explain(&call(now), now).candidates[0].verdict;
         assert_eq!(verdict(2 * MS).err(), Some(Refusal::NotReady));
         // Long after the share that it begins with.
         assert!(verdict(60 * SECOND).is_ok());
