@@ -13,6 +13,9 @@ with graphs of their own, once with one graph that both share.
 
 `weights`: two models of weights 1 and 3, both flooded: how the answers are shared.
 
+`tenants`: as `neighbour`, with one model that two tenants call; and a tenant that floods four models beside one that floods
+one of them: how the answers are shared.
+
 The graph is made here: some milliseconds of matrix products behind the sum of two tensors, so that the load generator of
 `tests/lab`, which checks every answer, can ask it. It has the machine's cores before the gateway where it may (as root): a
 client on another machine would not wait for the gateway's. Ends with what holds of what the gateway promises, and fails
@@ -32,6 +35,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 from asking import Gateway
+from harness import BINARY
 from lab.link import TOOL
 from lab.load import Record
 from onnx import TensorProto, helper, numpy_helper
@@ -100,14 +104,15 @@ class Seen:
 
 
 class Load:
-    """An open load on a model, which runs from now on."""
+    """An open load on a model, which runs from now on; a tenant's with its key."""
 
-    def __init__(self, gateway: Gateway, model: str, rate: float, seconds: float, out: Path):
+    def __init__(self, gateway: Gateway, model: str, rate: float, seconds: float, out: Path, key: str | None = None):
         self.out, self.rate, self.seconds = out, rate, seconds
         command = [TOOL, "load", "--target", f"127.0.0.1:{gateway.port}", "--path", f"/v2/models/{model}/infer"]
         command += ["--rate", f"{rate:.3f}", "--seconds", f"{seconds + SETTLING}", "--out", out]
         # The record has a column for one header of the answers.
         command += ["--site-header", "retry-after"]
+        command += ["--header", f"authorization: Bearer {key}"] if key else []
         self.process = subprocess.Popen(command, preexec_fn=first_of_all)
 
     def seen(self) -> Seen:
@@ -137,12 +142,27 @@ class Load:
 
 
 class Bench:
-    """A gateway, and what was found true or not."""
+    """A gateway, and what was found true or not. With tenants, a gateway that knows them."""
 
-    def __init__(self, folder: Path, engine: str, seconds: float, rounds: int, layers: int):
+    def __init__(self, folder: Path, engine: str, seconds: float, rounds: int, layers: int, tenants: tuple[str, ...] = ()):
         self.folder, self.seconds, self.rounds, self.layers = folder, seconds, rounds, layers
-        self.gateway = Gateway(folder / "gateway", engine, {"log.filter": "warn"}).start()
+        folder.mkdir(exist_ok=True)
+        self.keys: dict[str, str] = {}
+        settings = {"log.filter": "warn"}
+        if tenants:
+            settings["data.tenants"] = str(self.let_in(tenants))
+        self.gateway = Gateway(folder / "gateway", engine, settings).start()
         self.claims: list[tuple[bool, str]] = []
+
+    def let_in(self, tenants: tuple[str, ...]) -> Path:
+        """A file of tenants with a key each."""
+        file = self.folder / "tenants.toml"
+        for name in tenants:
+            made = subprocess.run([BINARY, "tenant", name, "--json"], check=True, capture_output=True, text=True).stdout
+            self.keys[name] = json.loads(made)["key"]
+            with file.open("a") as out:
+                out.write(f'[[tenant]]\nname = "{name}"\nkeys = ["{json.loads(made)["sha256"]}"]\n')
+        return file
 
     def deploy(self, name: str, seed: int, weight: int = 1, queue_wait_ms: int | None = None):
         """A model of the graph of this seed, without a module of its own."""
@@ -156,13 +176,14 @@ class Bench:
         batching = json.loads(self.gateway.cli("inspect", name, "--json").stdout)["loaded"]["graphs"]["model"]["batching"]
         print(f"  {name}: weight {weight}, at most {batching['max_rows']} rows together")
 
-    def sustained(self, model: str, connections: int = 16) -> float:
+    def sustained(self, model: str, connections: int = 16, tenant: str | None = None) -> float:
         """Answers a second under a closed load."""
         tensors = '{"inputs":[%s]}' % ",".join(
             '{"name":"%s","datatype":"FP32","shape":[1,2],"data":[1,2]}' % name for name in "ab"
         )
         request = self.folder / "request.http"
         head = f"POST /v2/models/{model}/infer HTTP/1.1\r\nhost: bench\r\ncontent-type: application/json\r\n"
+        head += f"authorization: Bearer {self.keys[tenant]}\r\n" if tenant else ""
         request.write_text(f"{head}content-length: {len(tensors)}\r\n\r\n{tensors}")
         command = [TOOL, "storm", "--address", f"127.0.0.1:{self.gateway.port}", "--request", request]
         command += ["--connections", str(connections), "--seconds", str(self.seconds)]
@@ -173,8 +194,9 @@ class Bench:
         print(f"  {model}: a closed load of {connections} gets {rate:.0f}/s, p50 {int(p50) / 1e3:.1f}, p99 {int(p99) / 1e3:.1f} ms")
         return rate
 
-    def load(self, model: str, rate: float) -> Load:
-        return Load(self.gateway, model, rate, self.seconds, self.folder / f"{model}.tsv")
+    def load(self, model: str, rate: float, tenant: str | None = None) -> Load:
+        out = self.folder / f"{tenant or ''}{model}.tsv"
+        return Load(self.gateway, model, rate, self.seconds, out, tenant and self.keys[tenant])
 
     def claim(self, holds: bool, what: str):
         self.claims.append((bool(holds), what))
@@ -228,18 +250,22 @@ def neighbour(bench: Bench):
         print(f"\na quiet model beside one that is flooded: {what}")
         bench.deploy(quiet, 2)
         bench.deploy(loud, seed)
-        sustained = bench.sustained(loud)
-        pairs = []
-        for _ in range(bench.rounds):
-            alone = bench.load(quiet, sustained / 5).seen()
-            flood = bench.load(loud, sustained * 3)
-            beside = bench.load(quiet, sustained / 5).seen()
-            print(f"  alone   {alone}\n  flooded {beside}\n  flood   {flood.seen()}", flush=True)
-            pairs.append((alone, beside))
-        ratio = statistics.median(beside.p99 / alone.p99 for alone, beside in pairs)
-        bench.claim(ratio <= 1.5, f"{what}: a flood moves the neighbour's p99 by {ratio:.2f}, 1.50 wanted")
-        lost = sum(sum(beside.refused.values()) + len(beside.failed) for _, beside in pairs)
-        bench.claim(lost == 0, f"{what}: {lost} of the neighbour's requests not answered")
+        beside(bench, what, bench.sustained(loud), (quiet, None), (loud, None))
+
+
+def beside(bench: Bench, what: str, sustained: float, quiet: tuple[str, str | None], loud: tuple[str, str | None]):
+    """What a flood does to who asks for a fifth of what is sustained. Each is a model, and the tenant that calls it."""
+    pairs = []
+    for _ in range(bench.rounds):
+        alone = bench.load(quiet[0], sustained / 5, quiet[1]).seen()
+        flood = bench.load(loud[0], sustained * 3, loud[1])
+        beside = bench.load(quiet[0], sustained / 5, quiet[1]).seen()
+        print(f"  alone   {alone}\n  flooded {beside}\n  flood   {flood.seen()}", flush=True)
+        pairs.append((alone, beside))
+    ratio = statistics.median(beside.p99 / alone.p99 for alone, beside in pairs)
+    bench.claim(ratio <= 1.5, f"{what}: a flood moves the neighbour's p99 by {ratio:.2f}, 1.50 wanted")
+    lost = sum(sum(beside.refused.values()) + len(beside.failed) for _, beside in pairs)
+    bench.claim(lost == 0, f"{what}: {lost} of the neighbour's requests not answered")
 
 
 def weights(bench: Bench):
@@ -257,7 +283,27 @@ def weights(bench: Bench):
     bench.claim(2.4 <= ratio <= 3.6, f"answers of weight 3 against weight 1: {ratio:.2f}")
 
 
-PARTS = {"one": one, "neighbour": neighbour, "weights": weights}
+def tenants(bench: Bench):
+    print("\none model that two tenants call, one of them far too much")
+    bench.deploy("shared", 6)
+    sustained = bench.sustained("shared", tenant="loud")
+    beside(bench, "two tenants of one model", sustained, ("shared", "quiet"), ("shared", "loud"))
+    print("\na tenant that floods four models beside one that floods one of them")
+    names = ["shared", *(f"further-{at}" for at in range(3))]
+    for name in names[1:]:
+        bench.deploy(name, 6)
+    ratios = []
+    for _ in range(bench.rounds):
+        many = [bench.load(name, sustained * 0.75, "loud") for name in names]
+        one = bench.load("shared", sustained * 3, "quiet").seen()
+        many = [load.seen() for load in many]
+        print("\n".join(f"  of four {seen}" for seen in many) + f"\n  of one  {one}", flush=True)
+        ratios.append(sum(seen.answered for seen in many) / max(one.answered, 1e-9))
+    ratio = statistics.median(ratios)
+    bench.claim(0.8 <= ratio <= 1.25, f"answers of a tenant with four models against one with one: {ratio:.2f}")
+
+
+PARTS = {"one": one, "neighbour": neighbour, "weights": weights, "tenants": tenants}
 
 
 def main():
@@ -269,17 +315,20 @@ def main():
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--layers", type=int, default=60, help="how much the graph computes: 12 take about a millisecond")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        bench = Bench(Path(folder), arguments.engine, arguments.seconds, arguments.rounds, arguments.layers)
-        try:
-            for part in arguments.parts or PARTS:
+    claims = []
+    for part in arguments.parts or PARTS:
+        with tempfile.TemporaryDirectory() as folder:
+            who = ("quiet", "loud") if part == "tenants" else ()
+            bench = Bench(Path(folder), arguments.engine, arguments.seconds, arguments.rounds, arguments.layers, who)
+            try:
                 PARTS[part](bench)
-        finally:
-            bench.gateway.stop()
+            finally:
+                bench.gateway.stop()
+            claims += bench.claims
     print()
-    for holds, what in bench.claims:
+    for holds, what in claims:
         print(f"{'holds' if holds else 'DOES NOT HOLD'}: {what}")
-    if not all(holds for holds, _ in bench.claims):
+    if not all(holds for holds, _ in claims):
         sys.exit(1)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -116,6 +117,53 @@ def test_tenants_share_no_batch(gateway, tmp_path):
 
     assert executions("acme", "acme") == 1
     assert executions("acme", "bolt") == 2
+
+
+# One of the places is left for tenants that have none; each call runs the graph's loop for some milliseconds.
+CROWDED = f"""
+name = "loop"
+[graphs.model]
+file = "{ADD / "loop.onnx"}"
+sessions = 1
+[limits]
+concurrency = 8
+"""
+LOOP = {
+    "inputs": [
+        {"name": "times", "datatype": "INT64", "shape": [], "data": [20_000]},
+        {"name": "x", "datatype": "FP32", "shape": [1], "data": [0.0]},
+    ]
+}
+
+
+def test_a_flood_is_not_refused_at_the_cost_of_another_tenant(gateway, tmp_path):
+    """Both call the same model."""
+    keys = Keys(tmp_path / "tenants.toml")
+    for name in ("loud", "quiet"):
+        keys.add(gateway, name)
+    let_in(gateway, keys, "loud", "quiet")
+    folder = tmp_path / "loop"
+    folder.mkdir()
+    (folder / "windrose.toml").write_text(CROWDED)
+    gateway.deploy(folder)
+    stopping, flood = threading.Event(), []
+
+    def ask():
+        while not stopping.is_set():
+            flood.append(answers(gateway, "loop", LOOP, **keys.of("loud")).status)
+
+    threads = [threading.Thread(target=ask) for _ in range(24)]
+    for thread in threads:
+        thread.start()
+    try:
+        wait_until(lambda: flood.count(429) > 100, 30, "the flood to be refused")
+        quiet = [answers(gateway, "loop", LOOP, **keys.of("quiet")).status for _ in range(100)]
+    finally:
+        stopping.set()
+        for thread in threads:
+            thread.join(30)
+    assert quiet == [200] * 100
+    assert set(flood) == {200, 429}
 
 
 def test_a_tenant_is_bound_by_its_law(tmp_path):

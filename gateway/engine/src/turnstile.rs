@@ -1,18 +1,24 @@
 //! Who may use the machine's cores: a run of an engine takes a permit for each of its threads.
 //!
 //! While cores are free a permit is one atomic operation. When they are not, runs start in the order of a virtual time
-//! that advances for each caller, a tenant in the name of one model, with the engine time that it has used, divided by its
-//! weight (start-time fair queueing). A caller that was idle starts at the present, and saves nothing up.
+//! that advances for each tenant with the engine time that it has used, and within a tenant for each model in whose name it
+//! calls, divided by the model's weight (hierarchical start-time fair queueing): a tenant that calls ten models has one
+//! share. Who was idle starts at the present, and saves nothing up.
 //!
 //! A run cannot be interrupted, so a caller that was idle and is within its share does not wait for one to end: it starts
 //! at once, on cores that others use. The system shares these for that while, and who is ahead waits the longer afterwards.
 
-use std::collections::{HashMap, VecDeque};
+mod accounts;
+
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering::Acquire, Ordering::Relaxed};
 use std::sync::atomic::{Ordering::Release, Ordering::SeqCst};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, Thread};
 use std::time::Duration;
+
+pub(crate) use self::accounts::Account;
+use self::accounts::{Accounts, Contest};
 
 /// The cores of one machine.
 #[derive(Debug)]
@@ -20,36 +26,20 @@ pub(crate) struct Turnstile {
     /// Permits that nobody has; below zero while callers that were behind run beside others.
     free: AtomicI64,
     cores: i64,
-    /// The virtual time at which the last run started, nanoseconds.
+    /// The virtual time of tenants at which the last run started, nanoseconds.
     now: AtomicU64,
     /// As many as [`Turnstile::waiting`] holds.
     waiters: AtomicUsize,
-    /// Ordered by start; those that start at the same time in the order in which they came. At most one for each session.
+    /// In the order in which they came. At most one for each session.
     waiting: Mutex<VecDeque<Waiter>>,
     accounts: Mutex<Accounts>,
-}
-
-#[derive(Debug)]
-struct Accounts {
-    of: HashMap<Caller, Weak<Account>>,
-    /// How many there may be before those of callers that are gone are looked for.
-    most: usize,
-}
-
-/// A tenant, and the model in whose name it calls.
-type Caller = (Arc<str>, Arc<str>);
-
-/// What one caller has used of the cores, on whatever graph.
-#[derive(Debug, Default)]
-pub(crate) struct Account {
-    /// The virtual time up to which it has used its share, nanoseconds.
-    used: AtomicU64,
+    contest: Contest,
 }
 
 /// A run that waits for its turn.
 #[derive(Debug)]
 struct Waiter {
-    start: u64,
+    account: Arc<Account>,
     cores: i64,
     told: Arc<AtomicBool>,
     thread: Thread,
@@ -68,8 +58,8 @@ pub(crate) struct Gate {
     ran: bool,
 }
 
-/// Accounts that are kept without a look at whether their callers are still there.
-const ACCOUNTS: usize = 64;
+/// How far a tenant may be ahead of the others for the sake of a model that is behind, nanoseconds.
+const AHEAD: u64 = 20_000_000;
 
 impl Turnstile {
     pub fn new(cores: usize) -> Arc<Turnstile> {
@@ -80,35 +70,32 @@ impl Turnstile {
             now: AtomicU64::new(0),
             waiters: AtomicUsize::new(0),
             waiting: Mutex::default(),
-            accounts: Mutex::new(Accounts { of: HashMap::new(), most: ACCOUNTS }),
+            accounts: Mutex::new(Accounts::new()),
+            contest: Contest::default(),
         })
     }
 
     /// The account of a caller: the same wherever it calls.
     pub fn account(&self, tenant: &Arc<str>, name: &Arc<str>) -> Arc<Account> {
-        let mut accounts = self.accounts.lock().unwrap_or_else(PoisonError::into_inner);
-        let caller = (Arc::clone(tenant), Arc::clone(name));
-        if let Some(account) = accounts.of.get(&caller).and_then(Weak::upgrade) {
-            return account;
-        }
-        if accounts.of.len() >= accounts.most {
-            accounts.of.retain(|_, account| account.strong_count() > 0);
-            accounts.most = ACCOUNTS.max(2 * accounts.of.len());
-        }
-        let account = Arc::default();
-        accounts.of.insert(caller, Arc::downgrade(&account));
-        account
+        self.accounts.lock().unwrap_or_else(PoisonError::into_inner).account(tenant, name)
     }
 
-    /// A caller that was idle has something to run. True when it is within its share.
+    /// A caller that was idle has something to run. True when it is within its share, and its tenant within its own.
     pub fn returns(&self, account: &Account) -> bool {
-        let now = self.now.load(Relaxed);
-        account.used.fetch_max(now, Relaxed) <= now
+        account.tenant.used.fetch_max(self.now.load(Relaxed), Relaxed);
+        account.used.fetch_max(account.tenant.now.load(Relaxed), Relaxed);
+        self.is_behind(account)
     }
 
-    /// Whether a caller is within its share still.
+    /// Whether a caller is within its share still, and its tenant within its own. Who has all alone is not.
     pub fn is_behind(&self, account: &Account) -> bool {
-        account.used.load(Relaxed) <= self.now.load(Relaxed)
+        let tenant = &account.tenant;
+        let behind = account.used.load(Relaxed) <= tenant.now.load(Relaxed);
+        if !self.contest.is_on() {
+            return behind;
+        }
+        let ahead = tenant.used.load(Relaxed).saturating_sub(self.now.load(Relaxed));
+        if behind { ahead <= AHEAD } else { ahead == 0 && !tenant.contest.is_on() }
     }
 
     /// Whether anybody has a core: a run that comes now may have to wait for one, or to share it.
@@ -124,17 +111,24 @@ impl Turnstile {
 
     /// Gives permits to those who wait, as far as they go.
     fn hand_on(&self, waiting: &mut VecDeque<Waiter>) {
-        while let Some(first) = waiting.front() {
+        // Who comes first of those that have used the same is found first.
+        while let Some((at, first)) = waiting.iter().enumerate().min_by_key(|(_, waiter)| waiter.account.turn()) {
             if !self.try_take(first.cores, 0) {
                 return;
             }
-            if let Some(Waiter { start, told, thread, .. }) = waiting.pop_front() {
+            if let Some(Waiter { account, told, thread, .. }) = waiting.remove(at) {
                 self.waiters.fetch_sub(1, SeqCst);
-                self.now.fetch_max(start, Relaxed);
+                self.starts(&account, account.turn());
                 told.store(true, Release);
                 thread.unpark();
             }
         }
+    }
+
+    /// The present is when a run starts.
+    fn starts(&self, account: &Account, (of_tenant, of_model): (u64, u64)) {
+        self.now.fetch_max(of_tenant, Relaxed);
+        account.tenant.now.fetch_max(of_model, Relaxed);
     }
 
     fn waiting(&self) -> MutexGuard<'_, VecDeque<Waiter>> {
@@ -164,7 +158,7 @@ impl Gate {
 
     /// Takes the permits when it is the caller's turn; at once where it may run `beside` others, as long as no more than
     /// twice the cores are taken.
-    pub fn pass(&mut self, account: &Account, beside: bool) {
+    pub fn pass(&mut self, account: &Arc<Account>, beside: bool) {
         if self.try_pass() {
             return;
         }
@@ -176,13 +170,13 @@ impl Gate {
         let told = Arc::new(AtomicBool::new(false));
         {
             let mut waiting = turnstile.waiting();
-            let (start, cores, thread) = (account.used.load(Relaxed), self.cores, thread::current());
-            if self.holds && waiting.front().is_none_or(|first| first.start >= start) {
+            let turn = account.turn();
+            if self.holds && waiting.iter().all(|other| other.account.turn() >= turn) {
                 self.ran = false;
                 return;
             }
-            let at = waiting.partition_point(|other| other.start <= start);
-            waiting.insert(at, Waiter { start, cores, told: told.clone(), thread });
+            let (account, cores, told) = (account.clone(), self.cores, told.clone());
+            waiting.push_back(Waiter { account, cores, told, thread: thread::current() });
             turnstile.waiters.fetch_add(1, SeqCst);
             if std::mem::take(&mut self.holds) {
                 turnstile.free.fetch_add(self.cores, SeqCst);
@@ -201,9 +195,12 @@ impl Gate {
     pub fn charge(&mut self, account: &Account, time: Duration, part: (usize, usize), weight: u32) {
         let cost = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX).saturating_mul(self.cores as u64);
         let (own, all) = (part.0 as u128, part.1.max(1) as u128);
-        let cost = u64::try_from(u128::from(cost) * own / all / u128::from(weight.max(1))).unwrap_or(u64::MAX);
-        let start = account.used.fetch_add(cost, Relaxed);
-        self.turnstile.now.fetch_max(start, Relaxed);
+        let cost = u64::try_from(u128::from(cost) * own / all).unwrap_or(u64::MAX);
+        let of_tenant = account.tenant.used.fetch_add(cost, Relaxed);
+        let of_model = account.used.fetch_add(cost / u64::from(weight.max(1)), Relaxed);
+        self.turnstile.starts(account, (of_tenant, of_model));
+        self.turnstile.contest.ran(account.tenant.number);
+        account.tenant.contest.ran(account.number);
         self.ran = true;
     }
 
@@ -229,6 +226,7 @@ impl Drop for Gate {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashMap;
     use std::sync::mpsc::{Receiver, Sender, channel};
 
     use super::*;
@@ -291,7 +289,7 @@ mod tests {
         for at in 0..10_000 {
             account(&turnstile, &at.to_string());
         }
-        assert!(turnstile.accounts.lock().unwrap().of.len() <= ACCOUNTS, "those of who is gone go");
+        assert!(turnstile.accounts.lock().unwrap().len() <= accounts::KEPT, "those of who is gone go");
         assert!(Arc::ptr_eq(&first, &account(&turnstile, "a")));
     }
 
@@ -318,19 +316,19 @@ mod tests {
         late.join().and(early.join()).expect("both");
     }
 
-    /// Two who always have something to run, each with a session for every core.
-    #[test]
-    fn shares_are_as_the_weights() {
+    /// Callers that always have something to run, each with a session for every core: tenant, model, weight and quarters of
+    /// a millisecond that a run takes. Returns what each has used, by tenant and model.
+    fn flooded(callers: &[(&'static str, &'static str, u32, u32)]) -> HashMap<(&'static str, &'static str), f64> {
         let turnstile = Turnstile::new(2);
-        let callers = [("heavy", 3, 4), ("light", 1, 4), ("slow", 1, 16)];
+        let all = 2 * callers.len();
         let (begun, runs) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
-        let sessions = callers.iter().flat_map(|caller| [*caller; 2]).map(|(name, weight, quarters)| {
+        let sessions = callers.iter().flat_map(|caller| [*caller; 2]).map(|(tenant, name, weight, quarters)| {
             let (turnstile, begun, runs) = (turnstile.clone(), begun.clone(), runs.clone());
-            let account = account(&turnstile, name);
+            let account = turnstile.account(&tenant.into(), &name.into());
             thread::spawn(move || {
                 let (mut gate, mut used) = (Gate::new(&turnstile, 1), 0);
                 begun.fetch_add(1, SeqCst);
-                while begun.load(SeqCst) < 6 {
+                while begun.load(SeqCst) < all {
                     thread::yield_now();
                 }
                 while runs.fetch_add(1, SeqCst) < 2_000 {
@@ -340,16 +338,55 @@ mod tests {
                     gate.charge(&account, MS * quarters / 4, (1, 1), weight);
                     used += quarters;
                 }
-                (name, used)
+                ((tenant, name), used)
             })
         });
         let mut total = HashMap::new();
         for thread in sessions.collect::<Vec<_>>() {
-            let (name, used) = thread.join().expect("a session");
-            *total.entry(name).or_insert(0.0) += f64::from(used);
+            let (caller, used) = thread.join().expect("a session");
+            *total.entry(caller).or_insert(0.0) += f64::from(used);
         }
-        assert!((2.7..3.3).contains(&(total["heavy"] / total["light"])), "{total:?}");
-        assert!((0.9..1.1).contains(&(total["slow"] / total["light"])), "{total:?}");
+        total
+    }
+
+    #[test]
+    fn shares_are_as_the_weights() {
+        let used = flooded(&[("t", "heavy", 3, 4), ("t", "light", 1, 4), ("t", "slow", 1, 16)]);
+        assert!((2.7..3.3).contains(&(used[&("t", "heavy")] / used[&("t", "light")])), "{used:?}");
+        assert!((0.9..1.1).contains(&(used[&("t", "slow")] / used[&("t", "light")])), "{used:?}");
+    }
+
+    #[test]
+    fn a_tenant_of_many_models_has_one_share() {
+        let used = flooded(&[("many", "a", 2, 4), ("many", "b", 1, 8), ("many", "c", 1, 2), ("one", "a", 1, 4)]);
+        let many: f64 = ["a", "b", "c"].iter().map(|name| used[&("many", *name)]).sum();
+        assert!((0.9..1.1).contains(&(many / used[&("one", "a")])), "{used:?}");
+        assert!((1.7..2.3).contains(&(used[&("many", "a")] / used[&("many", "b")])), "{used:?}");
+    }
+
+    #[test]
+    fn a_tenants_idle_model_is_ahead_with_its_tenant_while_others_want_the_cores() {
+        let turnstile = Turnstile::new(1);
+        let [loud, calm, other] = [("many", "loud"), ("many", "calm"), ("other", "loud")]
+            .map(|(tenant, name)| turnstile.account(&tenant.into(), &name.into()));
+        let mut gate = Gate::new(&turnstile, 1);
+        let mut run = |account: &Arc<Account>, times: u32| {
+            gate.pass(account, false);
+            gate.ran(account, times * MS, 1);
+        };
+        run(&loud, 90);
+        assert!(turnstile.returns(&calm), "its tenant has the cores alone");
+        run(&other, 1);
+        assert!(!turnstile.is_behind(&calm) && turnstile.contest.is_on());
+        run(&other, 200);
+        run(&other, 1);
+        assert!(turnstile.is_behind(&calm), "the other has had more");
+        run(&loud, 200);
+        assert!(!turnstile.is_behind(&calm));
+        while turnstile.contest.is_on() {
+            thread::sleep(MS);
+        }
+        assert!(turnstile.is_behind(&calm), "nobody else has wanted any of late");
     }
 
     #[test]
@@ -382,6 +419,27 @@ mod tests {
         assert!(!turnstile.is_behind(&calm), "it has had its turn");
         waits.join().expect("it had its turn");
         assert_eq!((order.iter().count(), turnstile.free.load(SeqCst)), (1, 1));
+    }
+
+    #[test]
+    fn a_tenant_of_one_model_is_measured_against_the_others() {
+        let turnstile = Turnstile::new(1);
+        let [loud, quiet] = ["loud", "quiet"].map(|name| turnstile.account(&name.into(), &"model".into()));
+        let mut gate = Gate::new(&turnstile, 1);
+        let mut run = |account: &Arc<Account>, times: u32| {
+            turnstile.returns(account);
+            gate.pass(account, false);
+            gate.ran(account, times * MS, 1);
+        };
+        run(&loud, 5);
+        assert!(!turnstile.is_behind(&loud), "it has the cores alone");
+        for _ in 0..3 {
+            run(&quiet, 5);
+            assert!(!turnstile.is_behind(&quiet));
+            run(&loud, 5);
+            run(&loud, 5);
+            assert!(turnstile.is_behind(&quiet) && !turnstile.is_behind(&loud));
+        }
     }
 
     #[test]

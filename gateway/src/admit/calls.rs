@@ -5,12 +5,17 @@
 //! though a short queue would keep the engine as busy. So where calls have been refused for a while, no more are admitted
 //! than the queue works off soon, until the pressure is gone. It is the idea of controlled delay in routers (RFC 8289): a
 //! queue that stands is of no use.
+//!
+//! Where tenants are known, the places are divided among those that call ([`seats`]).
 
+mod seats;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use self::seats::{Seated, Seats};
 
 /// How long a queue stands before it is no burst.
 const STANDS: Duration = Duration::from_millis(100);
@@ -31,6 +36,14 @@ pub struct Calls {
     /// Whether [`Calls::load`] says anything, so that a model at rest asks no lock.
     watched: AtomicBool,
     load: Mutex<Load>,
+    seats: Arc<Seats>,
+}
+
+/// The place of one call, given back when dropped.
+#[derive(Debug)]
+pub struct Place {
+    _permit: OwnedSemaphorePermit,
+    _seat: Option<Seated>,
 }
 
 /// What the calls of late have met.
@@ -49,7 +62,8 @@ impl Calls {
     /// At most `most` at the same time.
     pub fn new(most: u32) -> Calls {
         let most = most as usize;
-        Calls { permits: Arc::new(Semaphore::new(most)), most, watched: AtomicBool::new(false), load: Mutex::default() }
+        let (watched, load, seats) = (AtomicBool::new(false), Mutex::default(), Arc::default());
+        Calls { permits: Arc::new(Semaphore::new(most)), most, watched, load, seats }
     }
 
     /// Those in flight.
@@ -64,28 +78,40 @@ impl Calls {
 
     /// Whether fewer calls are admitted than could be, because more have been refused.
     pub fn is_pressed(&self) -> bool {
+        self.is_pressed_together() || self.seats.is_pressed()
+    }
+
+    /// As [`Calls::is_pressed`], where tenants are not told apart.
+    fn is_pressed_together(&self) -> bool {
         self.watched.load(Relaxed) && self.load.lock().unwrap_or_else(PoisonError::into_inner).pressed
     }
 
-    /// Whether a call that comes now finds room. `serving` says how many of those in flight do not wait for an engine.
-    pub fn has_room(&self, serving: impl FnOnce(usize) -> usize) -> bool {
+    /// Whether a call of a tenant that comes now finds room. `serving` says how many of those in flight do not wait for an
+    /// engine.
+    pub fn has_room(&self, tenant: &Arc<str>, serving: impl Fn(usize) -> usize) -> bool {
         let in_flight = self.in_flight();
-        if in_flight * 2 < self.most && !self.watched.load(Relaxed) {
+        if in_flight * 2 < self.most && !self.watched.load(Relaxed) && !self.seats.is_divided() {
             return true;
         }
-        self.judge(in_flight, Instant::now(), serving)
+        self.judge(tenant, in_flight, Instant::now(), serving)
     }
 
     /// Takes a call's place; `None` where there is no room any more.
-    pub fn enter(&self, serving: impl FnOnce(usize) -> usize) -> Option<OwnedSemaphorePermit> {
-        let in_flight = self.in_flight();
-        if self.is_pressed() && in_flight >= room(in_flight, serving) {
-            return None;
-        }
-        self.permits.clone().try_acquire_owned().ok()
+    pub fn enter(&self, tenant: &Arc<str>, serving: impl Fn(usize) -> usize) -> Option<Place> {
+        let (in_flight, now) = (self.in_flight(), Instant::now());
+        let seat = self.seats.take(tenant, (in_flight, self.most), || room(in_flight, &serving), now);
+        let has_room = match &seat {
+            Some(seat) => seat.is_some(),
+            None => !self.is_pressed_together() || in_flight < room(in_flight, &serving),
+        };
+        let permit = if has_room { self.permits.clone().try_acquire_owned().ok()? } else { return None };
+        Some(Place { _permit: permit, _seat: seat.flatten() })
     }
 
-    fn judge(&self, in_flight: usize, now: Instant, serving: impl FnOnce(usize) -> usize) -> bool {
+    fn judge(&self, tenant: &Arc<str>, in_flight: usize, now: Instant, serving: impl Fn(usize) -> usize) -> bool {
+        if let Some(has_room) = self.seats.judge(tenant, (in_flight, self.most), || room(in_flight, &serving), now) {
+            return has_room;
+        }
         let mut load = self.load.lock().unwrap_or_else(PoisonError::into_inner);
         let bound = if load.pressed { room(in_flight, serving).min(self.most) } else { self.most };
         let has_room = in_flight < bound;
@@ -96,7 +122,7 @@ impl Calls {
 }
 
 /// Calls that may be in flight under pressure.
-fn room(in_flight: usize, serving: impl FnOnce(usize) -> usize) -> usize {
+fn room(in_flight: usize, serving: impl Fn(usize) -> usize) -> usize {
     serving(in_flight).max(1).saturating_mul(PER_SERVING)
 }
 

@@ -9,11 +9,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use http::HeaderMap;
-use tokio::sync::OwnedSemaphorePermit;
 use windrose_route::{Rules, Source};
 use windrose_sandbox::ModuleKind;
 
-pub use self::calls::Calls;
+pub use self::calls::{Calls, Place};
 use crate::config::tenants::Tenant;
 use crate::error::{Error, Kind};
 use crate::fleet::wire::wishes;
@@ -25,7 +24,7 @@ pub struct Admitted<T> {
     /// The version that answers; the request finishes on it whatever is deployed meanwhile.
     pub served: Arc<Served>,
     /// One of the model's calls at the same time. It is given back when the answer is complete.
-    pub permit: OwnedSemaphorePermit,
+    pub permit: Place,
     /// After this the answer is of no use. Made once, here.
     pub deadline: Instant,
     /// The request's id, for log lines.
@@ -121,9 +120,10 @@ pub fn check_kind(served: &Served, wants_inference: bool) -> Result<(), Error> {
 /// Refuses at once what would only wait, before its body is read.
 ///
 /// # Errors
-/// [`Kind::Overloaded`] when as many of the model's calls are in flight as may be.
-pub fn check_load(served: &Served) -> Result<(), Error> {
-    if served.calls.has_room(|in_flight| serving(served, in_flight)) { Ok(()) } else { Err(overloaded(served)) }
+/// [`Kind::Overloaded`] when as many of the model's calls are in flight as may be, or as its tenant may have.
+pub fn check_load(served: &Served, tenant: &Arc<str>) -> Result<(), Error> {
+    let has_room = served.calls.has_room(tenant, |in_flight| serving(served, in_flight));
+    if has_room { Ok(()) } else { Err(overloaded(served)) }
 }
 
 /// Those of a model's calls in flight that do not wait for an engine; at least one for each of its graph's sessions.
@@ -167,8 +167,9 @@ pub fn exchange<T>(served: Arc<Served>, caller: Caller, timing: Timing, what: T)
     if deadline <= Instant::now() {
         return Err(Error::new(Kind::Deadline, "the deadline passed"));
     }
-    let permit = served.calls.enter(|in_flight| serving(&served, in_flight)).ok_or_else(|| overloaded(&served))?;
     let Caller { request_id, tenant } = caller;
+    let permit = served.calls.enter(&tenant, |in_flight| serving(&served, in_flight));
+    let permit = permit.ok_or_else(|| overloaded(&served))?;
     Ok(Admitted { served, permit, deadline, request_id, tenant, what })
 }
 

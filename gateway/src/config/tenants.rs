@@ -12,8 +12,8 @@ use super::ConfigError;
 use super::explain::read_toml;
 use super::fleet::{jurisdictions, parse_digest};
 
-/// The golden tests that gateways send each other are theirs.
-const RESERVED: &str = "probe";
+/// Whose the golden tests are that gateways send each other. No tenant has this name.
+pub const PROBER: &str = "probe";
 
 /// Who calls.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -106,10 +106,10 @@ impl Tenants {
 /// Says how a name looks.
 pub fn check_tenant_name(name: &str) -> Result<(), String> {
     let known = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-_.".contains(&b);
-    if (1..=64).contains(&name.len()) && name.bytes().all(known) && name != RESERVED {
+    if (1..=64).contains(&name.len()) && name.bytes().all(known) && name != PROBER {
         return Ok(());
     }
-    Err(format!("`{name}` is no name of a tenant: 1 to 64 of a-z, 0-9, -, _ and . and not `{RESERVED}`"))
+    Err(format!("`{name}` is no name of a tenant: 1 to 64 of a-z, 0-9, -, _ and . and not `{PROBER}`"))
 }
 
 #[cfg(test)]

@@ -8,10 +8,9 @@ pub mod replicas;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use tokio::sync::OwnedSemaphorePermit;
 use windrose_sandbox::{CallContext, CommandOutput, HttpBody, InferRequest};
 
-use crate::admit::Admitted;
+use crate::admit::{Admitted, Place};
 use crate::error::{Error, Kind};
 use crate::request::{Request, Response};
 
@@ -54,9 +53,7 @@ pub async fn run(admitted: Admitted<Bytes>) -> Timed<CommandOutput> {
 
 /// Hands one exchange to a `wasi:http` component. The answer's body streams, and the permit goes with it. Fails as the
 /// sandbox says, up to the answer's head.
-pub async fn serve(
-    admitted: Admitted<http::Request<HttpBody>>,
-) -> Timed<(http::Response<HttpBody>, OwnedSemaphorePermit)> {
+pub async fn serve(admitted: Admitted<http::Request<HttpBody>>) -> Timed<(http::Response<HttpBody>, Place)> {
     let started = Instant::now();
     let context = admitted.context();
     let Admitted { served, what: request, permit, .. } = admitted;

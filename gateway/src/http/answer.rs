@@ -10,11 +10,11 @@ use http::header::{
 };
 use http::{Response, StatusCode};
 use http_body::{Body as _, Frame, SizeHint};
-use tokio::sync::OwnedSemaphorePermit;
 use windrose_sandbox::HttpBody;
 
 use super::coding::{Coding, compress};
 use super::oip;
+use crate::admit::Place;
 use crate::dispatch::replicas::Stream;
 use crate::error::{Error, Kind};
 use crate::fleet::upstream;
@@ -65,7 +65,7 @@ pub(super) struct GuestBody {
     track: Track,
     /// Where a replica was chosen for it: its request is in flight for as long.
     stream: Option<Stream>,
-    _permit: OwnedSemaphorePermit,
+    _permit: Place,
 }
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
@@ -87,7 +87,7 @@ impl Body {
     }
 
     /// A guest's body.
-    pub fn guest(answer: Response<HttpBody>, track: Track, permit: OwnedSemaphorePermit) -> Response<Body> {
+    pub fn guest(answer: Response<HttpBody>, track: Track, permit: Place) -> Response<Body> {
         let (head, body) = answer.into_parts();
         let declared = head.headers.get(CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse().ok());
         let promised = declared.or_else(|| http_body::Body::size_hint(&body).exact());

@@ -27,7 +27,7 @@ pub(super) async fn answer(
     track: &mut Option<Track>,
 ) -> Result<Response<Body>, Error> {
     admit::check_kind(&call.served, false)?;
-    admit::check_load(&call.served)?;
+    admit::check_load(&call.served, &call.tenant)?;
     match call.served.kind {
         ModuleKind::Http => exchange(call, request, rest, track).await,
         ModuleKind::Command | ModuleKind::Model => command(call, request, rest, track).await,

@@ -56,7 +56,7 @@ pub(super) async fn answer(
     let caller = call.caller();
     let Call { plane, served, mut timing, .. } = call;
     admit::check_kind(&served, true)?;
-    admit::check_load(&served)?;
+    admit::check_load(&served, &caller.tenant)?;
     let (head, incoming) = request.into_parts();
     timing.header = shorter(timing.header, timeout_header(&head.headers)?);
     let json_length = json_length(&head.headers)?;

@@ -106,7 +106,7 @@ async fn a_client_that_sends_nothing_is_let_go() {
 async fn too_many_calls_are_refused_at_once() {
     let gateway = Gateway::start(&[slow(2)]).await;
     let served = gateway.current.load().model("loop").unwrap().highest().unwrap().clone();
-    let both = [(); 2].map(|()| served.calls.enter(|in_flight| in_flight).unwrap());
+    let both = [(); 2].map(|()| served.calls.enter(&windrose_engine::default_tenant(), |in_flight| in_flight).unwrap());
     for _ in 0..6 {
         let answer = gateway.infer("loop", turns(1)).await;
         let message = answer.error(429, "overloaded");

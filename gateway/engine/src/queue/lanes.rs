@@ -1,11 +1,13 @@
 //! Waiting jobs by who asked for them, and whose turn it is.
 //!
-//! Each caller, a tenant in the name of one model, has a lane. Lanes are served in the order of a virtual time that
-//! advances with the rows that were taken from them, divided by their weight (start-time fair queueing): a caller that
-//! floods its lane waits behind itself. A lane that was idle starts at the present, and saves nothing up.
+//! Each caller, a tenant in the name of one model, has a lane. Tenants are served in the order of a virtual time that
+//! advances with the rows that were taken from them, and the lanes of a tenant in that of one that advances with their own
+//! rows, divided by their weight (hierarchical start-time fair queueing): a caller that floods its lane waits behind itself,
+//! and a tenant with many models behind all of them. Who was idle starts at the present, and saves nothing up.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::time::Instant;
 
 use super::{Ticket, Waiting};
@@ -24,7 +26,8 @@ const LOOKED_AT: usize = 512;
 #[derive(Debug, Default)]
 pub(super) struct Lanes {
     lanes: Vec<Lane>,
-    /// The present: the virtual time at which the last turn began.
+    tenants: Vec<Arc<Group>>,
+    /// The present: the virtual time of tenants at which the last turn began.
     time: u64,
     jobs: usize,
     rows: usize,
@@ -34,12 +37,24 @@ pub(super) struct Lanes {
     cores: Option<Arc<Turnstile>>,
 }
 
+/// The lanes of one tenant. Its lanes hold it and change it, all of them under the queue's lock.
+#[derive(Debug)]
+struct Group {
+    tenant: Arc<str>,
+    /// When its next turn begins.
+    time: AtomicU64,
+    /// Its present: the virtual time of its lanes at which its last turn began.
+    now: AtomicU64,
+    jobs: AtomicUsize,
+    rows: AtomicUsize,
+}
+
 #[derive(Debug)]
 struct Lane {
-    tenant: Arc<str>,
+    group: Arc<Group>,
     name: Arc<str>,
     weight: u64,
-    /// When its next turn begins.
+    /// When its next turn begins, in its tenant's time.
     time: u64,
     /// In the order of their tickets.
     jobs: VecDeque<(Ticket, Waiting)>,
@@ -67,22 +82,45 @@ impl Waiting {
     }
 }
 
+impl Group {
+    /// Waiting jobs and their rows.
+    fn waits(&self) -> (usize, usize) {
+        (self.jobs.load(Relaxed), self.rows.load(Relaxed))
+    }
+}
+
 impl Lane {
-    fn of(waiting: &Waiting, cores: Option<&Turnstile>) -> Lane {
-        let share = &waiting.share;
-        let weight = u64::from(share.weight.max(1));
-        let (tenant, name) = (waiting.tenant.clone(), share.name.clone());
-        let account = cores.map_or_else(Arc::default, |cores| cores.account(&tenant, &name));
-        Lane { tenant, name, weight, time: 0, jobs: VecDeque::new(), rows: 0, account, calm: false }
-    }
-
     fn is_of(&self, waiting: &Waiting) -> bool {
-        same_text(&self.tenant, &waiting.tenant) && same_text(&self.name, &waiting.share.name)
+        same_text(&self.group.tenant, &waiting.tenant) && same_text(&self.name, &waiting.share.name)
     }
 
-    /// Moves its next turn on by what was taken.
+    fn push(&mut self, ticket: Ticket, waiting: Waiting) {
+        let rows = rows(&waiting);
+        self.rows += rows;
+        self.group.jobs.fetch_add(1, Relaxed);
+        self.group.rows.fetch_add(rows, Relaxed);
+        self.jobs.push_back((ticket, waiting));
+    }
+
+    fn remove(&mut self, at: usize) -> Option<Waiting> {
+        let (_, waiting) = self.jobs.remove(at)?;
+        let rows = rows(&waiting);
+        self.rows -= rows;
+        self.group.jobs.fetch_sub(1, Relaxed);
+        self.group.rows.fetch_sub(rows, Relaxed);
+        Some(waiting)
+    }
+
+    /// Whose turn it is first.
+    fn turn(&self) -> (u64, u64) {
+        (self.group.time.load(Relaxed), self.time)
+    }
+
+    /// Moves its next turn on by what was taken, and its tenant's.
     fn charge(&mut self, rows: usize) {
-        self.time = self.time.saturating_add((rows as u64).saturating_mul(ROW) / self.weight);
+        let cost = (rows as u64).saturating_mul(ROW);
+        self.time = self.time.saturating_add(cost / self.weight);
+        self.group.time.fetch_add(cost, Relaxed);
     }
 }
 
@@ -107,58 +145,86 @@ impl Lanes {
         self.rows
     }
 
-    /// Rows that are served before a job that comes now: those of its own lane, and of each other lane as many as its
-    /// weight allows in that time.
+    /// Rows that are served before a job that comes now: those of its own lane, of each other lane of its tenant as many as
+    /// its weight allows in that time, and of each other tenant as many as of its own.
     pub fn rows_before(&self, waiting: &Waiting) -> usize {
         let own = self.lanes.iter().find(|lane| lane.is_of(waiting)).map_or(0, |lane| lane.rows);
         let weight = u64::from(waiting.share.weight.max(1));
-        let others = self.lanes.iter().filter(|lane| !lane.is_of(waiting)).map(|lane| {
-            let turns = (own as u64 + 1).saturating_mul(lane.weight).div_ceil(weight);
-            lane.rows.min(usize::try_from(turns).unwrap_or(usize::MAX))
+        let (group, mut before) = (self.group(&waiting.tenant), own);
+        for lane in &self.lanes {
+            if group.is_some_and(|group| Arc::ptr_eq(group, &lane.group)) && !lane.is_of(waiting) {
+                let turns = (own as u64 + 1).saturating_mul(lane.weight).div_ceil(weight);
+                before += lane.rows.min(usize::try_from(turns).unwrap_or(usize::MAX));
+            }
+        }
+        let others = self.tenants.iter().filter(|other| group.is_none_or(|group| !Arc::ptr_eq(group, other)));
+        before + others.map(|other| other.waits().1.min(before + 1)).sum::<usize>()
+    }
+
+    fn group(&self, tenant: &Arc<str>) -> Option<&Arc<Group>> {
+        self.tenants.iter().find(|group| same_text(&group.tenant, tenant))
+    }
+
+    /// The lane of a caller, which is made where there is none.
+    fn lane_of(&mut self, waiting: &Waiting) -> usize {
+        if let Some(at) = self.lanes.iter().position(|lane| lane.is_of(waiting)) {
+            return at;
+        }
+        if self.lanes.len() >= KEPT {
+            self.lanes.retain(|lane| !lane.jobs.is_empty());
+            self.tenants.retain(|group| Arc::strong_count(group) > 1);
+        }
+        let (tenant, name) = (&waiting.tenant, waiting.share.name.clone());
+        let group = self.group(tenant).cloned().unwrap_or_else(|| {
+            let [time, now] = [const { AtomicU64::new(0) }; 2];
+            let [jobs, rows] = [const { AtomicUsize::new(0) }; 2];
+            let group = Arc::new(Group { tenant: tenant.clone(), time, now, jobs, rows });
+            self.tenants.push(group.clone());
+            group
         });
-        own + others.sum::<usize>()
+        let account = self.cores.as_ref().map_or_else(Arc::default, |cores| cores.account(tenant, &name));
+        let (weight, jobs) = (u64::from(waiting.share.weight.max(1)), VecDeque::new());
+        self.lanes.push(Lane { group, name, weight, time: 0, jobs, rows: 0, account, calm: false });
+        self.lanes.len() - 1
     }
 
     /// Puts a job at the end of its caller's lane. True when the caller was idle and is within its share of the cores while
     /// others use some.
     pub fn push(&mut self, ticket: Ticket, waiting: Waiting) -> bool {
-        let time = self.time;
         self.jobs += 1;
         self.rows += rows(&waiting);
-        let at = match self.lanes.iter().position(|lane| lane.is_of(&waiting)) {
-            Some(at) => at,
-            None => {
-                if self.lanes.len() >= KEPT {
-                    self.lanes.retain(|lane| !lane.jobs.is_empty());
-                }
-                self.lanes.push(Lane::of(&waiting, self.cores.as_deref()));
-                self.lanes.len() - 1
-            }
-        };
+        let at = self.lane_of(&waiting);
         let lane = &mut self.lanes[at];
         let returns = lane.jobs.is_empty();
         if returns {
-            lane.time = lane.time.max(time);
+            lane.group.time.fetch_max(self.time, Relaxed);
+            lane.time = lane.time.max(lane.group.now.load(Relaxed));
             lane.calm = self.cores.as_ref().is_some_and(|cores| cores.returns(&lane.account));
         }
         lane.weight = u64::from(waiting.share.weight.max(1));
-        lane.rows += rows(&waiting);
-        lane.jobs.push_back((ticket, waiting));
+        lane.push(ticket, waiting);
         returns && lane.calm && self.cores.as_ref().is_some_and(|cores| cores.is_used())
     }
 
-    /// Takes out the newest job of the caller with the most for its weight, if that is more than `waiting`'s caller would
-    /// have with one more: a full queue is shared as the engine is.
+    /// Takes out the newest job of the tenant with the most, or of `waiting`'s own tenant's caller with the most for its
+    /// weight, if that is more than `waiting`'s would have with one more: a full queue is shared as the engine is.
     pub fn make_room(&mut self, waiting: &Waiting) -> Option<Waiting> {
-        let own = self.lanes.iter().find(|lane| lane.is_of(waiting)).map_or(0, |lane| lane.jobs.len());
-        let own = (own as u64 + 1).saturating_mul(ROW) / u64::from(waiting.share.weight.max(1));
         let load = |lane: &Lane| (lane.jobs.len() as u64).saturating_mul(ROW) / lane.weight;
-        let longest = self.lanes.iter_mut().max_by_key(|lane| load(lane))?;
-        if load(longest) <= own {
+        let own = self.group(&waiting.tenant).cloned();
+        let most = self.tenants.iter().max_by_key(|group| group.waits().0)?.clone();
+        let jobs = own.as_ref().map_or(0, |group| group.waits().0);
+        let (from, least) = if most.waits().0 > jobs + 1 {
+            (most, 0)
+        } else {
+            let lane = self.lanes.iter().find(|lane| lane.is_of(waiting)).map_or(0, |lane| lane.jobs.len());
+            (own?, (lane as u64 + 1).saturating_mul(ROW) / u64::from(waiting.share.weight.max(1)))
+        };
+        let lanes = self.lanes.iter_mut().filter(|lane| Arc::ptr_eq(&lane.group, &from));
+        let longest = lanes.max_by_key(|lane| load(lane))?;
+        if load(longest) <= least {
             return None;
         }
-        let (_, evicted) = longest.jobs.pop_back()?;
-        longest.rows -= rows(&evicted);
+        let evicted = longest.remove(longest.jobs.len().checked_sub(1)?)?;
         self.jobs -= 1;
         self.rows -= rows(&evicted);
         Some(evicted)
@@ -168,8 +234,7 @@ impl Lanes {
     pub fn remove(&mut self, ticket: Ticket) -> Option<Waiting> {
         let place = |lane: &Lane| lane.jobs.binary_search_by_key(&ticket.0, |(t, _)| t.0).ok();
         let (lane, at) = self.lanes.iter_mut().find_map(|lane| place(lane).map(|at| (lane, at)))?;
-        let (_, waiting) = lane.jobs.remove(at)?;
-        lane.rows -= rows(&waiting);
+        let waiting = lane.remove(at)?;
         self.jobs -= 1;
         self.rows -= rows(&waiting);
         Some(waiting)
@@ -178,23 +243,19 @@ impl Lanes {
     /// Takes all jobs out.
     pub fn drain(&mut self) -> Vec<Waiting> {
         (self.jobs, self.rows) = (0, 0);
-        let all = self.lanes.iter_mut().flat_map(|lane| {
-            lane.rows = 0;
-            lane.jobs.drain(..).map(|(_, waiting)| waiting)
-        });
-        all.collect()
+        self.lanes.iter_mut().flat_map(|lane| std::iter::from_fn(|| lane.remove(0))).collect()
     }
 
     /// The lane whose turn it is.
     pub fn next(&self) -> Option<usize> {
         let busy = self.lanes.iter().enumerate().filter(|(_, lane)| !lane.jobs.is_empty());
-        busy.min_by_key(|(_, lane)| lane.time).map(|(at, _)| at)
+        busy.min_by_key(|(_, lane)| lane.turn()).map(|(at, _)| at)
     }
 
     /// As [`Lanes::next`], among those whose caller was idle and is within its share of the cores.
     pub fn next_calm(&self) -> Option<usize> {
         let calm = self.lanes.iter().enumerate().filter(|(_, lane)| !lane.jobs.is_empty() && self.is_calm(lane));
-        calm.min_by_key(|(_, lane)| lane.time).map(|(at, _)| at)
+        calm.min_by_key(|(_, lane)| lane.turn()).map(|(at, _)| at)
     }
 
     /// Whose account a run of a lane's head goes on, and whether it may run beside others that have the cores.
@@ -213,11 +274,11 @@ impl Lanes {
 
     /// Rows that could run with the head of a lane, its own included, and no more than `most` of them.
     pub fn rows_with(&self, lane: usize, most: usize) -> usize {
-        let (Some(first), Some(tenant)) = (self.head(lane), self.lanes.get(lane).map(|lane| &lane.tenant)) else {
+        let (Some(first), Some(group)) = (self.head(lane), self.lanes.get(lane).map(|lane| &lane.group)) else {
             return 0;
         };
         let mut found = rows(first);
-        let of_tenant = self.lanes.iter().filter(|lane| same_text(&lane.tenant, tenant));
+        let of_tenant = self.lanes.iter().filter(|lane| Arc::ptr_eq(&lane.group, group));
         let jobs = of_tenant.flat_map(|lane| &lane.jobs).take(LOOKED_AT);
         for (_, waiting) in jobs.filter(|(_, waiting)| !std::ptr::eq(waiting, first)) {
             if found >= most {
@@ -234,15 +295,16 @@ impl Lanes {
     /// first, and then, where they may come along, `others` of its tenant. True when a job was left because it did not fit.
     pub fn gather(&mut self, lane: usize, most: usize, batch: &mut Batch, others: bool) -> bool {
         let Some(own) = self.lanes.get_mut(lane) else { return false };
-        self.time = self.time.max(own.time);
+        let ((of_tenant, of_lane), group) = (own.turn(), own.group.clone());
+        self.time = self.time.max(of_tenant);
+        group.now.fetch_max(of_lane, Relaxed);
         batch.pads.clone_from(&self.pads);
-        let tenant = own.tenant.clone();
         let mut full = self.gather_from(lane, most, batch);
         for other in 0..self.lanes.len() {
             if batch.jobs.is_empty() || most <= 1 || !others {
                 break;
             }
-            if other != lane && same_text(&self.lanes[other].tenant, &tenant) {
+            if other != lane && Arc::ptr_eq(&self.lanes[other].group, &group) {
                 full |= self.gather_from(other, most, batch);
             }
         }
@@ -267,8 +329,7 @@ impl Lanes {
                 Some(_) => false,
             };
             if takes {
-                let Some((_, waiting)) = lane.jobs.remove(at) else { break };
-                lane.rows -= own;
+                let Some(waiting) = lane.remove(at) else { break };
                 self.jobs -= 1;
                 self.rows -= own;
                 if gone {

@@ -24,7 +24,11 @@ fn job(tenant: &str, rows: usize, width: usize) -> (Waiting, oneshot::Receiver<A
 
 /// As [`job`], in the name of a model of some weight.
 fn weighted(name: &str, weight: u32) -> (Waiting, oneshot::Receiver<Answer>) {
-    let (mut waiting, answer) = job("t", 1, 1);
+    named("t", name, weight)
+}
+
+fn named(tenant: &str, name: &str, weight: u32) -> (Waiting, oneshot::Receiver<Answer>) {
+    let (mut waiting, answer) = job(tenant, 1, 1);
     waiting.share = Share { name: name.into(), weight };
     (waiting, answer)
 }
@@ -219,6 +223,34 @@ fn a_full_queue_is_shared_as_the_engine_is() {
     let evicted: Vec<bool> = flood.iter_mut().map(|answer| answer.try_recv().is_ok()).collect();
     assert_eq!(evicted, [false, false, false, false, true, true, true, true], "the newest go");
     drop(calm);
+}
+
+#[test]
+fn a_tenant_of_many_models_has_one_share() {
+    let queue = queue(Bounds { jobs: 100, ..BOUNDS }, 1, Duration::ZERO);
+    let mut answers = Vec::new();
+    let mut push = |tenant: &str, name: &str, weight: u32| {
+        let (waiting, answer) = named(tenant, name, weight);
+        let pushed = queue.push(waiting).is_ok();
+        answers.push(answer);
+        pushed
+    };
+    for name in ["a", "b", "c", "d"] {
+        (0..20).for_each(|_| assert!(push("many", name, if name == "a" { 3 } else { 1 })));
+    }
+    (0..20).for_each(|_| assert!(push("one", "a", 1)));
+    // Nobody has more than half, and the many share theirs by weight.
+    assert!((0..30).all(|_| push("one", "a", 1)) && !push("one", "a", 1) && !push("many", "a", 1));
+    assert_eq!(queue.len(), 100);
+    let order: Vec<_> = (0..36).map(|_| take(&queue).jobs.remove(0)).collect();
+    let count = |tenant: &str, name: &str| {
+        order.iter().filter(|waiting| &*waiting.tenant == tenant && &*waiting.share.name == name).count()
+    };
+    assert_eq!(["one", "many"].map(|tenant| count(tenant, "a")), [18, 9]);
+    assert_eq!(["b", "c", "d"].map(|name| count("many", name)), [3, 3, 3]);
+    // The rows before a job of a third: as many of each tenant as its own.
+    let (third, _answer) = named("third", "a", 1);
+    assert_eq!(queue.lock().lanes.rows_before(&third), 2);
 }
 
 #[test]

@@ -15,11 +15,23 @@ struct Model {
     start: Instant,
     /// Milliseconds since the start.
     now: f64,
-    /// When each worker's call ends, and when that call came.
-    running: Vec<(f64, f64)>,
-    /// When the calls that wait have come.
-    waiting: VecDeque<f64>,
+    /// When each worker's call ends.
+    running: Vec<(f64, Call)>,
+    waiting: VecDeque<Call>,
+    /// Whose call began last: the queue serves them in turns.
+    served: usize,
     seed: u64,
+}
+
+struct Call {
+    came: f64,
+    tenant: usize,
+    _seat: Option<Seated>,
+}
+
+/// The default tenant, and others.
+fn tenants() -> [Arc<str>; 4] {
+    [windrose_engine::default_tenant(), "a".into(), "b".into(), "c".into()]
 }
 
 /// What became of a load.
@@ -29,6 +41,8 @@ struct Seen {
     refused: usize,
     /// How long each answer took, in milliseconds.
     took: Vec<f64>,
+    /// What each tenant asked, was refused and was answered.
+    of: [[usize; 3]; 4],
 }
 
 impl Seen {
@@ -42,7 +56,7 @@ impl Seen {
 impl Model {
     fn new() -> Model {
         let (running, waiting) = (Vec::new(), VecDeque::new());
-        Model { calls: Calls::new(64), start: Instant::now(), now: 0.0, running, waiting, seed: 7 }
+        Model { calls: Calls::new(64), start: Instant::now(), now: 0.0, running, waiting, served: 0, seed: 7 }
     }
 
     fn random(&mut self) -> f64 {
@@ -59,39 +73,62 @@ impl Model {
             }
             self.now = ends;
             let at = self.running.iter().position(|(end, _)| *end == ends).expect("it was found");
-            seen.took.push(ends - self.running.swap_remove(at).1);
+            let (_, call) = self.running.swap_remove(at);
+            seen.took.push(ends - call.came);
+            seen.of[call.tenant][2] += 1;
             self.begin();
         }
         self.now = until;
     }
 
     fn begin(&mut self) {
-        while self.running.len() < WORKERS
-            && let Some(came) = self.waiting.pop_front()
-        {
-            self.running.push((self.now + SERVICE.as_secs_f64() * 1e3, came));
+        while self.running.len() < WORKERS && !self.waiting.is_empty() {
+            let at = self.waiting.iter().position(|call| call.tenant != self.served).unwrap_or(0);
+            let Some(call) = self.waiting.remove(at) else { return };
+            self.served = call.tenant;
+            self.running.push((self.now + SERVICE.as_secs_f64() * 1e3, call));
         }
     }
 
     fn ask(&mut self, seen: &mut Seen) {
+        self.ask_as(0, seen);
+    }
+
+    fn ask_as(&mut self, tenant: usize, seen: &mut Seen) {
         let in_flight = self.running.len() + self.waiting.len();
         let now = self.start + Duration::from_secs_f64(self.now / 1e3);
+        let name = &tenants()[tenant];
         seen.asked += 1;
-        if self.calls.judge(in_flight, now, |_| self.running.len()) {
-            self.waiting.push_back(self.now);
+        seen.of[tenant][0] += 1;
+        if self.calls.judge(name, in_flight, now, |_| self.running.len()) {
+            let places = (in_flight, self.calls.most);
+            let seat = self.calls.seats.take(name, places, || room(in_flight, |_| self.running.len()), now);
+            self.waiting.push_back(Call { came: self.now, tenant, _seat: seat.flatten() });
             self.begin();
         } else {
             seen.refused += 1;
+            seen.of[tenant][1] += 1;
         }
     }
 
     /// Calls that come at random, so many for each that the workers can answer, for some seconds.
     fn open(&mut self, load: f64, seconds: f64) -> Seen {
+        self.shared(&[load], seconds)
+    }
+
+    /// As [`Model::open`], with a load of each tenant.
+    fn shared(&mut self, loads: &[f64], seconds: f64) -> Seen {
         let (mut seen, end) = (Seen::default(), self.now + seconds * 1e3);
+        let all: f64 = loads.iter().sum();
         while self.now < end {
-            let gap = -self.random().ln() * 1e3 / (CAPACITY * load);
+            let gap = -self.random().ln() * 1e3 / (CAPACITY * all);
             self.advance(self.now + gap, &mut seen);
-            self.ask(&mut seen);
+            let mut at = self.random() * all;
+            let whose = loads.iter().position(|load| {
+                at -= load;
+                at <= 0.0
+            });
+            self.ask_as(whose.unwrap_or(0), &mut seen);
         }
         seen
     }
@@ -183,10 +220,52 @@ fn a_burst_waits_rather_than_being_sent_away() {
 }
 
 #[test]
+fn who_asks_for_less_than_its_share_is_not_refused_for_a_flood_of_others() {
+    for (loads, quiet) in [(&[0.0, 3.0, 0.2][..], 2), (&[3.0, 0.0, 0.2], 2), (&[0.0, 5.0, 5.0, 0.15], 3)] {
+        let mut model = Model::new();
+        model.shared(loads, 2.0);
+        let seen = model.shared(loads, 30.0);
+        let [asked, refused, _] = seen.of[quiet];
+        assert!(asked > 1_000 && refused * 200 <= asked, "{loads:?}: {refused} of {asked}");
+        let used = seen.took.len() as f64 / (30.0 * CAPACITY);
+        assert!(used > 0.97, "{loads:?}: {used} of what can be done");
+        assert!(seen.p99() <= 8.0 * SERVICE.as_secs_f64() * 1e3, "{loads:?}: {} ms", seen.p99());
+    }
+}
+
+#[test]
+fn floods_of_two_tenants_get_the_same() {
+    let mut model = Model::new();
+    let seen = model.shared(&[0.0, 2.0, 6.0], 30.0);
+    let ratio = seen.of[2][2] as f64 / seen.of[1][2] as f64;
+    assert!((0.9..1.25).contains(&ratio), "{:?}", seen.of);
+}
+
+#[test]
+fn a_tenant_alone_leaves_a_place_to_who_comes() {
+    let [_, a, b, c] = tenants();
+    let calls = Calls::new(16);
+    let mut places: Vec<_> = std::iter::repeat_with(|| calls.enter(&a, |n| n)).map_while(|place| place).collect();
+    assert_eq!(places.len(), 14);
+    places.extend([&b, &c].map(|tenant| calls.enter(tenant, |n| n).expect("a place is left")));
+    assert!(calls.enter(&b, |n| n).is_none(), "there is none");
+    places.drain(..4);
+    assert!(calls.enter(&a, |n| n).is_none(), "what is free is for who was refused");
+    assert!(calls.enter(&b, |n| n).is_some());
+    drop(places);
+    assert!(calls.enter(&a, |n| n).is_some() && calls.free() == 16);
+    let one = Calls::new(1);
+    assert!(one.enter(&a, |n| n).is_some(), "there is nothing to leave");
+}
+
+#[test]
 fn places_are_given_back() {
     let calls = Calls::new(2);
-    let places = [calls.enter(|n| n), calls.enter(|n| n)];
-    assert!(places.iter().all(Option::is_some) && calls.enter(|n| n).is_none() && !calls.has_room(|n| n));
+    let [everybody, ..] = tenants();
+    let enter = || calls.enter(&everybody, |n| n);
+    let has_room = || calls.has_room(&everybody, |n| n);
+    let places = [enter(), enter()];
+    assert!(places.iter().all(Option::is_some) && enter().is_none() && !has_room());
     drop(places);
-    assert!(calls.has_room(|n| n) && calls.free() == 2);
+    assert!(has_room() && calls.free() == 2);
 }
