@@ -71,8 +71,8 @@ impl Crew {
         let gate = || self.cores.as_ref().map(|cores| Gate::new(cores, info.threads));
         let beside = sessions.iter().filter(|_| self.inline).filter_map(|session| session.beside());
         shared.inline.set(beside.map(|session| Seat { session, gate: gate() }).collect());
-        // Half as many: who is within its share needs no more than that while others have the cores.
-        let prompt = sessions.iter().take(if self.cores.is_some() { sessions.len().div_ceil(2) } else { 0 });
+        // As many: of two requests of one caller that come at once, neither is to wait for a run of somebody else's to end.
+        let prompt = sessions.iter().filter(|_| self.cores.is_some());
         let prompt: Vec<_> = prompt.filter_map(|session| Some((session.another()?, Post::Prompt))).collect();
         let regular = sessions.into_iter().map(|session| (session, Post::Regular));
         worker::start(regular.chain(prompt).collect(), shared, &info.engine, gate)
