@@ -89,7 +89,7 @@ def pair(tmp_path_factory):
     fleet = Fleet(folder / "fleet", SITES)
     try:
         one = fleet.start("one", **{"log.filter": "info,windrose::access=debug"})
-        one.deploy(write_model(folder / "model"))
+        one.deploy(write_model(folder / "model", golden=False))
         wait_until(lambda: answers(one, MODEL, BODY).status == 200, 30, "the model")
         yield one, Peer(fleet, "one", explained(one, MODEL)["candidates"][0]["digest"])
     finally:
@@ -252,5 +252,45 @@ def test_a_golden_test_goes_where_its_model_may(tmp_path):
         digest = hashlib.sha256((folder / "input.json").read_bytes()).hexdigest()
         got = {name: Peer(fleet, "here", by=name).golden(digest) for name in ("there", "abroad")}
         assert got == {"there": 200, "abroad": 404}
+    finally:
+        fleet.stop()
+
+
+# Its instances count what they are asked, and the first one's answer is the right one.
+COUNTING = f"""
+name = "counting"
+module = "{ROOT / "target" / "guests" / "hostile.wasm"}"
+[graphs.model]
+file = "{ADD / "identity_fp32.onnx"}"
+[limits]
+reuse = 100
+[test]
+input = "input.json"
+output = "output.json"
+"""
+COUNT = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1], "data": [7]}], "parameters": {"act": "count"}}
+
+
+def test_a_site_that_finds_itself_wrong_leaves_its_own_clients_to_another(tmp_path):
+    """One keeps its instances, so that its answers change; the other's operator does not let it."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "windrose.toml").write_text(COUNTING)
+    (folder / "input.json").write_text(json.dumps(COUNT))
+    outputs = [{"name": "y", "shape": [1], "datatype": "FP32", "data": [1]}]
+    (folder / "output.json").write_text(json.dumps({"outputs": outputs}))
+    fleet = Fleet(tmp_path / "fleet", ["wrong", "right"])
+    try:
+        wrong = fleet.start("wrong")
+        right = fleet.start("right", **{"ceiling.reuse": "1"})
+        for gateway in (wrong, right):
+            gateway.deploy(folder)
+        for gateway in (wrong, right):
+            found = lambda gateway=gateway: metric(gateway, "windrose_site_ejections", site="wrong", why="wrong") >= 1  # noqa: E731
+            wait_until(found, 30, "the wrong answers to be found")
+        assert "its answer to a golden input was wrong" in wrong.log.read_text()
+        ask = {"inputs": COUNT["inputs"]}
+        for gateway in (wrong, right):
+            assert {answers(gateway, "counting", ask).headers["windrose-site"] for _ in range(10)} == {"right"}
     finally:
         fleet.stop()

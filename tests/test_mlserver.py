@@ -8,8 +8,8 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from fleet import Fleet, answers, explained, until_site
-from harness import ROOT
+from fleet import Fleet, answers, explained, metric, until_site
+from harness import ROOT, wait_until
 
 sys.path.insert(0, str(ROOT / "benches" / "peers"))
 from peers import MlServer  # noqa: E402
@@ -112,3 +112,23 @@ def test_what_either_loses_the_other_answers(server, make_fleet):
     assert {(answer.status, answer.headers["windrose-site"]) for answer in after} == {(200, SITE)}
     server.start(json.dumps(BODY).encode())
     until_site(entry, MODEL, BODY, {SITE, FOREIGN}, 30)
+
+
+def test_a_server_that_answers_otherwise_than_the_models_test_is_left(tmp_path, make_fleet):
+    """The gateway serves the bare graph, whose scores are no probabilities."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    graph = ROOT / "models" / "tiny" / "model.onnx"
+    (folder / "windrose.toml").write_text(
+        f'name = "{MODEL}"\n[graphs.model]\nfile = "{graph}"\n[test]\ninput = "input.json"\noutput = "output.json"\n'
+    )
+    (folder / "input.json").write_text(json.dumps(BODY))
+    fleet = make_fleet("entry", SITE, more=f"plain = true\nrepeatable = true\n{SHARES}")
+    site = fleet.start(SITE)
+    site.deploy(graph, "--name", MODEL)
+    (folder / "output.json").write_bytes(answers(site, MODEL, BODY).body)
+    site.deploy(folder)
+    entry = fleet.start("entry")
+    found = lambda: metric(entry, "windrose_site_ejections", site=FOREIGN, why="wrong") >= 1  # noqa: E731
+    wait_until(found, 30, "the other answers to be found")
+    assert {answer.headers["windrose-site"] for answer in ask(entry, 40)} == {SITE}

@@ -161,14 +161,18 @@ fn take_loads(fleet: &Fleet, site: &str, loads: &[(String, String, [u64; 4])]) {
 /// Gets something small from a peer.
 pub(super) async fn get(peer: &Peer, path: &str) -> Result<Bytes, SendError> {
     let request = Request::get(format!("https://windrose{path}")).body(()).map_err(|_| SendError::Connect)?;
-    let (status, bytes) = fetch(peer, request, Outgoing::Whole(Bytes::new())).await?;
+    let (status, bytes) = fetch(peer, request, Outgoing::Whole(Arc::default())).await?;
     if status.is_success() { Ok(bytes) } else { Err(SendError::Refused) }
 }
 
 /// Sends a request to a peer and reads its answer whole.
 pub(super) async fn fetch(peer: &Peer, request: Request<()>, body: Outgoing) -> Result<(StatusCode, Bytes), SendError> {
     let (head, body) = peer.send(request, body).await?;
-    let mut body = Answer::Peer(body);
+    Ok((head.status, read(Answer::Peer(body)).await?))
+}
+
+/// The whole of an answer that is not too long.
+pub(super) async fn read(mut body: Answer) -> Result<Bytes, SendError> {
     let mut all = Vec::new();
     while let Some(piece) = body.data().await {
         all.extend_from_slice(&piece?);
@@ -176,5 +180,5 @@ pub(super) async fn fetch(peer: &Peer, request: Request<()>, body: Outgoing) -> 
             return Err(SendError::Reset);
         }
     }
-    Ok((head.status, all.into()))
+    Ok(all.into())
 }

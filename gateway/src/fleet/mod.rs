@@ -16,7 +16,7 @@ pub mod wire;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -30,6 +30,7 @@ pub use self::table::{Place, Replicated, Table, To};
 use self::addresses::Addresses;
 use self::catalog::{Catalog, Offer};
 use self::follow::Follower;
+use self::probe::Own;
 use self::tls::{Identity, TlsError};
 use self::upstream::{Foreign, Peer, Upstream};
 use crate::config::ConfigError;
@@ -74,6 +75,8 @@ pub struct Fleet {
     telemetry: Arc<Telemetry>,
     /// Where the files of golden tests are.
     registry: Arc<Registry>,
+    /// How this gateway's own replicas are probed.
+    own: OnceLock<Own>,
 }
 
 /// What tables are built from.
@@ -117,6 +120,7 @@ impl Fleet {
             ceiling: registry.loader.ceiling.grants.clone(),
             registry,
             telemetry,
+            own: OnceLock::new(),
             config,
         });
         fleet.take_file(file);
@@ -153,6 +157,11 @@ impl Fleet {
             return None;
         }
         self.registry.store.read_blob(digest).await.ok()
+    }
+
+    /// How this gateway's own replicas are probed from now on. Only the first call counts.
+    pub fn probe_own(&self, own: Own) {
+        let _ = self.own.set(own);
     }
 
     /// Whose law holds at a site.

@@ -1,27 +1,40 @@
-//! Golden probes: the manifest's test input is sent to every replica at another site now and then, and the answer compared.
-//! A replica that answers wrongly is ejected like one that is down; only a right answer brings it back.
+//! Golden probes: the manifest's test input is sent to every replica now and then, the gateway's own and those of foreign
+//! servers among them, and the answer compared. A replica that answers wrongly is ejected like one that is down; only a
+//! right answer brings it back.
 //!
 //! They have a budget: each gateway sends at most one probe to a replica in [`EVERY`], and [`PER_ROUND`] in all. They obey
 //! the law of the model's data, where they are sent from as well, are never retried or hedged, and count as no client's
-//! request.
+//! request. A model that acts outside is never probed.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Weak};
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::CONTENT_TYPE;
-use http::{HeaderValue, Request, StatusCode, Version};
+use http::{HeaderValue, Method, Request, StatusCode, Version};
+use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 use windrose_route::{Jurisdiction, Probe};
 
-use super::follow::{fetch, get};
-use super::upstream::{Outgoing, Peer, Upstream};
+use super::follow::{fetch, get, read};
+use super::upstream::{Answer, Outgoing, Upstream};
 use super::wire::Forwarded;
 use super::{Fleet, Place, Replicated, To};
+use crate::config::tenants::PROBER;
 use crate::control::manifest::SelfTest;
 use crate::control::prepare::compare_golden;
 use crate::control::store::hex_digest;
+use crate::http::Received;
+use crate::snapshot::Served;
+use crate::telemetry::Probed;
+
+/// Asks a model of this gateway, as [`PROBER`]: what the data plane answers to the input.
+pub type Own = Box<dyn Fn(Arc<Served>, Bytes, Duration) -> Asking + Send + Sync>;
+/// An answer on its way; `None` when it broke off.
+pub type Asking = Pin<Box<dyn Future<Output = Option<(StatusCode, Bytes)>> + Send>>;
 
 /// Where a peer has the files of golden tests.
 pub const GOLDEN: &str = "/windrose/golden/";
@@ -35,65 +48,74 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// Files that are kept.
 const KEPT: usize = 1024;
 
-/// Probes until the fleet has gone.
+/// What has been read of golden tests, by digest.
+type Files = Arc<Mutex<HashMap<String, Bytes>>>;
+
+/// Probes until the fleet has gone. None waits for another, so that a silent site holds up nobody else's.
 pub(super) async fn run(fleet: Weak<Fleet>) {
-    let mut files: HashMap<String, Bytes> = HashMap::new();
+    let files = Files::default();
+    let mut running: HashMap<(String, String, Arc<str>), JoinHandle<()>> = HashMap::new();
     let mut tick = interval(EVERY);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut at = 0;
     loop {
         tick.tick().await;
         let Some(fleet) = fleet.upgrade() else { return };
+        running.retain(|_, probe| !probe.is_finished());
         let (table, here) = (fleet.table(), fleet.jurisdiction_of(&fleet.config.site));
         let all: Vec<(&Arc<Replicated>, &Place)> = table.all().flat_map(|found| due(found, here.as_ref())).collect();
-        let mut probes = Vec::new();
         for step in 0..all.len().min(PER_ROUND) {
             let (found, place) = all[(at + step) % all.len()];
-            let Some(test) = &found.golden else { continue };
-            if let Some(files) = of_test(&fleet, found, test, &mut files).await {
-                probes.push(probe(found, place, test, files));
-            }
+            let site = place.site.name.clone();
+            running.entry((found.model.clone(), found.version.clone(), site.clone())).or_insert_with(|| {
+                let (fleet, found, files) = (fleet.clone(), found.clone(), files.clone());
+                tokio::spawn(async move { one(&fleet, &found, &site, &files).await })
+            });
         }
         at = at.wrapping_add(PER_ROUND) % all.len().max(1);
-        futures_util::future::join_all(probes).await;
     }
 }
 
-/// The replicas elsewhere that a probe may go to from here: a golden test is data of its model.
+/// The replicas that a probe may go to from here: a golden test is data of its model.
 fn due<'a>(found: &'a Arc<Replicated>, here: Option<&Jurisdiction>) -> Vec<(&'a Arc<Replicated>, &'a Place)> {
-    if found.rules.permit(here).is_err() {
+    if !found.repeatable || found.golden.is_none() || found.rules.permit(here).is_err() {
         return Vec::new();
     }
+    // A foreign server has no digest: it is said to serve the same.
+    let same = |place: &Place| place.digest.is_none() || place.digest == found.golden_digest;
     let lawful = |place: &Place| found.rules.permit(place.site.jurisdiction.as_ref()).is_ok();
-    let elsewhere = |place: &&Place| place.digest.is_some() && place.digest == found.golden_digest && lawful(place);
-    match found.repeatable && found.golden.is_some() {
-        true => found.places.values().filter(elsewhere).map(|place| (found, place)).collect(),
-        false => Vec::new(),
+    found.places.values().filter(|place| same(place) && lawful(place)).map(|place| (found, place)).collect()
+}
+
+/// Probes one replica, if the files of its test can be had.
+async fn one(fleet: &Fleet, found: &Replicated, site: &str, files: &Files) {
+    let (Some(place), Some(test)) = (found.places.get(site), &found.golden) else { return };
+    if let Some(pair) = of_test(fleet, found, test, files).await {
+        probe(fleet, found, place, test, pair).await;
     }
 }
 
 /// Input and output of a test: from here, or from any peer that has it, and then only with the digest that it must have.
-async fn of_test(
-    fleet: &Fleet,
-    found: &Replicated,
-    test: &SelfTest,
-    kept: &mut HashMap<String, Bytes>,
-) -> Option<(Bytes, Bytes)> {
+async fn of_test(fleet: &Fleet, found: &Replicated, test: &SelfTest, files: &Files) -> Option<(Bytes, Bytes)> {
+    let kept = || files.lock().unwrap_or_else(PoisonError::into_inner);
     let output = test.output.as_ref()?;
     let mut pair = Vec::new();
     for digest in [&test.input, output] {
-        if let Some(bytes) = kept.get(digest) {
-            pair.push(bytes.clone());
+        let known = kept().get(digest).cloned();
+        if let Some(bytes) = known {
+            pair.push(bytes);
             continue;
         }
         let bytes = match fleet.golden(digest).await {
             Some(bytes) => bytes,
             None => from_peers(found, digest).await?,
         };
+        let mut kept = kept();
         if kept.len() >= KEPT {
             kept.clear();
         }
         kept.insert(digest.clone(), bytes.clone());
+        drop(kept);
         pair.push(bytes);
     }
     let output = pair.pop()?;
@@ -115,11 +137,10 @@ async fn from_peers(found: &Replicated, digest: &str) -> Option<Bytes> {
 }
 
 /// Sends one probe, and says what came of it.
-async fn probe(found: &Replicated, place: &Place, test: &SelfTest, (input, output): (Bytes, Bytes)) {
-    let To::There(upstream) = &place.to else { return };
-    let Upstream::Peer(peer) = &**upstream else { return };
+async fn probe(fleet: &Fleet, found: &Replicated, place: &Place, test: &SelfTest, (input, output): (Bytes, Bytes)) {
+    let Some(asking) = asking(fleet, found, place, input) else { return };
     place.metrics.probes();
-    let ended = timeout(PATIENCE, ask(peer, found, place, input)).await;
+    let ended = timeout(PATIENCE, asking).await;
     let probe = match ended {
         Ok(Some((StatusCode::OK, answer))) => match compare_golden(&answer, &output, test.tolerance) {
             Ok(()) => Probe::Right,
@@ -130,6 +151,8 @@ async fn probe(found: &Replicated, place: &Place, test: &SelfTest, (input, outpu
         },
         // It has too much to do, or no longer serves this: that says nothing about its answers.
         Ok(Some((StatusCode::TOO_MANY_REQUESTS | StatusCode::MISDIRECTED_REQUEST, _))) => return,
+        // A foreign server may not take what a test of ours says beside its tensors.
+        Ok(Some((status, _))) if place.digest.is_none() && status.is_client_error() => return,
         Ok(Some(_) | None) | Err(_) => Probe::Failed,
     };
     let now = found.replicas.now();
@@ -139,21 +162,47 @@ async fn probe(found: &Replicated, place: &Place, test: &SelfTest, (input, outpu
     }
 }
 
-async fn ask(peer: &Peer, found: &Replicated, place: &Place, input: Bytes) -> Option<(StatusCode, Bytes)> {
-    let uri = format!("https://windrose/v2/models/{}/versions/{}/infer", found.model, found.version);
-    let mut request = Request::post(uri).version(Version::HTTP_2).body(()).ok()?;
-    request.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    let told = Forwarded {
-        remaining: PATIENCE,
-        digest: place.digest?,
-        rules: found.shared_rules.clone(),
-        attempt: 0,
-        // A share of the engine of its own: it must not wait behind everything that clients have queued there.
-        tenant: "probe".into(),
-        probe: true,
+/// The question to a replica, wherever it is; `None` where nothing can be asked.
+fn asking<'a>(fleet: &'a Fleet, found: &'a Replicated, place: &'a Place, input: Bytes) -> Option<AskingOf<'a>> {
+    match &place.to {
+        To::Here(served) => {
+            let own = fleet.own.get()?;
+            fleet.telemetry.site(&place.site.name).probed(Probed::Golden);
+            Some(own(served.clone(), input, PATIENCE))
+        }
+        To::There(upstream) => Some(Box::pin(ask(upstream, found, place, input))),
+    }
+}
+
+type AskingOf<'a> = Pin<Box<dyn Future<Output = Option<(StatusCode, Bytes)>> + Send + 'a>>;
+
+async fn ask(upstream: &Upstream, found: &Replicated, place: &Place, input: Bytes) -> Option<(StatusCode, Bytes)> {
+    let question = |uri: String, version| {
+        let request = Request::builder().method(Method::POST).uri(uri).version(version);
+        request.header(CONTENT_TYPE, HeaderValue::from_static("application/json")).body(()).ok()
     };
-    told.stamp(request.headers_mut());
-    fetch(peer, request, Outgoing::Whole(input)).await.ok()
+    match upstream {
+        Upstream::Peer(peer) => {
+            let uri = format!("https://windrose/v2/models/{}/versions/{}/infer", found.model, found.version);
+            let mut request = question(uri, Version::HTTP_2)?;
+            let told = Forwarded {
+                remaining: PATIENCE,
+                digest: place.digest?,
+                rules: found.shared_rules.clone(),
+                attempt: 0,
+                // A share of the engine of its own: it must not wait behind everything that clients have queued there.
+                tenant: PROBER.into(),
+                probe: true,
+            };
+            told.stamp(request.headers_mut());
+            fetch(peer, request, Outgoing::Whole(Arc::new([input]))).await.ok()
+        }
+        Upstream::Foreign(server) => {
+            let head = question(format!("/v2/models/{}/infer", found.model), Version::HTTP_11)?;
+            let (head, body) = server.send(head, || Some(Received::whole(&[input]))).await.ok()?;
+            Some((head.status, read(Answer::Foreign(body)).await.ok()?))
+        }
+    }
 }
 
 #[cfg(test)]
@@ -224,7 +273,7 @@ mod tests {
                 law => allow.as_ref().is_none_or(|allow| allow.contains(&law)) && !deny.contains(&law),
             };
             let may = |(law, digest): &(String, Option<u8>)| {
-                repeatable && lawful(&here) && lawful(law) && *digest == Some(1)
+                repeatable && lawful(&here) && lawful(law) && digest.is_none_or(|digest| digest == 1)
             };
             let found = replicated(rules, places, repeatable);
             let own = Jurisdiction::new(&here).ok();

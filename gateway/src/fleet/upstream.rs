@@ -68,8 +68,8 @@ pub enum SendError {
 
 /// The body of a request.
 pub enum Outgoing {
-    /// All of it.
-    Whole(Bytes),
+    /// All of it, in pieces.
+    Whole(Arc<[Bytes]>),
     /// As it comes from the client; it is taken once there is a connection.
     Once(Arc<Mutex<Option<Received>>>),
 }
@@ -175,14 +175,16 @@ impl Peer {
     pub async fn send(&self, request: Request<()>, body: Outgoing) -> Result<(response::Parts, RecvStream), SendError> {
         let mut sender = self.connection().ok_or(SendError::Connect)?.ready().await.map_err(|_| SendError::Connect)?;
         let ended = match &body {
-            Outgoing::Whole(bytes) => bytes.is_empty(),
+            Outgoing::Whole(pieces) => pieces.is_empty(),
             Outgoing::Once(_) => false,
         };
         let (answer, mut stream) = sender.send_request(request, ended).map_err(|_| SendError::Connect)?;
         let answer = match body {
-            Outgoing::Whole(bytes) if bytes.is_empty() => answer.await,
-            Outgoing::Whole(bytes) => {
-                stream.send_data(bytes, true).map_err(|_| SendError::Reset)?;
+            Outgoing::Whole(pieces) => {
+                for (at, piece) in pieces.iter().enumerate() {
+                    let last = at + 1 == pieces.len();
+                    stream.send_data(piece.clone(), last).map_err(|_| SendError::Reset)?;
+                }
                 answer.await
             }
             Outgoing::Once(body) => {

@@ -21,7 +21,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
+use http::header::CONTENT_TYPE;
 use http::{HeaderName, HeaderValue, Request, Response, StatusCode, Version};
+use http_body_util::BodyExt;
 use hyper::body::Incoming;
 
 pub use self::listener::serve;
@@ -33,7 +36,7 @@ use self::infer::Call;
 use self::route::{Route, Target};
 use crate::admit::tenants::{Door, everybody};
 use crate::admit::{self, Timing};
-use crate::config::tenants::Tenant;
+use crate::config::tenants::{PROBER, Tenant};
 use crate::error::{Error, Kind, Origin};
 use crate::fleet::{Fleet, Table, wire};
 use crate::snapshot::{Current, Served};
@@ -97,7 +100,12 @@ impl DataPlane {
     }
 
     /// Answers for the models of a fleet from now on. Only the first call counts.
-    pub fn join(&self, fleet: Arc<Fleet>) {
+    pub fn join(self: &Arc<Self>, fleet: Arc<Fleet>) {
+        let plane = Arc::downgrade(self);
+        fleet.probe_own(Box::new(move |served, input, limit| {
+            let plane = plane.clone();
+            Box::pin(async move { probed(&*(plane.upgrade()?), served, input, limit).await })
+        }));
         let _ = self.fleet.set(fleet);
     }
 
@@ -280,6 +288,17 @@ async fn answered(
         (Err(error), Some(track)) => failed(track, &error, identity),
         (Err(error), None) => failed(plane.telemetry.track(None, started), &error, identity),
     }
+}
+
+/// Answers a golden test of a version that is served here.
+async fn probed(plane: &DataPlane, served: Arc<Served>, input: Bytes, limit: Duration) -> Option<(StatusCode, Bytes)> {
+    let mut request = Request::post("/").body(Received::whole(&[input])).ok()?;
+    request.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    let identity = Identity::of(request.headers());
+    let asked = Asked { tenant: PROBER.into(), limit: Some(limit), probe: true };
+    let answer = answered(plane, served, None, (request, &identity, Instant::now()), asked).await;
+    let status = answer.status();
+    Some((status, answer.into_body().collect().await.ok()?.to_bytes()))
 }
 
 /// The answer to a request that failed, counted and logged.

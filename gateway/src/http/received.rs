@@ -37,9 +37,8 @@ impl Received {
     }
 
     /// A body that is held whole.
-    pub fn whole(bytes: Bytes) -> Received {
-        let first = if bytes.is_empty() { Vec::new() } else { vec![bytes] };
-        Received { first, body: None, insists: false }
+    pub fn whole(pieces: &[Bytes]) -> Received {
+        Received { first: pieces.iter().rev().cloned().collect(), body: None, insists: false }
     }
 
     /// Puts back what was read of it, in the order in which it came.
@@ -97,10 +96,10 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_put_back_comes_first_and_in_order() {
-        let mut body = Received::whole(Bytes::from_static(b"c"));
+        let mut body = Received::whole(&[Bytes::from_static(b"c")]);
         body.unread(vec![Bytes::from_static(b"a"), Bytes::from_static(b"b")]);
         assert_eq!((body.size_hint().exact(), body.is_end_stream()), (Some(3), false));
         assert_eq!(body.collect().await.unwrap().to_bytes(), "abc");
-        assert!(Received::whole(Bytes::new()).is_end_stream());
+        assert!(Received::whole(&[]).is_end_stream());
     }
 }

@@ -34,6 +34,9 @@ const SITE: HeaderName = HeaderName::from_static("windrose-site");
 /// How many attempts there were.
 const ATTEMPTS: HeaderName = HeaderName::from_static("windrose-attempts");
 
+/// Pieces of a body that are kept as they came.
+const PIECES: usize = 64;
+
 /// A call, as its attempts share it.
 struct Shared<'a> {
     plane: &'a DataPlane,
@@ -53,8 +56,8 @@ struct Shared<'a> {
 
 /// The body of a request.
 enum Kept {
-    /// All of it, for as many attempts as it takes.
-    Whole(Bytes),
+    /// All of it, for as many attempts as it takes: the pieces as they came, which all of them share.
+    Whole(Arc<[Bytes]>),
     /// Too large to be held: for one attempt, whichever takes it.
     Once(Arc<Mutex<Option<Received>>>),
 }
@@ -149,7 +152,7 @@ async fn hold(
     deadline: Instant,
 ) -> Result<Kept, Error> {
     if body.is_end_stream() {
-        return Ok(Kept::Whole(Bytes::new()));
+        return Ok(Kept::Whole(Arc::default()));
     }
     let declared: Option<u64> = headers.get(CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse().ok());
     let mut pieces: Vec<Bytes> = Vec::new();
@@ -158,9 +161,9 @@ async fn hold(
         let frame = before(deadline, body.frame()).await;
         let frame =
             frame.ok_or_else(|| Error::new(Kind::Deadline, "the deadline passed before the body had arrived"))?;
-        let Some(frame) = frame else { return Ok(Kept::Whole(joined(pieces, length))) };
+        let Some(frame) = frame else { return Ok(Kept::Whole(few(pieces, length))) };
         let frame = frame.map_err(|e| Error::new(Kind::Malformed, "body: broke off").with_detail(e.to_string()))?;
-        let Ok(data) = frame.into_data() else { continue };
+        let Some(data) = frame.into_data().ok().filter(|data| !data.is_empty()) else { continue };
         length += data.len();
         lease.grow(data.len())?;
         pieces.push(data);
@@ -172,14 +175,14 @@ async fn hold(
     Ok(Kept::Once(Arc::new(Mutex::new(Some(body)))))
 }
 
-/// Pieces as one; one piece is not copied.
-fn joined(mut pieces: Vec<Bytes>, length: usize) -> Bytes {
-    if pieces.len() == 1 {
-        return pieces.swap_remove(0);
+/// Pieces as they are, unless a client made so many that they would take more than what is in them.
+fn few(pieces: Vec<Bytes>, length: usize) -> Arc<[Bytes]> {
+    if pieces.len() <= PIECES {
+        return pieces.into();
     }
     let mut all = Vec::with_capacity(length);
     pieces.iter().for_each(|piece| all.extend_from_slice(piece));
-    all.into()
+    Arc::new([all.into()])
 }
 
 type Ended<'a> = (Response<Body>, &'a Place);
@@ -218,7 +221,7 @@ impl<'a> Shared<'a> {
 
     async fn here(&'a self, served: Arc<Served>, place: &'a Place) -> Outcome<Ended<'a>> {
         let body = match &self.body {
-            Kept::Whole(bytes) => Some(Received::whole(bytes.clone())),
+            Kept::Whole(pieces) => Some(Received::whole(pieces)),
             Kept::Once(body) => body.lock().unwrap_or_else(PoisonError::into_inner).take(),
         };
         let Some(body) = body else { return Outcome::Reset };
@@ -246,7 +249,7 @@ impl<'a> Shared<'a> {
             Upstream::Peer(peer) => {
                 let Some(request) = self.to_peer(place, attempt) else { return Outcome::ConnectFailed };
                 let body = match &self.body {
-                    Kept::Whole(bytes) => Outgoing::Whole(bytes.clone()),
+                    Kept::Whole(pieces) => Outgoing::Whole(pieces.clone()),
                     Kept::Once(body) => Outgoing::Once(body.clone()),
                 };
                 peer.send(request, body).await.map(|(head, body)| (head, Answer::Peer(body)))
@@ -254,7 +257,7 @@ impl<'a> Shared<'a> {
             Upstream::Foreign(server) => {
                 let Some(head) = self.to_foreign() else { return Outcome::ConnectFailed };
                 let body = || match &self.body {
-                    Kept::Whole(bytes) => Some(Received::whole(bytes.clone())),
+                    Kept::Whole(pieces) => Some(Received::whole(pieces)),
                     Kept::Once(body) => body.lock().unwrap_or_else(PoisonError::into_inner).take(),
                 };
                 server.send(head, body).await.map(|(head, body)| (head, Answer::Foreign(body)))
