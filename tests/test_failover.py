@@ -11,7 +11,7 @@ from fleet import metric
 from harness import Answer, wait_until
 from lab import needs_network
 from lab.capture import Capture
-from lab.faults import FAULTS, through
+from lab.faults import FAULTS, WRONG_MS, through
 from lab.scene import JURISDICTIONS, NAMES, Fleet
 
 pytestmark = needs_network
@@ -57,7 +57,7 @@ def noticed_by_none(fleet, fault) -> int:
     assert run.before.sites.get("near", 0) > 0, run.before
     assert run.whole.failed == 0, fleet.story(run.record)
     if fault.number == 8:
-        assert run.wrong_for() <= 2000, fleet.story(run.record)
+        assert run.wrong_for() <= WRONG_MS, fleet.story(run.record)
         for entry, before in zip(fleet.entries, found_wrong, strict=True):
             assert ejections(entry, "wrong") > before, "an entry has not found out"
             assert "its answer to a golden input was wrong" in entry.log.read_text(), entry.tail()

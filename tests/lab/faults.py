@@ -15,6 +15,11 @@ from .load import Record, Window
 # An undisturbed answer of the next site may take so much longer than its round trip, and the slowest one of all so much.
 P99_SLACK_MS = 20
 SLOWEST_FACTOR, SLOWEST_SLACK_MS = 3, 50
+# Milliseconds from a fault until all is as before, from its end until the nearest site serves again, and from the first
+# wrong answer to the last.
+NORMAL_MS, NEAREST_MS, WRONG_MS = 300, 2000, 2000
+# The faults that are judged by times: one site is sick, and the next is well.
+TIMED = range(1, 8)
 
 
 @dataclass(frozen=True)
@@ -196,6 +201,25 @@ class Run:
             if window.sites.get("near", 0) >= window.count / 2 > 0:
                 return float(start - self.ended) * 1e3
         return None
+
+
+    def misses(self) -> list[str]:
+        """What is not as it should be, in words: outcomes of every fault, and times of those that are judged by them."""
+        found = [f"{self.whole.failed} failed"] if self.whole.failed else []
+        if self.fault.number == 8:
+            found += [f"wrong answers for {self.wrong_for():.0f} ms"] if self.wrong_for() > WRONG_MS else []
+        elif self.whole.wrong:
+            found.append(f"{self.whole.wrong} wrong")
+        if self.fault.number in TIMED:
+            ten, nearest = self.ten_seconds, self.nearest_serves_after()
+            times = {
+                "p99": (ten.p99, self.p99_limit),
+                "slowest": (ten.slowest, self.slowest_limit),
+                "normal after": (self.normal_after(), NORMAL_MS),
+                "nearest after": (float("inf") if nearest is None else nearest, NEAREST_MS),
+            }
+            found += [f"{name} {ms:.0f} ms, not {limit:.0f}" for name, (ms, limit) in times.items() if ms > limit]
+        return found
 
 
 def through(sites: Sites, fault: Fault, before: float, during: float, after: float, **options) -> Run:

@@ -145,6 +145,9 @@ def envoy_config(listen: list[str], port: int, backends: list[Backend], settings
             "endpoints": [_endpoint(backend, priority) for priority, backend in enumerate(backends)],
         },
     }
+    # Out of the box three retries at the same time are all that there may be.
+    most = dict.fromkeys(("max_connections", "max_pending_requests", "max_requests", "max_retries"), 65_536)
+    cluster["circuit_breakers"] = {"thresholds": [most]}
     check = settings["check"]
     # Without the second interval, the first minute has one check only where no request comes.
     check = check | {"no_traffic_interval": check["interval"], "http_health_check": {"path": READY}}
