@@ -125,6 +125,15 @@ def test_clients_of_a_dead_entry_lose_only_what_was_in_flight_there(fleet):
     assert record.between(killed + 0.05).wrong == 0
 
 
+# The longest TLS record of what gateways tell each other is shorter, and the first piece of a large body is longer.
+TOLD = 4096
+
+
+def attempts(fleet, site: str) -> float:
+    """Tries at a site, of both entries."""
+    return sum(metric(entry, "windrose_site_attempts", site=site) for entry in fleet.entries)
+
+
 def test_no_byte_of_a_bound_request_reaches_a_forbidden_site(fleet, tmp_path):
     """Sites that the law forbids get nothing, whatever is sick; the kernel's own capture of their links says so."""
     serving(fleet, "near")
@@ -135,6 +144,8 @@ def test_no_byte_of_a_bound_request_reaches_a_forbidden_site(fleet, tmp_path):
     def ask(entry) -> Answer:
         return entry.call("POST", "/v2/models/add/infer", body, headers)
 
+    forbidden = [name for name in NAMES if JURISDICTIONS[name] == "us"]
+    before = {name: attempts(fleet, name) for name in forbidden}
     sites = set()
     try:
         for near_is_up in (1, 0):
@@ -150,10 +161,13 @@ def test_no_byte_of_a_bound_request_reaches_a_forbidden_site(fleet, tmp_path):
         for name in ("near", "mid"):
             fleet.network.set_site(name, up=1)
     assert sites == {"near", "mid"}
+    assert {name: attempts(fleet, name) for name in forbidden} == before
     for name, capture in captures.items():
         bytes_sent = sum(capture.finish().payload.values())
-        if JURISDICTIONS[name] == "us":
-            # What sites tell each other is small: all of it is less than one of these bodies.
+        longest = max(capture.records(fleet.network.spaces[name].addresses[0]))
+        if name in forbidden:
             assert bytes_sent < len(body), f"{bytes_sent} bytes to and from {name}"
+            assert longest < TOLD, f"a record of {longest} bytes to {name}"
         else:
             assert bytes_sent > len(body), f"{name} answered, and the capture saw {bytes_sent} bytes"
+            assert longest > TOLD, f"{name} answered, and no record to it was longer than {longest} bytes"

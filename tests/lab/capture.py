@@ -4,12 +4,15 @@ import socket
 import struct
 import threading
 import time
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 
 from .namespace import Namespace
 
 ETH_P_ALL = 3
+# How a TLS record begins that carries data: its type, and the version that every one names. Its length follows.
+TLS_DATA, TLS_HEAD = b"\x17\x03\x03", 5
 # LINKTYPE_RAW: each packet begins with its IP header.
 PCAP_HEADER = struct.pack("<IHHiIII", 0xA1B2C3D4, 2, 4, 0, 0, 65_535, 101)
 
@@ -22,7 +25,8 @@ class Capture:
         # (source, destination) -> bytes of TCP payload.
         self.payload: Counter = Counter()
         self.packets: Counter = Counter()
-        self.bytes = bytearray()
+        # (source, its port, destination, its port) -> what was sent, by sequence number.
+        self._streams: dict[tuple, dict[int, bytes]] = defaultdict(dict)
         # When to stop; what crossed before `finish` was called is still taken.
         self._until = float("inf")
         self._socket = space.run(self._open)
@@ -61,10 +65,37 @@ class Capture:
             ip, total = (packet[0] & 15) * 4, int.from_bytes(packet[2:4])
             payload = packet[ip + (packet[ip + 12] >> 4) * 4 : total]
             self.payload[between] += len(payload)
-            self.bytes += payload
+            ports, sequence = struct.unpack_from("!HH", packet, ip), int.from_bytes(packet[ip + 4 : ip + 8])
+            if payload:
+                self._streams[between[0], ports[0], between[1], ports[1]][sequence] = payload
+
+    def records(self, destination: str) -> Iterator[int]:
+        """The lengths of the TLS records with data that were sent to an address, once it has finished."""
+        for (_, _, to, _), segments in self._streams.items():
+            if to == destination:
+                yield from _records(segments)
 
     def finish(self) -> "Capture":
         self._until = time.monotonic() + 0.3
         self._thread.join(10)
         self._socket.close()
         return self
+
+
+def _records(segments: dict[int, bytes]) -> Iterator[int]:
+    """Of one stream, from the first segment on that begins with a record: the capture may have begun in another's middle."""
+    stream, end = bytearray(), None
+    for sequence in sorted(segments):
+        payload = segments[sequence]
+        if end is None and payload.startswith(TLS_DATA):
+            end = sequence
+        if end is not None and sequence <= end:
+            # What was sent again is there already.
+            stream += payload[end - sequence :]
+            end = max(end, sequence + len(payload))
+    at = 0
+    while at + TLS_HEAD <= len(stream):
+        length = int.from_bytes(stream[at + 3 : at + TLS_HEAD])
+        if stream[at : at + len(TLS_DATA)] == TLS_DATA:
+            yield length
+        at += TLS_HEAD + length
