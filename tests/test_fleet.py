@@ -344,3 +344,29 @@ def test_a_fleet_file_that_is_wrong_stops_the_start_and_later_changes_nothing(ma
     entry.stop()
     done = entry.cli("serve", check=False)
     assert done.returncode == 2 and "fleet.toml" in done.stderr
+
+
+def test_the_fleet_file_says_what_chooses_and_is_followed(make_fleet):
+    """A gateway that serves the model, and two sites of which one costs half as much."""
+    fleet = make_fleet("home", "dear", "cheap")
+    sites = fleet.file.read_text()
+    for name, price in (("home", 3), ("dear", 2), ("cheap", 1)):
+        sites = sites.replace(f'name = "{name}"\n', f'name = "{name}"\nprice = {{ request = {price} }}\nweight = {price - 1}\n')
+
+    def gave() -> set[str]:
+        return {answers(home, MODEL, BODY).headers["windrose-site"] for _ in range(30)}
+
+    def chooses(policy: str, expected: set[str]):
+        fleet.file.write_text(f"{sites}[model.{MODEL}]\n{policy}\n")
+        wait_until(lambda: gave() == expected, 10, f"{policy} to be followed")
+        assert gave() == expected
+
+    fleet.file.write_text(sites)
+    for name in fleet.names:
+        deploy(fleet.start(name))
+    home = fleet.gateways["home"]
+    ready_at(home, MODEL, set(fleet.names))
+    chooses('policy = "local-first"', {"home"})
+    chooses('policy = "cheapest"\np99 = "5s"', {"cheap"})
+    # The weight of the cheap one is 0.
+    chooses('policy = "weights"', {"home", "dear"})
