@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
-from fleet import ADD, Fleet, answers, explained, metric
+from fleet import ADD, Fleet, answers, digest_of, explained, metric
 from harness import ROOT, Gateway, wait_until
 
 MODEL = "rows"
@@ -90,8 +90,7 @@ def pair(tmp_path_factory):
     try:
         one = fleet.start("one", **{"log.filter": "info,windrose::access=debug"})
         one.deploy(write_model(folder / "model"))
-        wait_until(lambda: answers(one, MODEL, BODY).status == 200, 30, "the model")
-        yield one, Peer(fleet, "one", explained(one, MODEL)["candidates"][0]["digest"])
+        yield one, Peer(fleet, "one", digest_of(one, MODEL))
     finally:
         fleet.stop()
 
@@ -112,6 +111,48 @@ def test_tenant_and_attempt_are_in_the_log_where_the_request_arrives(pair):
         assert said in plain, plain
     for wrong in ({"tenant": "a b"}, {"attempt": "x"}, {"probe": "cheap"}, {"hops": "2"}):
         assert peer.infer(**wrong).status_code == 400, wrong
+
+
+def test_a_connection_lasts_no_longer_than_what_it_was_believed_for(tmp_path):
+    """It is ended when its certificate expires, its site leaves the fleet file, or another authority is believed."""
+    fleet = Fleet(tmp_path / "fleet", SITES)
+    try:
+        one = fleet.start("one")
+        one.deploy(write_model(tmp_path / "model"))
+        digest = digest_of(one, MODEL)
+
+        def ends(begin, why: str, **certificate) -> None:
+            fleet.certify("entry", **certificate)
+            # A connection of each: what is open is not judged by what is open elsewhere.
+            peer = Peer(fleet, "one", digest)
+            assert peer.infer().status_code == 200
+            begin()
+            wait_until(lambda: refused(peer), 20, why)
+            wait_until(lambda: why in one.tail(200), 5, f"the log to say `{why}`")
+
+        def refused(peer: Peer) -> bool:
+            try:
+                return peer.infer().status_code != 200
+            except httpx.TransportError:
+                return True
+
+        def leave() -> None:
+            fleet.names.remove("entry")
+            fleet.write()
+
+        def renew_authority() -> None:
+            other = Fleet(tmp_path / "other", SITES)
+            for file in fleet.certificates.glob("*.pem"):
+                file.write_bytes((other.certificates / file.name).read_bytes())
+
+        ends(lambda: None, "its certificate has expired", lifetime="3s")
+        ends(leave, "it is no site of this fleet any more")
+        fleet.names.append("entry")
+        fleet.write()
+        wait_until(lambda: not refused(Peer(fleet, "one", digest)), 20, "the site to be back")
+        ends(renew_authority, "its certificate is not one of this fleet any more")
+    finally:
+        fleet.stop()
 
 
 def test_requests_of_tenants_that_a_peer_names_share_no_run(pair):

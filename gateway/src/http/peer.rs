@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use h2::Reason;
 use http::{HeaderValue, Request, Response, StatusCode};
 use hyper::body::Incoming;
 use hyper::server::conn::http2;
@@ -16,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use windrose_route::Rules;
 
-use super::answer::{self, Answer, Body};
+use super::answer::{self, Body};
 use super::identity::Identity;
 use super::listener::{drive, next};
 use super::received::Received;
@@ -75,6 +76,8 @@ struct Peer {
     site: Arc<str>,
     /// What is counted of that site.
     metrics: Arc<SiteMetrics>,
+    /// Its certificate no longer proves that.
+    over: CancellationToken,
 }
 
 async fn connection(stream: TcpStream, plane: Arc<DataPlane>, fleet: Arc<Fleet>, stop: CancellationToken) {
@@ -87,14 +90,15 @@ async fn connection(stream: TcpStream, plane: Arc<DataPlane>, fleet: Arc<Fleet>,
     };
     stream.get_mut().1.set_buffer_limit(Some(tls::SEND_BUFFER));
     // The authority signed it; it must also be the certificate of a site of this fleet.
-    let certificate = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
-    let site = certificate.and_then(|c| fleet.peers().into_iter().find(|site| tls::is_site(c, site)));
-    let Some(site) = site else {
+    let chain = stream.get_ref().1.peer_certificates().unwrap_or_default().to_vec();
+    let Some(site) = chain.first().and_then(|own| fleet.peer_of(own)) else {
         return tracing::warn!("refused a connection to the peer listener: the certificate is no site's of this fleet");
     };
     tracing::debug!(site = &*site, "a peer has connected");
     let metrics = plane.telemetry.site(&site);
-    let peer = Arc::new(Peer { plane, fleet, stop: stop.clone(), site, metrics });
+    let (drain, over) = (plane.config.drain, CancellationToken::new());
+    let peer = Arc::new(Peer { plane, fleet, stop: stop.clone(), site, metrics, over: over.clone() });
+    let judged = peer.clone();
     let service = service_fn(move |request| handle(peer.clone(), request));
     let served = http2::Builder::new(TokioExecutor::new())
         .timer(TokioTimer::new())
@@ -105,12 +109,35 @@ async fn connection(stream: TcpStream, plane: Arc<DataPlane>, fleet: Arc<Fleet>,
         .keep_alive_interval(PING)
         .keep_alive_timeout(PING)
         .serve_connection(TokioIo::new(stream), service);
-    if let Err(error) = drive(served, stop).await {
-        tracing::debug!(%error, "a peer's connection ended early");
+    let ends = async {
+        tokio::select! {
+            () = stop.cancelled() => {}
+            why = judged.fleet.doubts(&judged.site, &chain) => {
+                tracing::warn!(site = &*judged.site, why, "a peer's connection is ended");
+                over.cancel();
+            }
+        }
+    };
+    let late = async {
+        over.cancelled().await;
+        tokio::time::sleep(drain).await;
+    };
+    tokio::select! {
+        ended = drive(served, ends) => if let Err(error) = ended {
+            tracing::debug!(%error, "a peer's connection ended early");
+        },
+        () = late => {}
     }
 }
 
+/// What a peer's request gets: an answer, or the stream is refused.
+type Answer = Result<Response<Body>, h2::Error>;
+
 async fn handle(peer: Arc<Peer>, request: Request<Incoming>) -> Answer {
+    if peer.over.is_cancelled() {
+        // On its way when the connection ended: whoever sent it may send it again, over another.
+        return Err(Reason::REFUSED_STREAM.into());
+    }
     let started = Instant::now();
     let uri = request.uri().clone();
     Ok(match uri.path() {
@@ -135,6 +162,7 @@ impl Peer {
             now = tokio::time::timeout(POLL, other) => now.ok().and_then(Result::ok),
             // A peer that waits must not hold up the end.
             () = self.stop.cancelled() => None,
+            () = self.over.cancelled() => None,
         };
         let now = now.unwrap_or_else(|| self.fleet.catalog().borrow().clone());
         described(serde_json::to_vec(&*now))
