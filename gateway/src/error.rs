@@ -175,6 +175,23 @@ impl Kind {
         }
     }
 
+    /// Whether the module did it, and would do it again wherever it runs. What took too long, and what an engine or its
+    /// process did, may end otherwise at another site.
+    pub fn is_modules(self) -> bool {
+        matches!(
+            self,
+            Kind::GuestFailed
+                | Kind::GuestTrapped
+                | Kind::GuestContract
+                | Kind::MemoryLimit
+                | Kind::TensorMemoryLimit
+                | Kind::CpuLimit
+                | Kind::OutputLimit
+                | Kind::LogLimit
+                | Kind::StackLimit
+        )
+    }
+
     /// The stable word for metrics and headers.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -279,6 +296,7 @@ mod tests {
             assert_eq!(kind as usize, index);
             assert!(kind.status().is_client_error() || kind.status().is_server_error());
             assert_eq!(Kind::ALL.iter().filter(|k| k.as_str() == kind.as_str()).count(), 1);
+            assert!(!kind.is_modules() || kind.origin() == Origin::Guest);
         }
     }
 

@@ -106,8 +106,8 @@ pub struct Standing {
 pub(crate) enum Ending {
     /// With an answer, after so long, asked for with so many others in flight.
     Answered { took: Nanos, beside: u32 },
-    /// With an answer that was counted before: its stream has ended.
-    Streamed,
+    /// With nothing that is counted: an answer that was counted before, whose stream has ended, or an error of the module's.
+    Uncounted,
     /// With a failure that counts so much.
     Failed { weight: f64 },
     /// Without an answer for so long, which counts so much.
@@ -377,7 +377,7 @@ impl Router {
                 slot.health.back_off(until);
             }
             Ending::NotHere => slot.health.not_here(now),
-            Ending::Streamed => {}
+            Ending::Uncounted => {}
         }
         self.changed(id, before, now);
     }

@@ -46,8 +46,11 @@ const PROBE: HeaderName = HeaderName::from_static("windrose-probe");
 /// Load of the model that answered.
 pub const LOAD: HeaderName = HeaderName::from_static("windrose-load");
 
+/// Whose the error is that an answer has, where it is the module's own.
+const ORIGIN: HeaderName = HeaderName::from_static("windrose-origin");
+
 /// The names that only gateways use.
-static INTERNAL: [HeaderName; 8] = [REMAINING, DIGEST, RULES, ATTEMPT, HOPS, TENANT, PROBE, LOAD];
+static INTERNAL: [HeaderName; 9] = [REMAINING, DIGEST, RULES, ATTEMPT, HOPS, TENANT, PROBE, LOAD, ORIGIN];
 
 /// A client's wishes; each can only make the rules stricter.
 const ALLOW: HeaderName = HeaderName::from_static("windrose-allow");
@@ -61,6 +64,8 @@ const MAX_RULES: usize = 4096;
 const MAX_TENANT: usize = 128;
 /// The one kind of probe that is an inference.
 const GOLDEN: &str = "golden";
+/// The one origin that is told.
+const MODULE: &str = "module";
 
 /// What a peer says about a request that it forwards.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -263,6 +268,16 @@ fn read(text: &str) -> Option<Rules> {
         rules = rules.and(source, allow, deny);
     }
     Some(rules)
+}
+
+/// Says on an answer to a peer that its error is the module's own.
+pub fn of_module(headers: &mut HeaderMap) {
+    headers.insert(ORIGIN, HeaderValue::from_static(MODULE));
+}
+
+/// Whether a peer's answer says that its error is the module's own.
+pub fn is_of_module(headers: &HeaderMap) -> bool {
+    headers.get(&ORIGIN).is_some_and(|origin| origin == MODULE)
 }
 
 /// A load as one header: requests in flight, of these queued, how many run at once, engine time in microseconds.

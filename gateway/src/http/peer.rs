@@ -237,6 +237,9 @@ impl Peer {
                 let asked = Asked { tenant: told.tenant.clone(), limit, probe: told.probe };
                 let call = (request, identity, started);
                 let mut response = answered(&self.plane, served.clone(), route.rest(), call, asked).await;
+                if answer::is_modules(&response) {
+                    wire::of_module(response.headers_mut());
+                }
                 response.headers_mut().insert(wire::LOAD, wire::load_header(&catalog::load(&served)));
                 response
             }

@@ -193,7 +193,7 @@ async fn counted<T>(place: &Place, attempt: impl Future<Output = Outcome<T>>) ->
         Outcome::Refused => Attempt::Refused,
         Outcome::Reset => Attempt::Reset,
         Outcome::Cut => Attempt::Cut,
-        Outcome::Answer { verdict: Verdict::Answer, .. } => Attempt::Answered,
+        Outcome::Answer { verdict: Verdict::Answer | Verdict::Module, .. } => Attempt::Answered,
         Outcome::Answer { verdict: Verdict::Failed, .. } => Attempt::Failed,
         Outcome::Answer { verdict: Verdict::Overloaded { .. }, .. } => Attempt::Overloaded,
         Outcome::Answer { verdict: Verdict::NotHere, .. } => Attempt::NotHere,
@@ -232,7 +232,10 @@ impl<'a> Shared<'a> {
         let call = (request, self.identity, self.started);
         let response = answered(self.plane, served, self.route.rest(), call, asked).await;
         let whole = response.body().is_whole().then(|| response.body().length() as u64);
-        let verdict = peers_verdict(response.status(), response.headers());
+        let verdict = match answer::is_modules(&response) {
+            true => Verdict::Module,
+            false => peers_verdict(response.status(), response.headers()),
+        };
         Outcome::Answer { verdict, whole, answer: (response, place) }
     }
 
@@ -365,6 +368,7 @@ impl<'a> Shared<'a> {
 fn peers_verdict(status: StatusCode, headers: &HeaderMap) -> Verdict {
     let is = |kind: Kind| headers.get(answer::ERROR).is_some_and(|value| value == kind.as_str());
     match status.as_u16() {
+        _ if wire::is_of_module(headers) => Verdict::Module,
         421 | 503 if is(Kind::NotHere) || is(Kind::NotReady) => Verdict::NotHere,
         // It reports its load, so that nobody has to stay away longer than that says.
         429 => Verdict::Overloaded { until: None },

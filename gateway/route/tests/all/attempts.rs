@@ -299,6 +299,26 @@ fn a_request_that_every_replica_fails_ejects_nobody() {
 }
 
 #[test]
+fn an_error_of_the_modules_own_is_passed_on_and_says_nothing_about_its_replica() {
+    let mut router = router(four(), settings());
+    let now = calm(&mut router, 50, 20 * MS, 0);
+    let id = router.find("a/1").unwrap();
+    let before = router.standing(id);
+    for end in [WHOLE, Event::Overflow].repeat(20) {
+        let mut attempts = Attempts::new(call(now));
+        let (first, site) = sent(&mut attempts, &mut router, now);
+        assert_eq!(site, "a/1");
+        attempts.on(&mut router, first, Event::Head(Verdict::Module), now + MS);
+        attempts.on(&mut router, first, end, now + MS);
+        assert_eq!(attempts.poll(&mut router, now + MS), Action::Finish { attempt: first });
+        attempts.on(&mut router, first, Event::Complete, now + MS);
+        assert_eq!(attempts.poll(&mut router, now + MS), Action::Done);
+    }
+    assert_eq!(router.standing(id), before);
+    assert_eq!(router.take_changes(), []);
+}
+
+#[test]
 fn a_lone_replica_is_asked_again() {
     let mut router = router(vec![peer("a/1", 2 * MS, "eu")], settings());
     let mut attempts = Attempts::new(call(0));
