@@ -62,7 +62,7 @@ pub enum Action {
 pub struct Failure {
     /// What is said.
     pub reason: Reason,
-    /// When it may work, where a replica said so.
+    /// Where replicas have too much to do: when the first of them may be asked, as far as they said.
     pub retry_at: Option<Nanos>,
     /// The attempt whose error could be shown, if one got as far as a head.
     pub attempt: Option<AttemptId>,
@@ -203,7 +203,7 @@ struct LastFailure {
     again: bool,
     /// It costs no budget: nothing was sent.
     free: bool,
-    overloaded: Option<Option<Nanos>>,
+    overloaded: bool,
     headed: Option<AttemptId>,
 }
 
@@ -320,7 +320,7 @@ impl Attempts {
             Ok(replica) => {
                 let costs = purpose == Purpose::Retry && !self.last.free;
                 if costs && !router.retries.take() {
-                    let reason = if self.last.overloaded.is_some() { Reason::Overloaded } else { Reason::Budget };
+                    let reason = if self.last.overloaded { Reason::Overloaded } else { Reason::Budget };
                     return self.lose(router, reason, now);
                 }
                 self.send(router, replica, purpose, now)
@@ -442,7 +442,7 @@ impl Attempts {
                 blame
             }
             Event::Head(Verdict::Overloaded { until }) => {
-                (self.last.overloaded, self.last.headed) = (Some(until), Some(attempt));
+                (self.last.overloaded, self.last.headed) = (true, Some(attempt));
                 Ending::Overloaded { sent: this.sent_at, beside: this.beside, until }
             }
             Event::Head(Verdict::NotHere) => {
@@ -490,19 +490,17 @@ impl Attempts {
             _ if self.count == 0 => Reason::NoReplica,
             _ => self.exhausted(),
         };
-        if let (Reason::Overloaded, None) = (reason, self.last.overloaded) {
-            self.last.overloaded = Some(nobody.retry_at);
-        }
         self.lose(router, reason, now)
     }
 
     fn exhausted(&self) -> Reason {
-        if self.last.overloaded.is_some() { Reason::Overloaded } else { Reason::Failed }
+        if self.last.overloaded { Reason::Overloaded } else { Reason::Failed }
     }
 
     fn lose(&mut self, router: &mut Router, reason: Reason, now: Nanos) -> Action {
         self.forgive(router, now);
-        self.phase = Phase::Lost(self.failure(reason));
+        let retry_at = if reason == Reason::Overloaded { router.free_at(&self.call, now) } else { None };
+        self.phase = Phase::Lost(Failure { retry_at, ..self.failure(reason) });
         self.poll(router, now)
     }
 
@@ -517,7 +515,7 @@ impl Attempts {
     }
 
     fn failure(&self, reason: Reason) -> Failure {
-        Failure { reason, retry_at: self.last.overloaded.flatten(), attempt: self.last.headed, attempts: self.count }
+        Failure { reason, retry_at: None, attempt: self.last.headed, attempts: self.count }
     }
 
     fn newest(&self) -> Option<Attempt> {

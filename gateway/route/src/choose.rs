@@ -111,6 +111,16 @@ impl Router {
         chosen.ok_or(found.nobody)
     }
 
+    /// When the first of those that a request may go to takes it, as far as they said when.
+    pub(crate) fn free_at(&mut self, call: &Call, now: Nanos) -> Option<Nanos> {
+        let ask = Ask { call, tried: &[], purpose: Purpose::First, now };
+        let mut scratch = std::mem::take(&mut self.scratch);
+        let found = self.look(&ask, 0.0, &mut scratch, (0..self.hot.len(), |_| false));
+        let free = if scratch.passed.is_empty() { found.nobody.retry_at } else { Some(now) };
+        self.scratch = scratch;
+        free
+    }
+
     /// What would happen to a request now, and why. Changes nothing.
     pub fn explain(&self, call: &Call, now: Nanos) -> Explanation {
         let ask = Ask { call, tried: &[], purpose: Purpose::First, now };
@@ -374,7 +384,8 @@ impl Found {
                 nobody.overloaded = true;
                 nobody.retry_at = Some(nobody.retry_at.map_or(until, |at| at.min(until)));
             }
-            Refusal::Full { .. } => nobody.overloaded = true,
+            // Whenever one of its requests ends.
+            Refusal::Full { .. } => (nobody.overloaded, nobody.retry_at) = (true, Some(ask.now)),
             Refusal::Tried => nobody.tried = true,
             _ => {}
         }

@@ -46,11 +46,13 @@ const PROBE: HeaderName = HeaderName::from_static("windrose-probe");
 /// Load of the model that answered.
 pub const LOAD: HeaderName = HeaderName::from_static("windrose-load");
 
+/// Milliseconds for which nothing is to come after a refusal for having too much to do.
+const REST: HeaderName = HeaderName::from_static("windrose-rest-ms");
 /// Whose the error is that an answer has, where it is the module's own.
 const ORIGIN: HeaderName = HeaderName::from_static("windrose-origin");
 
 /// The names that only gateways use.
-static INTERNAL: [HeaderName; 9] = [REMAINING, DIGEST, RULES, ATTEMPT, HOPS, TENANT, PROBE, LOAD, ORIGIN];
+static INTERNAL: [HeaderName; 10] = [REMAINING, DIGEST, RULES, ATTEMPT, HOPS, TENANT, PROBE, LOAD, REST, ORIGIN];
 
 /// A client's wishes; each can only make the rules stricter.
 const ALLOW: HeaderName = HeaderName::from_static("windrose-allow");
@@ -62,6 +64,8 @@ const HEDGE: HeaderName = HeaderName::from_static("windrose-hedge");
 const MAX_RULES: usize = 4096;
 /// The longest name of a tenant, bytes.
 const MAX_TENANT: usize = 128;
+/// The shortest and the longest rest: others come as well, and who asks again costs little.
+const RESTS: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
 /// The one kind of probe that is an inference.
 const GOLDEN: &str = "golden";
 /// The one origin that is told.
@@ -268,6 +272,22 @@ fn read(text: &str) -> Option<Rules> {
         rules = rules.and(source, allow, deny);
     }
     Some(rules)
+}
+
+/// For how long a replica that refused wants to be left alone: about until another of its requests is done.
+pub fn rest(load: &Load) -> Duration {
+    Duration::from_nanos(load.engine_time / u64::from(load.parallel.max(1))).clamp(RESTS.0, RESTS.1)
+}
+
+/// Says that on a refusal.
+pub fn say_rest(headers: &mut HeaderMap, load: &Load) {
+    let millis = u64::try_from(rest(load).as_millis()).unwrap_or(u64::MAX);
+    headers.insert(REST, passing(HeaderValue::from(millis)));
+}
+
+/// Reads what [`say_rest`] writes.
+pub fn rest_of(headers: &HeaderMap) -> Option<Duration> {
+    headers.get(&REST)?.to_str().ok()?.parse().ok().map(Duration::from_millis)
 }
 
 /// Says on an answer to a peer that its error is the module's own.

@@ -222,7 +222,7 @@ pub(super) fn failure(error: &Error) -> Response<Body> {
     let mut response = json(error.kind.status(), oip::encode_error(&error.message));
     let headers = response.headers_mut();
     headers.insert(ERROR, HeaderValue::from_static(error.kind.as_str()));
-    if let Some(seconds) = error.kind.retry_after() {
+    if let Some(seconds) = error.retry_after() {
         headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
     }
     if error.kind == Kind::Unauthorized {

@@ -240,7 +240,11 @@ impl Peer {
                 if answer::is_modules(&response) {
                     wire::of_module(response.headers_mut());
                 }
-                response.headers_mut().insert(wire::LOAD, wire::load_header(&catalog::load(&served)));
+                let load = catalog::load(&served);
+                if response.status() == StatusCode::TOO_MANY_REQUESTS {
+                    wire::say_rest(response.headers_mut(), &load);
+                }
+                response.headers_mut().insert(wire::LOAD, wire::load_header(&load));
                 response
             }
             Some(route @ (Route::Metadata(target) | Route::ModelReady(target))) => {
