@@ -283,6 +283,12 @@ def test_attempts_are_counted_and_decisions_explained(trio):
     assert entry.cli("explain", "nothing", check=False).returncode == 1
 
 
+def unlawful(entry, **headers) -> str:
+    """Why no site may answer, or nothing."""
+    answer = answers(entry, MODEL, BODY, **headers)
+    return answer.json()["error"] if answer.headers.get("windrose-error") == "unlawful" else ""
+
+
 def test_the_law_holds_everywhere(make_fleet):
     fleet = make_fleet("entry", "a", "b", jurisdictions={"entry": "eu", "a": "eu", "b": "us"})
     for name in ("a", "b"):
@@ -297,6 +303,13 @@ def test_the_law_holds_everywhere(make_fleet):
     assert none.status == 503 and none.headers["windrose-error"] == "unlawful"
     assert "not allowed by the request" in none.json()["error"]
     assert metric(entry, "windrose_site_attempts") == before
+    # Each site's own reason, by the name of who gave it.
+    fleet.write('[model.identity]\ndeny = ["us"]\n')
+    said = "b: denied by the fleet file; a: denied by the request"
+    wait_until(lambda: unlawful(entry, windrose_deny="eu").endswith(said), 10, "the rule of the fleet file")
+    assert "denied by the fleet file" in entry.cli("explain", MODEL).stdout
+    fleet.write("")
+    wait_until(lambda: not unlawful(entry, windrose_deny="eu"), 10, "the rule to be gone")
     assert answers(entry, MODEL, BODY, windrose_allow="e u").status == 400
     # What is told of a model comes from where its calls may go.
     path = f"/v2/models/{MODEL}"

@@ -137,7 +137,7 @@ impl Law {
 
     fn rules(&self) -> Rules {
         let read = |list: &Names| list.iter().map(|name| Jurisdiction::new(name).unwrap()).collect::<Vec<_>>();
-        let sources = [Source::Manifest, Source::Tenant];
+        let sources = [Source::Fleet, Source::Tenant];
         self.written.iter().zip(sources).fold(Rules::none(), |rules, ((allow, deny), source)| {
             rules.and(source, allow.as_ref().map(read), read(deny))
         })

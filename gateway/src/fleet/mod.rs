@@ -180,7 +180,7 @@ impl Fleet {
 
     /// What the settings say about data that enters here.
     pub fn bind(&self, rules: Rules) -> Rules {
-        rules.and(Source::Tenant, self.config.allow.clone(), self.config.deny.clone())
+        rules.and(Source::Gateway, self.config.allow.clone(), self.config.deny.clone())
     }
 
     /// The site whose certificate this is, which was verified.

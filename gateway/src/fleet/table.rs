@@ -262,7 +262,7 @@ impl Builder<'_> {
 
     /// Every rule of every manifest that goes by this name binds: a peer can make the law stricter, and nobody laxer.
     fn rules(&self, told: &FleetModel, found: &[Found]) -> Rules {
-        let mut rules = self.fleet.bind(Rules::none()).and(Source::Tenant, told.allow.clone(), told.deny.clone());
+        let mut rules = self.fleet.bind(Rules::none()).and(Source::Fleet, told.allow.clone(), told.deny.clone());
         let mut seen = Vec::new();
         for found in found {
             let law = &found.offer.jurisdictions;

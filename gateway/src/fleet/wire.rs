@@ -252,12 +252,8 @@ fn read(text: &str) -> Option<Rules> {
     let mut rules = Rules::none();
     for layer in text.split("; ") {
         let mut words = layer.split(' ');
-        let source = match words.next()? {
-            "manifest" => Source::Manifest,
-            "tenant" => Source::Tenant,
-            "request" => Source::Request,
-            _ => return None,
-        };
+        let word = words.next()?;
+        let source = Source::ALL.into_iter().find(|source| source.as_str() == word)?;
         let (mut allow, mut deny) = (None, Vec::new());
         for word in words {
             let (key, names) = word.split_once('=')?;
@@ -341,11 +337,10 @@ mod tests {
 
     #[test]
     fn a_forwarded_request_is_told_whole() {
-        let rules = Rules::none().and(Source::Manifest, Some(vec![place("eu"), place("us-ca")]), vec![]).and(
-            Source::Request,
-            Some(vec![]),
-            vec![place("us")],
-        );
+        let rules = Source::ALL.into_iter().fold(Rules::none(), |rules, source| match source {
+            Source::Manifest => rules.and(source, Some(vec![place("eu"), place("us-ca")]), vec![]),
+            _ => rules.and(source, Some(vec![]), vec![place("us")]),
+        });
         for (attempt, tenant, probe) in [(2, default_tenant(), false), (0, "acme/eu".into(), true)] {
             let (remaining, rules) = (Duration::from_millis(1500), Arc::new(rules.clone()));
             let told = Forwarded { remaining, digest: [7; 32], rules, attempt, tenant, probe };
