@@ -1,5 +1,6 @@
 """Several gateways as one: real processes on loopback, peers over TLS with certificates on both sides."""
 
+import json
 import re
 import signal
 import socket
@@ -280,6 +281,14 @@ def test_attempts_are_counted_and_decisions_explained(trio):
     assert found["decisions"] and found["decisions"][0]["purpose"] == "first"
     text = entry.cli("explain", MODEL).stdout
     assert "goes to" in text and "aws/one" in text
+    # One request of several is found again, and nothing about another.
+    named = "a+b/c&d=1"
+    assert answers(entry, MODEL, BODY, x_request_id=named).headers["x-request-id"] == named
+    assert answers(entry, MODEL, BODY).status == 200
+    found = json.loads(entry.cli("explain", MODEL, "--request", named, "--json").stdout)["decisions"]
+    assert {(made["request"], made["tenant"]) for made in found} == {(named, "default")} and found[-1]["purpose"] == "first"
+    assert f"for {named}  of default" in entry.cli("explain", MODEL, "--request", named).stdout
+    assert "no decision about the request" in entry.cli("explain", MODEL, "--request", "other").stdout
     assert entry.cli("explain", "nothing", check=False).returncode == 1
 
 

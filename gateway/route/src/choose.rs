@@ -4,7 +4,7 @@ use crate::call::{Call, Hedging};
 use crate::explain::{Candidate, Considered, Decision, Explanation, Purpose, Refusal, SHOWN};
 use crate::law::Breach;
 use crate::replica::{Nature, ReplicaId, Serves};
-use crate::router::{DECISIONS, Router};
+use crate::router::{DECISIONS, Router, UNUSUAL};
 use crate::settings::Policy;
 use crate::time::{MILLISECOND, Nanos};
 
@@ -103,6 +103,8 @@ impl Router {
         self.keep(Decision {
             at: ask.now,
             purpose: ask.purpose,
+            request: ask.call.request.clone(),
+            tenant: ask.call.tenant.clone(),
             chosen,
             last_resort,
             candidates: found.candidates,
@@ -148,9 +150,12 @@ impl Router {
         Explanation { candidates, chosen, last_resort: last_resort && chosen.is_some() }
     }
 
-    /// The decisions of late, the newest first.
+    /// The decisions of late, the newest first: the last of all, and further back those that were not a first attempt at a
+    /// replica that is well.
     pub fn decisions(&self) -> impl Iterator<Item = &Decision> {
-        self.decisions.iter().rev()
+        let mut all: Vec<&(u64, Decision)> = self.unusual.iter().chain(&self.decisions).collect();
+        all.sort_unstable_by_key(|(number, _)| std::cmp::Reverse(*number));
+        all.into_iter().map(|(_, decision)| decision)
     }
 
     fn candidate(&self, considered: Considered) -> Option<Candidate> {
@@ -168,10 +173,16 @@ impl Router {
     }
 
     fn keep(&mut self, decision: Decision) {
-        if self.decisions.len() >= DECISIONS {
-            self.decisions.pop_front();
+        let usual = decision.purpose == Purpose::First && decision.chosen.is_some() && !decision.last_resort;
+        let (kept, most) = match usual {
+            true => (&mut self.decisions, DECISIONS),
+            false => (&mut self.unusual, UNUSUAL),
+        };
+        if kept.len() >= most {
+            kept.pop_front();
         }
-        self.decisions.push_back(decision);
+        kept.push_back((self.taken, decision));
+        self.taken += 1;
     }
 
     /// Whether the policy is content with some of a large fleet.

@@ -126,6 +126,9 @@ pub struct Decision {
     pub at: Nanos,
     /// What for.
     pub purpose: Purpose,
+    /// What the request is called, and whose it is, as its [`Call`](crate::Call) says.
+    pub request: Option<Arc<str>>,
+    pub tenant: Option<Arc<str>>,
     /// Who was asked; `None` when nobody could be.
     pub chosen: Option<ReplicaId>,
     /// True when every healthy replica was out and one was asked all the same.

@@ -95,6 +95,8 @@ pub(super) async fn answer(
         hedging: if wishes.unhedged { Hedging::Never } else { found.hedging },
         verified: wishes.verified,
         forwarded: false,
+        request: Some(identity.request_id.clone()),
+        tenant: Some(tenant.name.clone()),
     };
     let tenant = tenant.name.clone();
     let shared =
