@@ -255,7 +255,7 @@ def test_a_large_body_is_streamed_and_a_large_answer_too(trio):
     assert answer.json()["outputs"][0]["data"] == [0.5] * count
 
 
-def test_a_deadline_travels(make_fleet):
+def test_a_deadline_holds_whatever_the_site_does(make_fleet):
     fleet = make_fleet("entry", "one")
     one = fleet.start("one")
     deploy(one, "loop", "loop")

@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 import ssl
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
@@ -41,6 +42,8 @@ WORDS = {
     "windrose-tenant": "somebody",
     "windrose-probe": "golden",
     "windrose-load": "1 1 1 1",
+    "windrose-rest-ms": "60000",
+    "windrose-origin": "module",
 }
 
 
@@ -86,7 +89,7 @@ class Peer:
 def pair(tmp_path_factory):
     """A site whose entry is a test, and no gateway."""
     folder = tmp_path_factory.mktemp("pair")
-    fleet = Fleet(folder / "fleet", SITES)
+    fleet = Fleet(folder / "fleet", SITES, {"one": "us"})
     try:
         one = fleet.start("one", **{"log.filter": "info,windrose::access=debug"})
         one.deploy(write_model(folder / "model"))
@@ -153,6 +156,36 @@ def test_a_connection_lasts_no_longer_than_what_it_was_believed_for(tmp_path):
         ends(renew_authority, "its certificate is not one of this fleet any more")
     finally:
         fleet.stop()
+
+
+def test_the_law_is_kept_where_a_request_arrives(pair):
+    one, peer = pair
+    ran = counts(one)
+    for rules, why in (
+        ("request allow=eu deny=", "not allowed by the request"),
+        ("manifest allow=us,eu deny=; tenant deny=us", "denied by the tenant"),
+        ("fleet allow=eu,ch deny=", "not allowed by the fleet file"),
+        ("gateway deny=us", "denied by the gateway's settings"),
+    ):
+        refused = peer.infer(rules=rules)
+        assert (refused.status_code, refused.headers["windrose-error"]) == (503, "unlawful"), rules
+        assert why in refused.json()["error"], refused.text
+    for rules in ("request allow=e u", "somebody deny=us", "request permit=us"):
+        assert peer.infer(rules=rules).status_code == 400, rules
+    assert counts(one) == ran, "something ran"
+    assert peer.infer(rules="request allow=us deny=ch").status_code == 200
+
+
+def test_a_site_keeps_the_deadline_that_it_is_told(pair):
+    one, peer = pair
+
+    def takes(remaining_ms: int) -> float:
+        began = time.monotonic()
+        assert peer.infer(**{"remaining-ms": str(remaining_ms)}).status_code == 200
+        return time.monotonic() - began
+
+    # A row waits for company for a second, and no longer than its deadline leaves time for.
+    assert takes(20_000) > 0.9 and min(takes(300) for _ in range(5)) < 0.5
 
 
 def test_requests_of_tenants_that_a_peer_names_share_no_run(pair):
