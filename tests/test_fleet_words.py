@@ -188,6 +188,30 @@ def test_a_site_keeps_the_deadline_that_it_is_told(pair):
     assert takes(20_000) > 0.9 and min(takes(300) for _ in range(5)) < 0.5
 
 
+def test_a_refusal_says_how_much_there_is_to_do_and_when_to_come_back(pair, tmp_path):
+    one, peer = pair
+    for refused, status in ((peer.infer(digest="0" * 64), 421), (peer.infer(rules="request deny=us"), 503)):
+        assert refused.status_code == status and re.fullmatch(r"\d+ \d+ \d+ \d+", refused.headers["windrose-load"])
+    fleet = Fleet(tmp_path / "fleet", SITES)
+    try:
+        narrow = fleet.start("one")
+        folder = write_model(tmp_path / "model")
+        manifest = folder / "windrose.toml"
+        manifest.write_text(manifest.read_text() + "[limits]\nconcurrency = 1\n")
+        narrow.deploy(folder)
+        peer = Peer(fleet, "one", digest_of(narrow, MODEL))
+        with ThreadPoolExecutor(1) as aside:
+            first = aside.submit(peer.infer)
+            wait_until(lambda: metric(narrow, "windrose_requests_in_flight", model=MODEL) == 1, 10, "a request", 0)
+            second = peer.infer()
+            assert second.status_code == 429 and second.headers["retry-after"] == "1", second.text
+            assert 100 <= int(second.headers["windrose-rest-ms"]) <= 1000
+            assert second.headers["windrose-load"].startswith("1 "), second.headers
+            assert first.result().status_code == 200
+    finally:
+        fleet.stop()
+
+
 def test_requests_of_tenants_that_a_peer_names_share_no_run(pair):
     one, peer = pair
 

@@ -23,6 +23,7 @@ use super::listener::{drive, next};
 use super::received::Received;
 use super::route::{Route, Target};
 use super::{Asked, DataPlane, answered, described_version, failed, remote};
+use crate::admit;
 use crate::error::{Error, Kind};
 use crate::fleet::follow::{CATALOG, LOAD, POLL};
 use crate::fleet::probe::GOLDEN;
@@ -200,10 +201,16 @@ impl Peer {
             self.metrics.probed(Probed::Golden);
         }
         let (method, uri) = (request.method().clone(), request.uri().clone());
-        let response = match self.answer(&told, Route::parse(uri.path()), (request, identity, started)).await {
+        let route = Route::parse(uri.path());
+        let response = match self.answer(&told, route, (request, identity, started)).await {
             Ok(response) => response,
-            Err(error) if told.probe => failed(self.plane.telemetry.untracked(started), &error, identity),
-            Err(error) => failed(self.plane.telemetry.track(None, started), &error, identity),
+            Err(error) => {
+                let track = match told.probe {
+                    true => self.plane.telemetry.untracked(started),
+                    false => self.plane.telemetry.track(None, started),
+                };
+                self.refused(failed(track, &error, identity), route)
+            }
         };
         tracing::debug!(
             target: "windrose::access",
@@ -217,6 +224,16 @@ impl Peer {
             status = response.status().as_u16(),
             micros = started.elapsed().as_micros() as u64,
         );
+        response
+    }
+
+    /// A refusal, with the load of what is served here under that name.
+    fn refused(&self, mut response: Response<Body>, route: Option<Route<'_>>) -> Response<Body> {
+        if let Some(Route::Infer(target) | Route::Guest(target, _)) = route
+            && let Ok(served) = admit::find(&self.plane.current.load(), target.model, target.version)
+        {
+            response.headers_mut().insert(wire::LOAD, wire::load_header(&catalog::load(&served)));
+        }
         response
     }
 
