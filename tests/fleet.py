@@ -31,8 +31,9 @@ class Fleet:
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    def certify(self, name: str, days: int = 30):
-        self.windrose("fleet", "cert", self.certificates, name, f"--days={days}")
+    def certify(self, name: str, days: int = 30, lifetime: str = ""):
+        how_long = f"--lifetime={lifetime}" if lifetime else f"--days={days}"
+        self.windrose("fleet", "cert", self.certificates, name, how_long)
 
     def write(self, more: str | None = None):
         """Writes the fleet file; `more` is put behind the sites."""
@@ -73,6 +74,18 @@ def explained(gateway: Gateway, model: str) -> dict:
     import json
 
     return json.loads(gateway.cli("explain", model, "--json").stdout)
+
+
+def digest_of(gateway: Gateway, model: str) -> str:
+    """What the gateway serves under a model's name, once it is in its table."""
+
+    def known():
+        try:
+            return explained(gateway, model)["candidates"][0]["digest"]
+        except AssertionError:
+            return None
+
+    return wait_until(known, 30, f"{model} in the table", 0.1)
 
 
 def metric(gateway, name: str, **labels) -> float:

@@ -1,6 +1,10 @@
 """Modules of the examples as models that ask for grants."""
 
+import http.server
 import json
+import threading
+import time
+from contextlib import contextmanager
 
 from harness import ROOT
 
@@ -20,3 +24,28 @@ load = {str(load).lower()}
 """)
     gateway.deploy(folder)
     return json.loads(gateway.cli("inspect", name, "--json").stdout)["loaded"]
+
+
+@contextmanager
+def secret_page(slow_s: float = 0):
+    """A server on this machine, where no module should get by itself: its port, and when requests came to it."""
+    arrived = []
+
+    class Page(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            arrived.append(time.monotonic())
+            time.sleep(slow_s)
+            self.send_response(200)
+            self.send_header("content-length", "6")
+            self.end_headers()
+            self.wfile.write(b"secret")
+
+        def log_message(self, *_):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Page)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield server.server_address[1], arrived
+    finally:
+        server.shutdown()

@@ -12,7 +12,7 @@ from harness import Answer, wait_until
 from lab import needs_network
 from lab.capture import Capture
 from lab.faults import FAULTS, WRONG_MS, through
-from lab.scene import JURISDICTIONS, NAMES, Fleet
+from lab.scene import JURISDICTIONS, NAMES, Fleet, question
 
 pytestmark = needs_network
 
@@ -20,23 +20,8 @@ pytestmark = needs_network
 @pytest.fixture(scope="module")
 def fleet(tmp_path_factory):
     with Fleet(tmp_path_factory.mktemp("fleet")) as fleet:
-        serving(fleet, "near")
+        fleet.until_served_by("near")
         yield fleet
-
-
-def serving(fleet, site: str, seconds: float = 30) -> None:
-    """Waits until both entries have their answers from a site, again and again."""
-
-    def asked(entry) -> bool:
-        answers = [entry.infer("add", question()) for _ in range(10)]
-        return all(answer.headers.get("windrose-site") == site for answer in answers)
-
-    for entry in fleet.entries:
-        wait_until(lambda entry=entry: asked(entry), seconds, f"{site} to serve", 0.1)
-
-
-def question(values: int = 2) -> list[dict]:
-    return [{"name": name, "datatype": "FP32", "shape": [1, values], "data": [1.5] * values} for name in ("a", "b")]
 
 
 # What engines may run beyond what clients asked for, and how often a run is repeated before it has to: a machine that
@@ -79,7 +64,7 @@ def extra_work_is_small(fleet, load, counted: bool) -> None:
     """Runs a load, which returns how many requests were answered, and counts at the engines what it took."""
     shares = []
     while not shares or (shares[-1] >= EXTRA and len(shares) < TRIES):
-        serving(fleet, "near")
+        fleet.until_served_by("near")
         before = executed(fleet) if counted else 0
         requests = load()
         if not counted:
@@ -108,7 +93,7 @@ def in_flight(fleet) -> float:
 
 
 def test_clients_of_a_dead_entry_lose_only_what_was_in_flight_there(fleet):
-    serving(fleet, "near")
+    fleet.until_served_by("near")
     dead = fleet.entries[0]
     load = fleet.load(4, "entry")
     try:
@@ -136,7 +121,7 @@ def attempts(fleet, site: str) -> float:
 
 def test_no_byte_of_a_bound_request_reaches_a_forbidden_site(fleet, tmp_path):
     """Sites that the law forbids get nothing, whatever is sick; the kernel's own capture of their links says so."""
-    serving(fleet, "near")
+    fleet.until_served_by("near")
     captures = {name: Capture(fleet.network.spaces[name], tmp_path / f"{name}.pcap") for name in NAMES}
     body = json.dumps({"inputs": question(20_000)}).encode()
     headers = {"windrose-allow": "eu,ch", "content-type": "application/json"}

@@ -1,11 +1,13 @@
 """Several gateways as one: real processes on loopback, peers over TLS with certificates on both sides."""
 
+import json
 import re
 import signal
 import socket
 import ssl
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from fleet import ADD, Fleet, answers, explained, metric, until_site
@@ -214,15 +216,32 @@ def test_nobody_without_a_sites_certificate_reaches_a_peer_listener(trio, make_f
 
 
 def test_a_certificate_that_expires_shuts_a_site_out_and_a_new_one_lets_it_in(trio):
+    """While connections to it are open: neither do they go on, nor does a client notice."""
     fleet, entry = trio
-    fleet.certify("aws/one", days=-1)
-    two = fleet.gateways["gcp/two"]
+    one = fleet.gateways["aws/one"]
+    # Started again, so that the connections are made with the certificate that will expire.
+    one.stop()
+    fleet.certify("aws/one", lifetime="12s")
+    expires = time.time() + 12
+    fleet.start("aws/one")
 
-    def only_two():
-        return {answers(entry, MODEL, BODY).headers.get("windrose-site") for _ in range(20)} == {"gcp/two"}
+    def ask(_) -> tuple[int, str | None]:
+        answer = answers(entry, MODEL, BODY)
+        return answer.status, answer.headers.get("windrose-site")
 
-    wait_until(only_two, 20, "the expired site to be left out")
-    assert answers(two, MODEL, BODY).status == 200
+    with ThreadPoolExecutor(12) as together:
+        until_site(entry, MODEL, BODY, {"aws/one", "gcp/two"})
+        assert time.time() < expires, "the machine is too slow for this certificate"
+        seen = []
+        while time.time() < expires + 1.5:
+            seen += together.map(ask, range(24))
+        assert {status for status, _ in seen} == {200}, seen
+        assert "aws/one" in {site for _, site in seen}
+        arrived = metric(one, "windrose_requests", model=MODEL)
+        after = list(together.map(ask, range(500)))
+        assert set(after) == {(200, "gcp/two")}
+        assert metric(one, "windrose_requests", model=MODEL) == arrived
+    assert "has expired" in entry.tail(200)
     fleet.certify("aws/one")
     until_site(entry, MODEL, BODY, {"aws/one", "gcp/two"}, seconds=30)
 
@@ -236,7 +255,7 @@ def test_a_large_body_is_streamed_and_a_large_answer_too(trio):
     assert answer.json()["outputs"][0]["data"] == [0.5] * count
 
 
-def test_a_deadline_travels(make_fleet):
+def test_a_deadline_holds_whatever_the_site_does(make_fleet):
     fleet = make_fleet("entry", "one")
     one = fleet.start("one")
     deploy(one, "loop", "loop")
@@ -262,7 +281,21 @@ def test_attempts_are_counted_and_decisions_explained(trio):
     assert found["decisions"] and found["decisions"][0]["purpose"] == "first"
     text = entry.cli("explain", MODEL).stdout
     assert "goes to" in text and "aws/one" in text
+    # One request of several is found again, and nothing about another.
+    named = "a+b/c&d=1"
+    assert answers(entry, MODEL, BODY, x_request_id=named).headers["x-request-id"] == named
+    assert answers(entry, MODEL, BODY).status == 200
+    found = json.loads(entry.cli("explain", MODEL, "--request", named, "--json").stdout)["decisions"]
+    assert {(made["request"], made["tenant"]) for made in found} == {(named, "default")} and found[-1]["purpose"] == "first"
+    assert f"for {named}  of default" in entry.cli("explain", MODEL, "--request", named).stdout
+    assert "no decision about the request" in entry.cli("explain", MODEL, "--request", "other").stdout
     assert entry.cli("explain", "nothing", check=False).returncode == 1
+
+
+def unlawful(entry, **headers) -> str:
+    """Why no site may answer, or nothing."""
+    answer = answers(entry, MODEL, BODY, **headers)
+    return answer.json()["error"] if answer.headers.get("windrose-error") == "unlawful" else ""
 
 
 def test_the_law_holds_everywhere(make_fleet):
@@ -279,6 +312,13 @@ def test_the_law_holds_everywhere(make_fleet):
     assert none.status == 503 and none.headers["windrose-error"] == "unlawful"
     assert "not allowed by the request" in none.json()["error"]
     assert metric(entry, "windrose_site_attempts") == before
+    # Each site's own reason, by the name of who gave it.
+    fleet.write('[model.identity]\ndeny = ["us"]\n')
+    said = "b: denied by the fleet file; a: denied by the request"
+    wait_until(lambda: unlawful(entry, windrose_deny="eu").endswith(said), 10, "the rule of the fleet file")
+    assert "denied by the fleet file" in entry.cli("explain", MODEL).stdout
+    fleet.write("")
+    wait_until(lambda: not unlawful(entry, windrose_deny="eu"), 10, "the rule to be gone")
     assert answers(entry, MODEL, BODY, windrose_allow="e u").status == 400
     # What is told of a model comes from where its calls may go.
     path = f"/v2/models/{MODEL}"

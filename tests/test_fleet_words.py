@@ -4,11 +4,12 @@ import hashlib
 import json
 import re
 import ssl
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
-from fleet import ADD, Fleet, answers, explained, metric
+from fleet import ADD, Fleet, answers, digest_of, explained, metric
 from harness import ROOT, Gateway, wait_until
 
 MODEL = "rows"
@@ -41,6 +42,8 @@ WORDS = {
     "windrose-tenant": "somebody",
     "windrose-probe": "golden",
     "windrose-load": "1 1 1 1",
+    "windrose-rest-ms": "60000",
+    "windrose-origin": "module",
 }
 
 
@@ -86,12 +89,11 @@ class Peer:
 def pair(tmp_path_factory):
     """A site whose entry is a test, and no gateway."""
     folder = tmp_path_factory.mktemp("pair")
-    fleet = Fleet(folder / "fleet", SITES)
+    fleet = Fleet(folder / "fleet", SITES, {"one": "us"})
     try:
         one = fleet.start("one", **{"log.filter": "info,windrose::access=debug"})
         one.deploy(write_model(folder / "model", golden=False))
-        wait_until(lambda: answers(one, MODEL, BODY).status == 200, 30, "the model")
-        yield one, Peer(fleet, "one", explained(one, MODEL)["candidates"][0]["digest"])
+        yield one, Peer(fleet, "one", digest_of(one, MODEL))
     finally:
         fleet.stop()
 
@@ -112,6 +114,102 @@ def test_tenant_and_attempt_are_in_the_log_where_the_request_arrives(pair):
         assert said in plain, plain
     for wrong in ({"tenant": "a b"}, {"attempt": "x"}, {"probe": "cheap"}, {"hops": "2"}):
         assert peer.infer(**wrong).status_code == 400, wrong
+
+
+def test_a_connection_lasts_no_longer_than_what_it_was_believed_for(tmp_path):
+    """It is ended when its certificate expires, its site leaves the fleet file, or another authority is believed."""
+    fleet = Fleet(tmp_path / "fleet", SITES)
+    try:
+        one = fleet.start("one")
+        one.deploy(write_model(tmp_path / "model"))
+        digest = digest_of(one, MODEL)
+
+        def ends(begin, why: str, **certificate) -> None:
+            fleet.certify("entry", **certificate)
+            # A connection of each: what is open is not judged by what is open elsewhere.
+            peer = Peer(fleet, "one", digest)
+            assert peer.infer().status_code == 200
+            begin()
+            wait_until(lambda: refused(peer), 20, why)
+            wait_until(lambda: why in one.tail(200), 5, f"the log to say `{why}`")
+
+        def refused(peer: Peer) -> bool:
+            try:
+                return peer.infer().status_code != 200
+            except httpx.TransportError:
+                return True
+
+        def leave() -> None:
+            fleet.names.remove("entry")
+            fleet.write()
+
+        def renew_authority() -> None:
+            other = Fleet(tmp_path / "other", SITES)
+            for file in fleet.certificates.glob("*.pem"):
+                file.write_bytes((other.certificates / file.name).read_bytes())
+
+        ends(lambda: None, "its certificate has expired", lifetime="3s")
+        ends(leave, "it is no site of this fleet any more")
+        fleet.names.append("entry")
+        fleet.write()
+        wait_until(lambda: not refused(Peer(fleet, "one", digest)), 20, "the site to be back")
+        ends(renew_authority, "its certificate is not one of this fleet any more")
+    finally:
+        fleet.stop()
+
+
+def test_the_law_is_kept_where_a_request_arrives(pair):
+    one, peer = pair
+    ran = counts(one)
+    for rules, why in (
+        ("request allow=eu deny=", "not allowed by the request"),
+        ("manifest allow=us,eu deny=; tenant deny=us", "denied by the tenant"),
+        ("fleet allow=eu,ch deny=", "not allowed by the fleet file"),
+        ("gateway deny=us", "denied by the gateway's settings"),
+    ):
+        refused = peer.infer(rules=rules)
+        assert (refused.status_code, refused.headers["windrose-error"]) == (503, "unlawful"), rules
+        assert why in refused.json()["error"], refused.text
+    for rules in ("request allow=e u", "somebody deny=us", "request permit=us"):
+        assert peer.infer(rules=rules).status_code == 400, rules
+    assert counts(one) == ran, "something ran"
+    assert peer.infer(rules="request allow=us deny=ch").status_code == 200
+
+
+def test_a_site_keeps_the_deadline_that_it_is_told(pair):
+    one, peer = pair
+
+    def takes(remaining_ms: int) -> float:
+        began = time.monotonic()
+        assert peer.infer(**{"remaining-ms": str(remaining_ms)}).status_code == 200
+        return time.monotonic() - began
+
+    # A row waits for company for a second, and no longer than its deadline leaves time for.
+    assert takes(20_000) > 0.9 and min(takes(300) for _ in range(5)) < 0.5
+
+
+def test_a_refusal_says_how_much_there_is_to_do_and_when_to_come_back(pair, tmp_path):
+    one, peer = pair
+    for refused, status in ((peer.infer(digest="0" * 64), 421), (peer.infer(rules="request deny=us"), 503)):
+        assert refused.status_code == status and re.fullmatch(r"\d+ \d+ \d+ \d+", refused.headers["windrose-load"])
+    fleet = Fleet(tmp_path / "fleet", SITES)
+    try:
+        narrow = fleet.start("one")
+        folder = write_model(tmp_path / "model")
+        manifest = folder / "windrose.toml"
+        manifest.write_text(manifest.read_text() + "[limits]\nconcurrency = 1\n")
+        narrow.deploy(folder)
+        peer = Peer(fleet, "one", digest_of(narrow, MODEL))
+        with ThreadPoolExecutor(1) as aside:
+            first = aside.submit(peer.infer)
+            wait_until(lambda: metric(narrow, "windrose_requests_in_flight", model=MODEL) == 1, 10, "a request", 0)
+            second = peer.infer()
+            assert second.status_code == 429 and second.headers["retry-after"] == "1", second.text
+            assert 100 <= int(second.headers["windrose-rest-ms"]) <= 1000
+            assert second.headers["windrose-load"].startswith("1 "), second.headers
+            assert first.result().status_code == 200
+    finally:
+        fleet.stop()
 
 
 def test_requests_of_tenants_that_a_peer_names_share_no_run(pair):

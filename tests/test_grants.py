@@ -1,35 +1,20 @@
 """What a module asks for, what the operator's ceiling leaves of it, and what the module then reaches."""
 
-import http.server
 import socket
-import threading
 from pathlib import Path
 
 import pytest
-from granting import deploy
+from granting import deploy, secret_page
 from harness import Gateway, wait_until
 
 X = [{"name": "x", "datatype": "FP32", "shape": [1, 2], "data": [1.5, 2.5]}]
 
 
-class Page(http.server.BaseHTTPRequestHandler):
-    def do_GET(self):
-        self.send_response(200)
-        self.send_header("content-length", "6")
-        self.end_headers()
-        self.wfile.write(b"secret")
-
-    def log_message(self, *_):
-        pass
-
-
 @pytest.fixture(scope="module")
 def page():
-    """The port of a server on this machine, where no module should get by itself."""
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Page)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield server.server_address[1]
-    server.shutdown()
+    """The port of a server on this machine."""
+    with secret_page() as (port, _):
+        yield port
 
 
 @pytest.fixture(scope="module")

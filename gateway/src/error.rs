@@ -1,5 +1,7 @@
 //! Whose fault a failed request is, whether it may be retried, and the only place that knows status codes.
 
+use std::time::Duration;
+
 use http::StatusCode;
 use windrose_engine::{EngineError, Fault};
 use windrose_sandbox::{CallError, Limit};
@@ -63,12 +65,14 @@ pub struct Error {
     pub message: String,
     /// For the log, where there is more to say.
     pub detail: Option<String>,
+    /// After how long the same request may succeed, where somebody said so.
+    retry_after: Option<Duration>,
 }
 
 impl Error {
     /// An error whose message is for the client.
     pub fn new(kind: Kind, message: impl Into<String>) -> Error {
-        Error { kind, message: message.into(), detail: None }
+        Error { kind, message: message.into(), detail: None, retry_after: None }
     }
 
     /// A head that is no request, by the status that hyper has for it.
@@ -80,6 +84,19 @@ impl Error {
             }
             _ => Error::new(Kind::Malformed, "the head of the request is not valid HTTP/1.1"),
         }
+    }
+
+    /// Adds after how long the same request may succeed.
+    pub fn retry_in(mut self, after: Option<Duration>) -> Error {
+        self.retry_after = after;
+        self
+    }
+
+    /// Seconds after which the same request may succeed, where waiting helps: what is known, and at least one.
+    pub fn retry_after(&self) -> Option<u64> {
+        let helps = matches!(self.kind, Kind::Overloaded | Kind::NotReady);
+        let known = self.retry_after.unwrap_or_default();
+        helps.then(|| known.as_secs().saturating_add(u64::from(known.subsec_nanos() > 0)).max(1))
     }
 
     /// Adds what only the log shows.
@@ -123,11 +140,6 @@ impl Kind {
         Kind::Unavailable,
         Kind::Internal,
     ];
-
-    /// Seconds after which the same request may succeed, where waiting helps.
-    pub fn retry_after(self) -> Option<u32> {
-        matches!(self, Kind::Overloaded | Kind::NotReady).then_some(1)
-    }
 
     /// The status that clients see.
     pub fn status(self) -> StatusCode {
@@ -173,6 +185,23 @@ impl Kind {
             Kind::Internal | Kind::Overloaded | Kind::NotReady => Origin::Ours,
             _ => Origin::Guest,
         }
+    }
+
+    /// Whether the module did it, and would do it again wherever it runs. What took too long, and what an engine or its
+    /// process did, may end otherwise at another site.
+    pub fn is_modules(self) -> bool {
+        matches!(
+            self,
+            Kind::GuestFailed
+                | Kind::GuestTrapped
+                | Kind::GuestContract
+                | Kind::MemoryLimit
+                | Kind::TensorMemoryLimit
+                | Kind::CpuLimit
+                | Kind::OutputLimit
+                | Kind::LogLimit
+                | Kind::StackLimit
+        )
     }
 
     /// The stable word for metrics and headers.
@@ -279,7 +308,21 @@ mod tests {
             assert_eq!(kind as usize, index);
             assert!(kind.status().is_client_error() || kind.status().is_server_error());
             assert_eq!(Kind::ALL.iter().filter(|k| k.as_str() == kind.as_str()).count(), 1);
+            assert!(!kind.is_modules() || kind.origin() == Origin::Guest);
         }
+    }
+
+    #[test]
+    fn a_client_is_told_whole_seconds_and_at_least_one() {
+        let after =
+            |kind, millis: Option<u64>| Error::new(kind, "").retry_in(millis.map(Duration::from_millis)).retry_after();
+        for (millis, seconds) in
+            [(None, 1), (Some(0), 1), (Some(300), 1), (Some(1000), 1), (Some(1001), 2), (Some(7000), 7)]
+        {
+            assert_eq!(after(Kind::Overloaded, millis), Some(seconds));
+        }
+        assert_eq!(after(Kind::NotReady, None), Some(1));
+        assert_eq!(after(Kind::Internal, Some(5)), None);
     }
 
     #[test]

@@ -1,5 +1,6 @@
 """The faults, and what a run of the load through one shows."""
 
+import math
 import signal
 import threading
 import time
@@ -24,11 +25,13 @@ TIMED = range(1, 8)
 
 @dataclass(frozen=True)
 class Fault:
-    """One fault: a context manager that begins it and ends it again."""
+    """One fault: a context manager that begins it and ends it again. What begins by itself is prepared before the load, and
+    says after how many seconds it will, which are no fewer than those that it is given."""
 
     number: int
     name: str
     happens: Callable[[Sites], object]
+    prepare: Callable[[Sites, float], float] = lambda _, seconds: seconds
 
 
 @contextmanager
@@ -66,12 +69,24 @@ def _sick(sites: Sites, fault: str) -> Iterator[None]:
         sites.front.tell("none")
 
 
-@contextmanager
-def _expired(sites: Fleet) -> Iterator[None]:
-    expired = sites.certify("near", sites.folder / "expired", days=-1)
+# Within so many seconds the nearest site serves again over connections that show its other certificate.
+CONNECTED_S = 15
+
+
+def _will_expire(sites: Fleet, seconds: float) -> float:
+    """Has the nearest site show a certificate that expires while connections to it are open."""
+    lifetime = math.ceil(seconds) + CONNECTED_S
+    expires = time.time() + lifetime
+    identity = sites.certify("near", sites.folder / "short", lifetime=f"{lifetime}s")
     sites.certify("near", sites.keys, days=365)
     sites.front.stop()
-    sites.start_front(expired)
+    sites.start_front(identity)
+    sites.until_served_by("near", CONNECTED_S)
+    return expires - time.time()
+
+
+@contextmanager
+def _expired(sites: Fleet) -> Iterator[None]:
     try:
         yield
     finally:
@@ -143,7 +158,7 @@ FAULTS = [
     Fault(4, "half of the answers are 500", lambda sites: _sick(sites, "errors 2")),
     Fault(5, "accepted and never answered", lambda sites: _sick(sites, "mute")),
     Fault(6, "answers cut", lambda sites: _sick(sites, "cut")),
-    Fault(7, "certificate expired", _expired),
+    Fault(7, "certificate expired", _expired, _will_expire),
     Fault(8, "wrong answers", lambda sites: _sick(sites, "wrong")),
     Fault(9, "flapping every second", _flapping),
     Fault(10, "20% lost one way", lambda s: _network(s, "near", healed={"loss": 0}, incoming=False, loss=0.2)),
@@ -224,6 +239,7 @@ class Run:
 
 def through(sites: Sites, fault: Fault, before: float, during: float, after: float, **options) -> Run:
     """Runs the load through a fault."""
+    before = fault.prepare(sites, before)
     load = sites.load(before + during + after, f"fault-{fault.number}", **options)
     try:
         began = load.until(before)

@@ -4,7 +4,7 @@ import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from harness import BINARY
+from harness import BINARY, wait_until
 
 from . import proxies
 from .link import ROOT, Network, Site
@@ -22,6 +22,11 @@ PEER_PORT, BEHIND_PORT = 8002, 8102
 # A name with the addresses of both entries.
 ENTRY_NAME = "models.lab"
 JURISDICTIONS = {"clients": "eu", "near": "eu", "mid": "ch", "far": "us", "edge": "us"}
+
+
+def question(values: int = 2) -> list[dict]:
+    """Inputs of the sites' model."""
+    return [{"name": name, "datatype": "FP32", "shape": [1, values], "data": [1.5] * values} for name in ("a", "b")]
 
 
 class Sites:
@@ -123,11 +128,11 @@ class Fleet(Sites):
     def _make_certificates(self) -> None:
         subprocess.run([BINARY, "fleet", "init", self.keys], check=True, capture_output=True)
         for name in ["clients", *NAMES]:
-            self.certify(name, self.keys, 365)
+            self.certify(name, self.keys, days=365)
 
-    def certify(self, name: str, folder: Path, days: int) -> dict[str, Path]:
-        """Makes a certificate of a site; returns its files."""
-        command = [BINARY, "fleet", "cert", self.keys, name, f"--days={days}"]
+    def certify(self, name: str, folder: Path, **how_long) -> dict[str, Path]:
+        """Makes a certificate of a site, good for so many `days` or a `lifetime`; returns its files."""
+        command = [BINARY, "fleet", "cert", self.keys, name, *(f"--{key}={value}" for key, value in how_long.items())]
         subprocess.run(command, check=True, capture_output=True)
         made = {"cert": self.keys / f"{name}.pem", "key": self.keys / f"{name}-key.pem"}
         if folder == self.keys:
@@ -165,6 +170,16 @@ class Fleet(Sites):
         }
         address = self.network.address("near")
         self.front = Front(self.network.spaces["near"], f"{address}:{PEER_PORT}", f"{address}:{BEHIND_PORT}", files)
+
+    def until_served_by(self, site: str, seconds: float = 30) -> None:
+        """Waits until both entries have their answers from a site, again and again."""
+
+        def asked(entry) -> bool:
+            answers = [entry.infer("add", question()) for _ in range(10)]
+            return all(answer.headers.get("windrose-site") == site for answer in answers)
+
+        for entry in self.entries:
+            wait_until(lambda entry=entry: asked(entry), seconds, f"{site} to serve", 0.1)
 
     def target(self) -> str:
         return f"{ENTRY_NAME}:{DATA_PORT}"

@@ -62,7 +62,7 @@ pub enum Action {
 pub struct Failure {
     /// What is said.
     pub reason: Reason,
-    /// When it may work, where a replica said so.
+    /// Where replicas have too much to do: when the first of them may be asked, as far as they said.
     pub retry_at: Option<Nanos>,
     /// The attempt whose error could be shown, if one got as far as a head.
     pub attempt: Option<AttemptId>,
@@ -117,9 +117,11 @@ pub enum Event {
 /// What an answer's head says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// An answer for the client: a success, or an error that is the caller's or the module's own and that another replica
-    /// would give as well.
+    /// An answer for the client: a success, or an error that is the caller's and that another replica would give as well.
     Answer,
+    /// An error that is the module's own: the client gets it, for another replica would give it as well, and it says nothing
+    /// about this one, neither that it failed nor how quick it is.
+    Module,
     /// The server failed.
     Failed,
     /// The server has too much to do; nothing is to come before that time, if it said one.
@@ -176,6 +178,8 @@ struct Attempt {
     state: State,
     /// It ended with an error status.
     failed_by_status: bool,
+    /// Its answer is an error of the module's own.
+    modules: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -199,7 +203,7 @@ struct LastFailure {
     again: bool,
     /// It costs no budget: nothing was sent.
     free: bool,
-    overloaded: Option<Option<Nanos>>,
+    overloaded: bool,
     headed: Option<AttemptId>,
 }
 
@@ -270,6 +274,11 @@ impl Attempts {
         let Some(Some(this)) = self.sent.get(index).copied() else { return };
         match (this.state, event) {
             (State::Over, _) | (State::Running, Event::Head(Verdict::Answer) | Event::Complete) => {}
+            (State::Running, Event::Head(Verdict::Module)) => {
+                if let Some(Some(this)) = self.sent.get_mut(index) {
+                    this.modules = true;
+                }
+            }
             (State::Running, Event::Whole { bytes }) => {
                 router.answer_bytes += (bytes as f64 - router.answer_bytes) / 16.0;
                 self.win(router, attempt, State::Over, now);
@@ -277,7 +286,7 @@ impl Attempts {
             (State::Running, Event::Overflow) => self.win(router, attempt, State::Streaming, now),
             (State::Running, event) => self.failed(router, attempt, event, now),
             (State::Streaming, Event::Complete | Event::Whole { .. }) => {
-                self.end(router, attempt, Ending::Streamed, now);
+                self.end(router, attempt, Ending::Uncounted, now);
             }
             (State::Streaming, Event::Head(_) | Event::Overflow) => {}
             (State::Streaming, _) => self.end(router, attempt, Ending::Failed { weight: 1.0 }, now),
@@ -289,7 +298,7 @@ impl Attempts {
     pub fn abandon(&mut self, router: &mut Router, now: Nanos) {
         for index in 0..self.count {
             if self.state_of(index) == State::Streaming {
-                self.end(router, AttemptId(index), Ending::Streamed, now);
+                self.end(router, AttemptId(index), Ending::Uncounted, now);
             }
         }
         self.give_up(router, now);
@@ -311,7 +320,7 @@ impl Attempts {
             Ok(replica) => {
                 let costs = purpose == Purpose::Retry && !self.last.free;
                 if costs && !router.retries.take() {
-                    let reason = if self.last.overloaded.is_some() { Reason::Overloaded } else { Reason::Budget };
+                    let reason = if self.last.overloaded { Reason::Overloaded } else { Reason::Budget };
                     return self.lose(router, reason, now);
                 }
                 self.send(router, replica, purpose, now)
@@ -380,7 +389,15 @@ impl Attempts {
         let index = self.count;
         let delay = router.hedge_delay(replica);
         let (beside, trial) = router.begin(replica, now);
-        let attempt = Attempt { sent_at: now, delay, beside, trial, state: State::Running, failed_by_status: false };
+        let attempt = Attempt {
+            sent_at: now,
+            delay,
+            beside,
+            trial,
+            state: State::Running,
+            failed_by_status: false,
+            modules: false,
+        };
         self.sent[usize::from(index)] = Some(attempt);
         self.replicas[usize::from(index)] = replica;
         self.count += 1;
@@ -393,7 +410,10 @@ impl Attempts {
     fn win(&mut self, router: &mut Router, winner: AttemptId, state: State, now: Nanos) {
         let Some(Some(this)) = self.sent.get_mut(usize::from(winner.0)) else { return };
         this.state = State::Over;
-        let ending = Ending::Answered { took: now.saturating_sub(this.sent_at), beside: this.beside };
+        let ending = match this.modules {
+            true => Ending::Uncounted,
+            false => Ending::Answered { took: now.saturating_sub(this.sent_at), beside: this.beside },
+        };
         let (trial, replica) = (this.trial, self.replicas[usize::from(winner.0)]);
         if state == State::Streaming {
             this.state = State::Streaming;
@@ -422,7 +442,7 @@ impl Attempts {
                 blame
             }
             Event::Head(Verdict::Overloaded { until }) => {
-                (self.last.overloaded, self.last.headed) = (Some(until), Some(attempt));
+                (self.last.overloaded, self.last.headed) = (true, Some(attempt));
                 Ending::Overloaded { sent: this.sent_at, beside: this.beside, until }
             }
             Event::Head(Verdict::NotHere) => {
@@ -470,19 +490,17 @@ impl Attempts {
             _ if self.count == 0 => Reason::NoReplica,
             _ => self.exhausted(),
         };
-        if let (Reason::Overloaded, None) = (reason, self.last.overloaded) {
-            self.last.overloaded = Some(nobody.retry_at);
-        }
         self.lose(router, reason, now)
     }
 
     fn exhausted(&self) -> Reason {
-        if self.last.overloaded.is_some() { Reason::Overloaded } else { Reason::Failed }
+        if self.last.overloaded { Reason::Overloaded } else { Reason::Failed }
     }
 
     fn lose(&mut self, router: &mut Router, reason: Reason, now: Nanos) -> Action {
         self.forgive(router, now);
-        self.phase = Phase::Lost(self.failure(reason));
+        let retry_at = if reason == Reason::Overloaded { router.free_at(&self.call, now) } else { None };
+        self.phase = Phase::Lost(Failure { retry_at, ..self.failure(reason) });
         self.poll(router, now)
     }
 
@@ -497,7 +515,7 @@ impl Attempts {
     }
 
     fn failure(&self, reason: Reason) -> Failure {
-        Failure { reason, retry_at: self.last.overloaded.flatten(), attempt: self.last.headed, attempts: self.count }
+        Failure { reason, retry_at: None, attempt: self.last.headed, attempts: self.count }
     }
 
     fn newest(&self) -> Option<Attempt> {

@@ -34,6 +34,9 @@ pub struct Call {
     pub verified: bool,
     /// Whether it came from another gateway and must be answered here.
     pub forwarded: bool,
+    /// What it is called, and whose it is, for those who look at decisions later.
+    pub request: Option<Arc<str>>,
+    pub tenant: Option<Arc<str>>,
 }
 
 impl Call {
@@ -47,6 +50,8 @@ impl Call {
             hedging: Hedging::default(),
             verified: false,
             forwarded: false,
+            request: None,
+            tenant: None,
         }
     }
 

@@ -4,7 +4,7 @@ use crate::call::{Call, Hedging};
 use crate::explain::{Candidate, Considered, Decision, Explanation, Purpose, Refusal, SHOWN};
 use crate::law::Breach;
 use crate::replica::{Nature, ReplicaId, Serves};
-use crate::router::{DECISIONS, Router};
+use crate::router::{DECISIONS, Router, UNUSUAL};
 use crate::settings::Policy;
 use crate::time::{MILLISECOND, Nanos};
 
@@ -103,12 +103,24 @@ impl Router {
         self.keep(Decision {
             at: ask.now,
             purpose: ask.purpose,
+            request: ask.call.request.clone(),
+            tenant: ask.call.tenant.clone(),
             chosen,
             last_resort,
             candidates: found.candidates,
             considered: shown.places,
         });
         chosen.ok_or(found.nobody)
+    }
+
+    /// When the first of those that a request may go to takes it, as far as they said when.
+    pub(crate) fn free_at(&mut self, call: &Call, now: Nanos) -> Option<Nanos> {
+        let ask = Ask { call, tried: &[], purpose: Purpose::First, now };
+        let mut scratch = std::mem::take(&mut self.scratch);
+        let found = self.look(&ask, 0.0, &mut scratch, (0..self.hot.len(), |_| false));
+        let free = if scratch.passed.is_empty() { found.nobody.retry_at } else { Some(now) };
+        self.scratch = scratch;
+        free
     }
 
     /// What would happen to a request now, and why. Changes nothing.
@@ -138,9 +150,12 @@ impl Router {
         Explanation { candidates, chosen, last_resort: last_resort && chosen.is_some() }
     }
 
-    /// The decisions of late, the newest first.
+    /// The decisions of late, the newest first: the last of all, and further back those that were not a first attempt at a
+    /// replica that is well.
     pub fn decisions(&self) -> impl Iterator<Item = &Decision> {
-        self.decisions.iter().rev()
+        let mut all: Vec<&(u64, Decision)> = self.unusual.iter().chain(&self.decisions).collect();
+        all.sort_unstable_by_key(|(number, _)| std::cmp::Reverse(*number));
+        all.into_iter().map(|(_, decision)| decision)
     }
 
     fn candidate(&self, considered: Considered) -> Option<Candidate> {
@@ -158,10 +173,16 @@ impl Router {
     }
 
     fn keep(&mut self, decision: Decision) {
-        if self.decisions.len() >= DECISIONS {
-            self.decisions.pop_front();
+        let usual = decision.purpose == Purpose::First && decision.chosen.is_some() && !decision.last_resort;
+        let (kept, most) = match usual {
+            true => (&mut self.decisions, DECISIONS),
+            false => (&mut self.unusual, UNUSUAL),
+        };
+        if kept.len() >= most {
+            kept.pop_front();
         }
-        self.decisions.push_back(decision);
+        kept.push_back((self.taken, decision));
+        self.taken += 1;
     }
 
     /// Whether the policy is content with some of a large fleet.
@@ -374,7 +395,8 @@ impl Found {
                 nobody.overloaded = true;
                 nobody.retry_at = Some(nobody.retry_at.map_or(until, |at| at.min(until)));
             }
-            Refusal::Full { .. } => nobody.overloaded = true,
+            // Whenever one of its requests ends.
+            Refusal::Full { .. } => (nobody.overloaded, nobody.retry_at) = (true, Some(ask.now)),
             Refusal::Tried => nobody.tried = true,
             _ => {}
         }

@@ -16,7 +16,7 @@ pub enum Refusal {
     Digest,
     /// Nobody can verify what it serves, and the request asked for that.
     Unverified,
-    /// The module needs a grant that the site does not give.
+    /// The module was not granted there what it needs.
     Grants,
     /// It does not serve the model now.
     NotReady,
@@ -82,7 +82,7 @@ impl fmt::Display for Refusal {
             Refusal::Law(breach) => write!(f, "jurisdiction: {breach}"),
             Refusal::Digest => f.write_str("it serves a digest that the deployment does not allow"),
             Refusal::Unverified => f.write_str("its digest cannot be verified"),
-            Refusal::Grants => f.write_str("the site does not give a grant that the module needs"),
+            Refusal::Grants => f.write_str("the module was granted less there than elsewhere"),
             Refusal::NotReady => f.write_str("it does not serve the model now"),
             Refusal::Forwarded => f.write_str("the request came from another gateway and is not forwarded again"),
             Refusal::KeepsJobs => f.write_str("it cannot withdraw a job, so nothing is hedged there"),
@@ -126,6 +126,9 @@ pub struct Decision {
     pub at: Nanos,
     /// What for.
     pub purpose: Purpose,
+    /// What the request is called, and whose it is, as its [`Call`](crate::Call) says.
+    pub request: Option<Arc<str>>,
+    pub tenant: Option<Arc<str>>,
     /// Who was asked; `None` when nobody could be.
     pub chosen: Option<ReplicaId>,
     /// True when every healthy replica was out and one was asked all the same.

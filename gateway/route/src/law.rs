@@ -46,6 +46,10 @@ impl fmt::Display for Jurisdiction {
 pub enum Source {
     /// The model's manifest.
     Manifest,
+    /// What the fleet file says about the model.
+    Fleet,
+    /// The settings of the gateway where the request entered.
+    Gateway,
     /// The tenant's settings.
     Tenant,
     /// The request itself.
@@ -53,13 +57,28 @@ pub enum Source {
 }
 
 impl Source {
-    /// One word for messages.
+    /// Every source, in the order of declaration.
+    pub const ALL: [Source; 5] = [Source::Manifest, Source::Fleet, Source::Gateway, Source::Tenant, Source::Request];
+
+    /// One word for rules that are written.
     pub fn as_str(self) -> &'static str {
         match self {
             Source::Manifest => "manifest",
+            Source::Fleet => "fleet",
+            Source::Gateway => "gateway",
             Source::Tenant => "tenant",
             Source::Request => "request",
         }
+    }
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Source::Fleet => "fleet file",
+            Source::Gateway => "gateway's settings",
+            other => other.as_str(),
+        })
     }
 }
 
@@ -93,9 +112,9 @@ pub enum Breach {
 impl fmt::Display for Breach {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Breach::NotAllowed(source) => write!(f, "not allowed by the {}", source.as_str()),
-            Breach::Denied(source) => write!(f, "denied by the {}", source.as_str()),
-            Breach::Unknown(source) => write!(f, "bound by the {}, and the jurisdiction is unknown", source.as_str()),
+            Breach::NotAllowed(source) => write!(f, "not allowed by the {source}"),
+            Breach::Denied(source) => write!(f, "denied by the {source}"),
+            Breach::Unknown(source) => write!(f, "bound by the {source}, and the jurisdiction is unknown"),
         }
     }
 }
@@ -171,13 +190,16 @@ mod tests {
     fn each_breach_names_its_source() {
         let rules = Rules::none()
             .and(Source::Manifest, Some(vec![place("eu"), place("ch")]), vec![])
-            .and(Source::Tenant, None, vec![place("ch")])
+            .and(Source::Fleet, None, vec![place("ch")])
             .and(Source::Request, None, vec![]);
         assert_eq!(rules.permit(Some(&place("eu"))), Ok(()));
         assert_eq!(rules.permit(Some(&place("us"))), Err(Breach::NotAllowed(Source::Manifest)));
-        assert_eq!(rules.permit(Some(&place("ch"))), Err(Breach::Denied(Source::Tenant)));
+        assert_eq!(rules.permit(Some(&place("ch"))), Err(Breach::Denied(Source::Fleet)));
         assert_eq!(rules.permit(None), Err(Breach::Unknown(Source::Manifest)));
         assert_eq!(rules.layers().count(), 2);
+        let said = Source::ALL.map(|source| Breach::Denied(source).to_string());
+        let names = ["manifest", "fleet file", "gateway's settings", "tenant", "request"];
+        assert_eq!(said, names.map(|name| format!("denied by the {name}")));
         assert_eq!(Rules::none().permit(None), Ok(()));
         let nowhere = Rules::none().and(Source::Request, Some(vec![]), vec![]);
         assert_eq!(nowhere.permit(Some(&place("eu"))), Err(Breach::NotAllowed(Source::Request)));

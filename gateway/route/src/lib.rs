@@ -38,7 +38,8 @@
 //! - **Answers are held.** The caller keeps an answer's body until [`Event::Whole`], or until it is larger than its bound:
 //!   [`Event::Overflow`]. An answer that must flow at once overflows with its head. [`Action::Finish`] follows, and no
 //!   attempt is made after it. After an overflow the caller still tells the end: [`Event::Complete`] or [`Event::Cut`].
-//! - **An error status is not an answer** unless it is the caller's or the module's own: [`Verdict`]. The bodies of failed
+//! - **An error status is not an answer** unless it is the caller's ([`Verdict::Answer`]) or the module's own
+//!   ([`Verdict::Module`]). The bodies of failed
 //!   attempts can be dropped, except that of the last one with a head, which [`Failure::attempt`] may name.
 //! - **Cancelled attempts** are reset; events that still come from them change nothing.
 //! - **A request that is dropped** before [`Action::Done`] must be [abandoned](Attempts::abandon), or its replicas keep

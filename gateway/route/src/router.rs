@@ -18,8 +18,9 @@ use crate::time::{MILLISECOND, Nanos};
 
 /// Changes that are kept until somebody takes them.
 const CHANGES: usize = 64;
-/// Decisions that are kept.
-pub(crate) const DECISIONS: usize = 16;
+/// Decisions that are kept: of first attempts at a replica that is well, and of all others, after which somebody may look.
+pub(crate) const DECISIONS: usize = 64;
+pub(crate) const UNUSUAL: usize = 192;
 
 /// What one gateway knows about one model's replicas, and how it chooses among them. [`Attempts`](crate::Attempts) uses
 /// it for every request of that model; the caller puts it behind a short lock.
@@ -37,7 +38,11 @@ pub struct Router {
     pub(crate) retries: Budget,
     pub(crate) hedges: Budget,
     pub(crate) scratch: Scratch,
-    pub(crate) decisions: VecDeque<Decision>,
+    /// Decisions that are kept, each with its number.
+    pub(crate) decisions: VecDeque<(u64, Decision)>,
+    pub(crate) unusual: VecDeque<(u64, Decision)>,
+    /// How many were taken.
+    pub(crate) taken: u64,
     /// What answers take beyond the network, over all replicas, in ns; 0 before the first.
     pub(crate) service: f64,
     /// The size of an answer on average, in bytes.
@@ -106,8 +111,8 @@ pub struct Standing {
 pub(crate) enum Ending {
     /// With an answer, after so long, asked for with so many others in flight.
     Answered { took: Nanos, beside: u32 },
-    /// With an answer that was counted before: its stream has ended.
-    Streamed,
+    /// With nothing that is counted: an answer that was counted before, whose stream has ended, or an error of the module's.
+    Uncounted,
     /// With a failure that counts so much.
     Failed { weight: f64 },
     /// Without an answer for so long, which counts so much.
@@ -132,6 +137,8 @@ impl Router {
             jurisdictions: Vec::new(),
             scratch: Scratch::default(),
             decisions: VecDeque::new(),
+            unusual: VecDeque::new(),
+            taken: 0,
             service: 0.0,
             answer_bytes: 0.0,
             changes: VecDeque::new(),
@@ -377,7 +384,7 @@ impl Router {
                 slot.health.back_off(until);
             }
             Ending::NotHere => slot.health.not_here(now),
-            Ending::Streamed => {}
+            Ending::Uncounted => {}
         }
         self.changed(id, before, now);
     }

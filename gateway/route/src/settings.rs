@@ -28,7 +28,7 @@ pub struct Settings {
     pub policy: Policy,
     /// The digests that the deployment allows. Empty allows none: only foreign servers, that the fleet file names.
     pub digests: Vec<Digest>,
-    /// What the model's module needs to be granted where it runs.
+    /// What the model's module must have been granted where it runs: what it was granted anywhere.
     pub needs: Grants,
     /// The most attempts for one request, the first among them: 1 to [`MAX_ATTEMPTS`](crate::MAX_ATTEMPTS).
     pub attempts: u8,

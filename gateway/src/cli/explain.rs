@@ -28,6 +28,9 @@ pub struct Explain {
     /// As if the request asked for a verified digest.
     #[arg(long)]
     verified: bool,
+    /// Of the decisions that are kept only those about the request of this id, which its answer has as x-request-id.
+    #[arg(long, value_name = "ID")]
+    request: Option<String>,
     #[command(flatten)]
     gateway: Gateway,
 }
@@ -53,14 +56,27 @@ impl Explain {
         if self.verified {
             query.push("verified=true".into());
         }
+        query.extend(self.request.as_deref().map(|id| format!("request={}", escaped(id))));
         let path = format!("/v1/explain/{}?{}", self.model, query.join("&"));
         let answer: ExplainAnswer = self.gateway.client()?.call(Method::GET, &path).await?;
         if self.gateway.json {
             return print_json(&answer);
         }
         show(&answer);
+        if let Some(id) = self.request.filter(|_| answer.decisions.is_empty()) {
+            println!("no decision about the request {id} is kept");
+        }
         Ok(())
     }
+}
+
+/// A text as a part of a query.
+fn escaped(text: &str) -> String {
+    let byte = |b: u8| match b {
+        b'0'..=b'9' | b'a'..=b'z' | b'A'..=b'Z' | b'-' | b'_' | b'.' => char::from(b).to_string(),
+        _ => format!("%{b:02X}"),
+    };
+    text.bytes().map(byte).collect()
 }
 
 fn show(answer: &ExplainAnswer) {
@@ -82,7 +98,10 @@ fn show(answer: &ExplainAnswer) {
     }
     for decision in &answer.decisions {
         let chosen = decision.chosen.as_deref().unwrap_or("nobody");
-        println!("  {:>10.1} ms ago  {:6} {chosen}", decision.ago_ms, decision.purpose);
+        let of =
+            |name: &str, what: &Option<String>| what.as_ref().map_or(String::new(), |what| format!("  {name} {what}"));
+        let whose = of("for", &decision.request) + &of("of", &decision.tenant);
+        println!("  {:>10.1} ms ago  {:6} {chosen:24}{whose}", decision.ago_ms, decision.purpose);
         for one in decision.considered.iter().filter(|one| one.refused.is_some()) {
             println!("      {:24} {}", one.site, verdict(one.score_ms, one.refused.as_deref()));
         }
@@ -105,5 +124,11 @@ mod tests {
     fn a_refusal_is_said_before_a_score() {
         assert_eq!(verdict(Some(1.5), None), "expected 1.500 ms");
         assert_eq!(verdict(None, Some("jurisdiction")), "refused: jurisdiction");
+    }
+
+    #[test]
+    fn any_id_fits_a_query() {
+        assert_eq!(escaped("a-1.b_"), "a-1.b_");
+        assert_eq!(escaped("a&b=c%/é"), "a%26b%3Dc%25%2F%C3%A9");
     }
 }

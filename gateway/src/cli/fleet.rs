@@ -1,9 +1,11 @@
 //! `windrose fleet`: an authority and certificates for a first fleet. Needs no gateway.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use super::Failure;
-use crate::fleet::certificate::{self, CertificateError};
+use crate::config::units::parse_span;
+use crate::fleet::certificate::{self, CertificateError, DAY};
 
 /// Make the certificates with which the sites of a fleet know each other.
 #[derive(clap::Args)]
@@ -29,6 +31,9 @@ enum FleetCommand {
         /// For how many days it is good.
         #[arg(long, default_value_t = 90, allow_negative_numbers = true)]
         days: i64,
+        /// Or for how long, such as 12h, where certificates are made anew all the time.
+        #[arg(long, value_name = "SPAN", value_parser = parse_span, conflicts_with = "days")]
+        lifetime: Option<Duration>,
     },
 }
 
@@ -44,8 +49,10 @@ impl Fleet {
                 let path = certificate::init(&folder).map_err(failed)?;
                 println!("made {}; keep its key, authority-key.pem, off the servers", path.display());
             }
-            FleetCommand::Cert { folder, site, days } => {
-                let (certificate, key) = certificate::issue(&folder, &site, days).map_err(failed)?;
+            FleetCommand::Cert { folder, site, days, lifetime } => {
+                let seconds = lifetime.map(|span| i64::try_from(span.as_secs()).unwrap_or(i64::MAX));
+                let seconds = seconds.unwrap_or(days.saturating_mul(DAY));
+                let (certificate, key) = certificate::issue(&folder, &site, seconds).map_err(failed)?;
                 println!("made {} and {}", certificate.display(), key.display());
             }
         }

@@ -17,6 +17,8 @@ use crate::snapshot::{Served, Snapshot};
 const NETWORK: u64 = 1;
 /// A grant to load graphs that the module brings.
 const LOAD: u64 = 2;
+/// A grant of every host that the module asks for.
+const ALL_HOSTS: u64 = 4;
 
 const MODEL: HeaderName = HeaderName::from_static("windrose-model");
 const VERSION: HeaderName = HeaderName::from_static("windrose-version");
@@ -44,9 +46,7 @@ pub struct Offer {
     infers: bool,
     /// The engines of its graphs.
     pub engine: String,
-    /// What its manifest asks to be granted.
-    wants: u64,
-    /// What of that it was granted there.
+    /// What it was granted there of what its manifest asks for.
     granted: u64,
     /// The law of its manifest.
     #[serde(default)]
@@ -103,12 +103,6 @@ impl Offer {
     pub fn of(served: &Served, ceiling: &windrose_sandbox::Grants) -> Offer {
         let manifest = &served.manifest;
         let command = serde_json::to_vec(&manifest.command).unwrap_or_default();
-        let wanted = &manifest.grants;
-        let granted = wanted.min(ceiling);
-        let bits = |grants: &windrose_sandbox::Grants| {
-            u64::from(!grants.network.is_empty() && grants.network.len() == wanted.network.len()) * NETWORK
-                + u64::from(grants.load) * LOAD
-        };
         let millis = |span: Duration| u64::try_from(span.as_millis()).unwrap_or(u64::MAX);
         let mut engines: Vec<_> = served.graphs.iter().map(|(_, graph)| graph.info().engine.as_str()).collect();
         engines.sort_unstable();
@@ -125,8 +119,7 @@ impl Offer {
             },
             infers: served.kind == ModuleKind::Model,
             engine: engines.join(","),
-            wants: bits(wanted),
-            granted: bits(&granted),
+            granted: granted(&manifest.grants, ceiling),
             jurisdictions: manifest.jurisdictions.clone(),
             timeout_ms: (millis(served.default_timeout), millis(served.max_timeout)),
         }
@@ -148,19 +141,14 @@ impl Offer {
         self.parts.test.as_ref().filter(|test| self.infers && test.output.is_some())
     }
 
-    /// What its module needs to be granted.
-    pub fn needs(&self) -> Grants {
-        Grants(self.wants)
-    }
-
-    /// What it was granted where it is offered.
+    /// What its module was granted where it is offered.
     pub fn grants(&self) -> Grants {
         Grants(self.granted)
     }
 
-    /// Whether a request may run twice: the module can do nothing that acts outside.
+    /// Whether a request may run twice there: the module can do nothing that acts outside.
     pub fn repeatable(&self) -> bool {
-        self.wants & NETWORK == 0
+        self.granted & NETWORK == 0
     }
 
     /// Deadline of a request that names none, and the longest.
@@ -186,6 +174,17 @@ impl Offer {
         }
         Facts::new(headers)
     }
+}
+
+/// What a module is granted that asks for so much, as bits.
+fn granted(asked: &windrose_sandbox::Grants, ceiling: &windrose_sandbox::Grants) -> u64 {
+    let granted = asked.min(ceiling);
+    let network = match granted.network.len() {
+        0 => 0,
+        all if all == asked.network.len() => NETWORK | ALL_HOSTS,
+        _ => NETWORK,
+    };
+    network | if granted.load { LOAD } else { 0 }
 }
 
 impl Facts {
@@ -228,5 +227,33 @@ pub fn load(served: &Served) -> Load {
         queued: small(queued),
         parallel: if served.graphs.is_empty() { 0 } else { small(parallel) },
         engine_time,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_granted_decides_and_not_what_is_asked() {
+        let grants = |network: &[&str], load| windrose_sandbox::Grants {
+            network: network.iter().map(|&host| host.to_owned()).collect(),
+            load,
+        };
+        let two = ["a.example", "b.example:443"];
+        let cases: [(&[&str], u64); 4] = [
+            (&[], 0),
+            (&["c.example"], 0),
+            // Some of it acts outside as well as all of it.
+            (&two[..1], NETWORK),
+            (&two, NETWORK | ALL_HOSTS),
+        ];
+        for (ceiling, network) in cases {
+            for load in [false, true] {
+                let bits = granted(&grants(&two, true), &grants(ceiling, load));
+                assert_eq!(bits, network | if load { LOAD } else { 0 }, "{ceiling:?}");
+            }
+        }
+        assert_eq!(granted(&grants(&[], false), &grants(&two, true)), 0);
     }
 }

@@ -18,7 +18,11 @@ const SUFFIX: &str = "site.windrose";
 /// For how long an authority is good, days.
 const AUTHORITY_DAYS: i64 = 3650;
 
-const DAY: i64 = 24 * 60 * 60;
+/// The last second that a certificate can name, of the year 9999, seconds after 1970.
+const LATEST: i64 = 253_402_300_799;
+
+/// A day, seconds.
+pub const DAY: i64 = 24 * 60 * 60;
 
 /// Why no certificate was made.
 #[derive(Debug, thiserror::Error)]
@@ -54,12 +58,12 @@ pub fn init(folder: &Path) -> Result<PathBuf, CertificateError> {
     Ok(path)
 }
 
-/// Signs a certificate for `site`, good for so many days from now; an expired one where that is not positive. Writes it
+/// Signs a certificate for `site`, good for so many seconds from now; an expired one where that is not positive. Writes it
 /// and its key into `folder`, replacing those that are there.
 ///
 /// # Errors
 /// When the authority's files cannot be read, or the new ones not be written.
-pub fn issue(folder: &Path, site: &str, days: i64) -> Result<(PathBuf, PathBuf), CertificateError> {
+pub fn issue(folder: &Path, site: &str, seconds: i64) -> Result<(PathBuf, PathBuf), CertificateError> {
     check_site_name(site).map_err(CertificateError::Name)?;
     let issuer = Issuer::new(authority()?, authority_key(folder)?);
     let key = KeyPair::generate()?;
@@ -68,7 +72,7 @@ pub fn issue(folder: &Path, site: &str, days: i64) -> Result<(PathBuf, PathBuf),
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
     params.use_authority_key_identifier_extension = true;
-    valid(&mut params, days);
+    valid(&mut params, seconds);
     let certificate = params.signed_by(&key, &issuer)?;
     let file = site.replace('/', "-");
     let paths = (folder.join(format!("{file}.pem")), folder.join(format!("{file}-key.pem")));
@@ -83,7 +87,7 @@ fn authority() -> Result<CertificateParams, rcgen::Error> {
     params.distinguished_name.push(DnType::CommonName, "Windrose fleet authority");
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-    valid(&mut params, AUTHORITY_DAYS);
+    valid(&mut params, AUTHORITY_DAYS * DAY);
     Ok(params)
 }
 
@@ -91,10 +95,11 @@ fn authority_key(folder: &Path) -> Result<KeyPair, CertificateError> {
     Ok(KeyPair::from_pem(&read(&folder.join("authority-key.pem"))?)?)
 }
 
-/// Good from a day ago, since clocks differ, and for so many days from now.
-fn valid(params: &mut CertificateParams, days: i64) {
+/// Good from a day ago, since clocks differ, and for so many seconds from now.
+fn valid(params: &mut CertificateParams, seconds: i64) {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs().cast_signed());
-    let (from, to) = if days > 0 { (now - DAY, now + days * DAY) } else { (now - 3 * DAY, now + days * DAY - 60) };
+    let to = now.saturating_add(if seconds > 0 { seconds } else { seconds.saturating_sub(60) }).min(LATEST);
+    let from = if seconds > 0 { now - DAY } else { now - 3 * DAY };
     let from = from.min(to - DAY);
     let at = |seconds: i64| {
         let unix = rcgen::date_time_ymd(1970, 1, 1);
@@ -131,10 +136,10 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         init(folder.path()).unwrap();
         assert!(matches!(init(folder.path()), Err(CertificateError::File { .. })));
-        let (certificate, key) = issue(folder.path(), "aws/eu-west-1", 30).unwrap();
+        let (certificate, key) = issue(folder.path(), "aws/eu-west-1", 30 * DAY).unwrap();
         assert!(certificate.ends_with("aws-eu-west-1.pem") && key.ends_with("aws-eu-west-1-key.pem"));
         let first = read(&certificate).unwrap();
-        issue(folder.path(), "aws/eu-west-1", 30).unwrap();
+        issue(folder.path(), "aws/eu-west-1", 30 * DAY).unwrap();
         assert_ne!(read(&certificate).unwrap(), first);
         let mode = std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(&key).unwrap().permissions());
         assert_eq!(mode & 0o777, 0o600);

@@ -8,6 +8,7 @@ mod addresses;
 pub mod catalog;
 pub mod certificate;
 pub(crate) mod follow;
+mod keeper;
 pub(crate) mod probe;
 mod table;
 pub mod tls;
@@ -22,6 +23,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use tokio::sync::watch;
+use tokio_rustls::rustls::pki_types::CertificateDer;
 use windrose_route::{Ejection, Jurisdiction, Rules, Source};
 use windrose_sandbox::Grants;
 
@@ -59,6 +61,8 @@ pub struct Fleet {
     pub config: FleetConfig,
     /// What the certificates are now.
     identity: watch::Sender<Arc<Identity>>,
+    /// The names of the sites, but this one, whose gateways may connect.
+    peers: watch::Sender<Vec<Arc<str>>>,
     /// What this gateway serves, for peers.
     catalog: watch::Sender<Arc<Catalog>>,
     /// The snapshot that peers were told of last.
@@ -111,6 +115,7 @@ impl Fleet {
         let identity = Identity::load(&config)?;
         let fleet = Arc::new(Fleet {
             identity: watch::Sender::new(Arc::new(identity)),
+            peers: watch::Sender::default(),
             catalog: watch::Sender::new(Arc::new(Catalog::of(vec![]))),
             told: Mutex::default(),
             leaving: AtomicBool::new(false),
@@ -184,13 +189,30 @@ impl Fleet {
 
     /// What the settings say about data that enters here.
     pub fn bind(&self, rules: Rules) -> Rules {
-        rules.and(Source::Tenant, self.config.allow.clone(), self.config.deny.clone())
+        rules.and(Source::Gateway, self.config.allow.clone(), self.config.deny.clone())
     }
 
-    /// The names of all sites but this one.
-    pub fn peers(&self) -> Vec<Arc<str>> {
-        let building = self.building();
-        building.sites.values().filter(|site| site.entry.foreign.is_none()).map(|s| s.entry.site.name.clone()).collect()
+    /// The site whose certificate this is, which was verified.
+    pub fn peer_of(&self, certificate: &CertificateDer<'_>) -> Option<Arc<str>> {
+        self.peers.borrow().iter().find(|site| tls::is_site(certificate, site)).cloned()
+    }
+
+    /// Waits until what proved a connection to be a site's no longer does, and says why.
+    pub async fn doubts(&self, site: &str, chain: &[CertificateDer<'_>]) -> &'static str {
+        let (mut identity, mut peers) = (self.identity.subscribe(), self.peers.subscribe());
+        loop {
+            let now = identity.borrow_and_update().clone();
+            let Some(until) = now.believes(chain) else { return "its certificate is not one of this fleet any more" };
+            if !peers.borrow_and_update().iter().any(|peer| **peer == *site) {
+                return "it is no site of this fleet any more";
+            }
+            tokio::select! {
+                () = tls::until(until) => return "its certificate has expired",
+                () = tls::until(now.until) => return "the certificate of this gateway has expired",
+                _ = identity.changed() => {}
+                _ = peers.changed() => {}
+            }
+        }
     }
 
     fn building(&self) -> std::sync::MutexGuard<'_, Building> {
@@ -219,6 +241,8 @@ impl Fleet {
             };
             building.sites.insert(entry.site.name.clone(), state);
         }
+        let gateways = building.sites.values().filter(|site| site.entry.foreign.is_none());
+        self.peers.send_replace(gateways.map(|site| site.entry.site.name.clone()).collect());
         building.file = file;
         self.rebuild(&building);
     }

@@ -218,13 +218,15 @@ impl Builder<'_> {
     fn replicated(&self, model: &str, version: &str, found: Vec<Found>, highest: bool) -> Replicated {
         let told = self.building.file.models.get(model).cloned().unwrap_or_default();
         let digests = allowed(model, version, &told, &found);
-        let needs = found.iter().fold(Grants::NONE, |all, f| Grants(all.0 | f.offer.needs().0));
+        let may = || found.iter().filter(|f| digests.contains(&f.offer.parts.digest()));
+        // Where one site grants the module what another does not, it would do other things there.
+        let needs = may().fold(Grants::NONE, |all, f| Grants(all.0 | f.offer.grants().0));
         let rules = self.rules(&told, &found);
         let foreign = || self.building.sites.values().filter(|s| highest && s.serves_foreign(model));
         // A foreign server's models may have side effects that no manifest tells of.
-        let repeatable = found.iter().all(|f| f.offer.repeatable())
+        let repeatable = may().all(|f| f.offer.repeatable())
             && foreign().all(|s| s.entry.foreign.as_ref().is_some_and(|f| f.repeatable));
-        let golden = found.iter().find(|f| digests.contains(&f.offer.parts.digest()) && f.offer.golden().is_some());
+        let golden = may().find(|f| f.offer.golden().is_some());
         let golden_digest = golden.map(|f| f.offer.parts.digest());
         let golden = golden.and_then(|f| f.offer.golden().cloned());
         let timeouts = found.first().map_or(TIMEOUTS, |f| f.offer.timeouts());
@@ -260,7 +262,7 @@ impl Builder<'_> {
 
     /// Every rule of every manifest that goes by this name binds: a peer can make the law stricter, and nobody laxer.
     fn rules(&self, told: &FleetModel, found: &[Found]) -> Rules {
-        let mut rules = self.fleet.bind(Rules::none()).and(Source::Tenant, told.allow.clone(), told.deny.clone());
+        let mut rules = self.fleet.bind(Rules::none()).and(Source::Fleet, told.allow.clone(), told.deny.clone());
         let mut seen = Vec::new();
         for found in found {
             let law = &found.offer.jurisdictions;

@@ -2,14 +2,16 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio_rustls::rustls::client::WebPkiServerVerifier;
+use tokio_rustls::rustls::client::danger::ServerCertVerifier;
 use tokio_rustls::rustls::crypto::{CryptoProvider, ring};
 use tokio_rustls::rustls::pki_types::pem::PemObject;
-use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use tokio_rustls::rustls::server::WebPkiClientVerifier;
-use tokio_rustls::rustls::{CipherSuite, ClientConfig, RootCertStore, ServerConfig, version};
+use tokio_rustls::rustls::server::danger::ClientCertVerifier;
+use tokio_rustls::rustls::{CertificateError, CipherSuite, ClientConfig, Error, RootCertStore, ServerConfig, version};
 
 use super::certificate::name_of;
 use crate::config::fleet::FleetConfig;
@@ -27,6 +29,12 @@ pub const SEND_BUFFER: usize = 256 << 10;
 /// with 256 KiB.
 pub const MAX_FRAME: u32 = 256 << 10;
 
+/// Later than any certificate can say, seconds after 1970.
+const NEVER: Duration = Duration::from_secs(1 << 40);
+
+/// How often the clock is looked at while a certificate is good: it may be set meanwhile.
+const LOOK: Duration = Duration::from_secs(10);
+
 /// Why there is no TLS. The message names the setting.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("{0}")]
@@ -39,6 +47,11 @@ pub struct Identity {
     pub client: Arc<ClientConfig>,
     /// To be connected to.
     pub server: Arc<ServerConfig>,
+    /// When the certificate has expired that it shows.
+    pub until: SystemTime,
+    /// Who judges those that connect, and those that are connected to.
+    callers: Arc<dyn ClientCertVerifier>,
+    called: Arc<WebPkiServerVerifier>,
     /// The files as they were read.
     pub stamp: Stamp,
 }
@@ -59,35 +72,74 @@ impl Identity {
         let roots = Arc::new(roots(&config.authority, "fleet.authority")?);
         let wrong = |error: &dyn std::fmt::Display| TlsError(format!("fleet.certificate and fleet.key: {error}"));
         let provider = Arc::new(quickest());
-        let verifier = WebPkiServerVerifier::builder_with_provider(roots.clone(), provider.clone())
+        let called = WebPkiServerVerifier::builder_with_provider(roots.clone(), provider.clone())
             .build()
             .map_err(|error| wrong(&error))?;
         let mut client = ClientConfig::builder_with_provider(provider.clone())
             .with_protocol_versions(&[&version::TLS13])
             .map_err(|error| wrong(&error))?
-            .with_webpki_verifier(verifier)
+            .with_webpki_verifier(called.clone())
             .with_client_auth_cert(chain.clone(), key.clone_key())
             .map_err(|error| wrong(&error))?;
         // A resumed session would not look at the certificates again.
         client.resumption = tokio_rustls::rustls::client::Resumption::disabled();
         client.alpn_protocols = vec![ALPN.to_vec()];
-        let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider.clone())
+        let callers = WebPkiClientVerifier::builder_with_provider(roots, provider.clone())
             .build()
             .map_err(|error| wrong(&error))?;
+        let until = good_until(|at| judged(&*callers, &chain, at));
         let mut server = ServerConfig::builder_with_provider(provider)
             .with_protocol_versions(&[&version::TLS13])
             .map_err(|error| wrong(&error))?
-            .with_client_cert_verifier(verifier)
+            .with_client_cert_verifier(callers.clone())
             .with_single_cert(chain, key)
             .map_err(|error| wrong(&error))?;
         server.alpn_protocols = vec![ALPN.to_vec()];
         server.send_tls13_tickets = 0;
-        Ok(Identity { client: Arc::new(client), server: Arc::new(server), stamp })
+        Ok(Identity { client: Arc::new(client), server: Arc::new(server), until, callers, called, stamp })
+    }
+
+    /// When the certificates have expired with which somebody connected; `None` where they are not, or no longer, of this
+    /// fleet.
+    pub fn believes(&self, chain: &[CertificateDer<'_>]) -> Option<SystemTime> {
+        let judge = |at| judged(&*self.callers, chain, at);
+        judge(UnixTime::now()).ok().map(|()| good_until(judge))
+    }
+
+    /// When the certificates have expired that the site of this name showed; `None` where it showed none.
+    pub fn believes_in(&self, name: &ServerName<'_>, chain: &[CertificateDer<'_>]) -> Option<SystemTime> {
+        let (own, between) = chain.split_first()?;
+        Some(good_until(|at| self.called.verify_server_cert(own, between, name, &[], at).map(drop)))
     }
 
     /// Whether the files are other ones by now.
     pub fn is_stale(&self, config: &FleetConfig) -> bool {
         stamp(config) != self.stamp
+    }
+}
+
+fn judged(callers: &dyn ClientCertVerifier, chain: &[CertificateDer<'_>], at: UnixTime) -> Result<(), Error> {
+    let (own, between) = chain.split_first().ok_or(Error::NoCertificatesPresented)?;
+    callers.verify_client_cert(own, between, at).map(drop)
+}
+
+/// The first second in which one of the certificates has expired that `judge` looks at. It says which has, and so is asked
+/// about a day that is far off, and again about the last one that was good of it.
+fn good_until(judge: impl Fn(UnixTime) -> Result<(), Error>) -> SystemTime {
+    let mut until = UnixTime::since_unix_epoch(NEVER);
+    while let Err(Error::InvalidCertificate(CertificateError::ExpiredContext { not_after, .. })) = judge(until) {
+        if not_after >= until {
+            break;
+        }
+        until = not_after;
+    }
+    UNIX_EPOCH + Duration::from_secs(until.as_secs().saturating_add(1))
+}
+
+/// Waits until the system's clock says so.
+pub async fn until(end: SystemTime) {
+    while let Ok(left) = end.duration_since(SystemTime::now()) {
+        tokio::time::sleep(left.clamp(Duration::from_millis(1), LOOK)).await;
     }
 }
 
@@ -149,4 +201,49 @@ fn stamp(config: &FleetConfig) -> Stamp {
 pub fn modified(path: &Path) -> Option<(SystemTime, u64)> {
     let about = std::fs::metadata(path).ok()?;
     Some((about.modified().ok()?, about.len()))
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::super::certificate;
+    use super::*;
+
+    /// A site's settings, with a certificate that is good for so many seconds.
+    pub fn config(folder: &Path, site: &str, seconds: i64) -> FleetConfig {
+        let (certificate, key) = certificate::issue(folder, site, seconds).unwrap();
+        FleetConfig {
+            file: PathBuf::new(),
+            site: site.to_owned(),
+            listen: None,
+            certificate,
+            key,
+            authority: folder.join("authority.pem"),
+            hold: 0,
+            allow: None,
+            deny: Vec::new(),
+        }
+    }
+
+    fn load(config: &FleetConfig) -> (Identity, Vec<CertificateDer<'static>>) {
+        (Identity::load(config).unwrap(), certificates(&config.certificate, "certificate").unwrap())
+    }
+
+    #[test]
+    fn a_certificate_is_believed_until_it_expires_and_by_its_own_authority() {
+        let (ours, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        certificate::init(ours.path()).unwrap();
+        certificate::init(other.path()).unwrap();
+        let (identity, chain) = load(&config(ours.path(), "a/b", 100));
+        let left = identity.until.duration_since(SystemTime::now()).unwrap();
+        assert!((98..=101).contains(&left.as_secs()), "{left:?}");
+        assert_eq!(identity.believes(&chain), Some(identity.until));
+        assert_eq!(identity.believes_in(&server_name("a/b").unwrap(), &chain), Some(identity.until));
+        assert_eq!(identity.believes(&[]), None);
+        let (stranger, _) = load(&config(other.path(), "a/b", 100));
+        assert_eq!(stranger.believes(&chain), None);
+        let (late, expired) = load(&config(ours.path(), "a/b", -1));
+        assert!(late.until < SystemTime::now());
+        assert_eq!(late.believes(&expired), None);
+        assert_eq!(late.believes(&chain), Some(identity.until));
+    }
 }

@@ -5,11 +5,9 @@ use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
 
-use arc_swap::ArcSwapOption;
 use bytes::Bytes;
-use h2::{Ping, PingPong, Reason, RecvStream, SendStream};
+use h2::{Reason, RecvStream, SendStream};
 use http::header::{HOST, HeaderValue};
 use http::{Request, response};
 use http_body::Body;
@@ -17,40 +15,16 @@ use http_body_util::BodyExt;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpStream;
 use tokio::sync::watch;
-use tokio::task::JoinHandle;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::ClientConfig;
 use tokio_util::sync::CancellationToken;
 
 use super::addresses::Addresses;
-use super::tls::{self, Identity};
+use super::keeper::{CONNECT, CONNECTIONS, Keeper, Pool, dial};
+use super::tls::Identity;
 use crate::http::Received;
-
-/// Connections to one peer, the fewest and the most: a packet that is lost holds up what shares its connection, and each
-/// address gets one.
-const CONNECTIONS: (usize, usize) = (3, 16);
-
-/// How long a connection may take to be made, its handshakes included.
-const CONNECT: Duration = Duration::from_secs(1);
-
-/// Between two attempts to connect: the first, doubled each time, and the longest.
-const AGAIN: (Duration, Duration) = (Duration::from_millis(50), Duration::from_millis(500));
-
-/// How often a peer is asked whether it is there, and how long it may take to say so.
-const PING: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(2));
-
-/// How long sent bytes may stay unacknowledged before the kernel gives the connection up, milliseconds.
-const USER_TIMEOUT_MS: u32 = 3_000;
-
-/// After this long a connection that had to take another address tries its own again.
-const RETURN: Duration = Duration::from_secs(10);
-
-/// How much of one answer, and of all answers of a connection, may be on the way, bytes.
-const STREAM_WINDOW: u32 = 1 << 20;
-const CONNECTION_WINDOW: u32 = 16 << 20;
 
 /// Idle connections to a foreign server that are kept.
 const IDLE: usize = 64;
@@ -97,39 +71,6 @@ pub struct Peer {
     stop: CancellationToken,
 }
 
-/// Connections that are open.
-#[derive(Default)]
-struct Pool {
-    slots: [Slot; CONNECTIONS.1],
-    /// How many of the slots are in use.
-    used: AtomicUsize,
-}
-
-type Slot = ArcSwapOption<h2::client::SendRequest<Bytes>>;
-
-/// Keeps one connection of a peer open.
-struct Keeper {
-    site: Arc<str>,
-    addresses: Addresses,
-    identity: watch::Receiver<Arc<Identity>>,
-    pool: Arc<Pool>,
-    index: usize,
-    /// The connection that is open.
-    open: Option<Open>,
-    /// Addresses that were tried in vain since the last change.
-    tried: usize,
-    /// Before the next try.
-    pause: Duration,
-}
-
-/// An open connection.
-struct Open {
-    address: SocketAddr,
-    since: Instant,
-    /// Ends with the connection.
-    driven: JoinHandle<()>,
-}
-
 /// The connections to a foreign server.
 pub struct Foreign {
     /// What it is called: the first address as it was written.
@@ -150,16 +91,7 @@ impl Peer {
     pub fn new(site: Arc<str>, addresses: Addresses, identity: watch::Receiver<Arc<Identity>>) -> Peer {
         let (stop, pool): (CancellationToken, Arc<Pool>) = Default::default();
         for index in 0..CONNECTIONS.1 {
-            let keeper = Keeper {
-                site: site.clone(),
-                addresses: addresses.clone(),
-                identity: identity.clone(),
-                pool: pool.clone(),
-                index,
-                open: None,
-                tried: 0,
-                pause: AGAIN.0,
-            };
+            let keeper = Keeper::new(&site, addresses.clone(), identity.clone(), pool.clone(), index);
             let stop = stop.clone();
             tokio::spawn(async move {
                 tokio::select! { () = keeper.keep() => {}, () = stop.cancelled() => {} }
@@ -255,153 +187,6 @@ async fn stream_body(stream: &mut SendStream<Bytes>, mut body: Received) -> Resu
         }
     }
     stream.send_data(Bytes::new(), true).map_err(|_| SendError::Reset)
-}
-
-// === impl Keeper ===
-
-impl Keeper {
-    /// Connects, to the address that is this connection's own if that can be, and again whenever it must.
-    async fn keep(mut self) {
-        loop {
-            let addresses = self.addresses.now();
-            let used = addresses.len().clamp(CONNECTIONS.0, CONNECTIONS.1);
-            self.pool.used.store(used, Ordering::Relaxed);
-            if addresses.is_empty() || self.index >= used {
-                self.retire();
-                self.addresses.changed().await;
-            } else if self.is_well_placed(&addresses) {
-                self.stay().await;
-            } else {
-                self.connect(addresses[(self.index + self.tried) % addresses.len()]).await;
-            }
-        }
-    }
-
-    /// Whether the open connection leads to its own address, or to another of the site's while that cannot be reached.
-    fn is_well_placed(&self, addresses: &[SocketAddr]) -> bool {
-        let own = addresses[self.index % addresses.len()];
-        self.open
-            .as_ref()
-            .is_some_and(|open| open.address == own || self.tried > 0 && addresses.contains(&open.address))
-    }
-
-    /// Waits for a reason to connect again.
-    async fn stay(&mut self) {
-        let Some(open) = &mut self.open else { return };
-        let back = async {
-            match self.tried {
-                0 => std::future::pending().await,
-                _ => sleep(RETURN).await,
-            }
-        };
-        tokio::select! {
-            _ = &mut open.driven => {
-                let short = open.since.elapsed() < CONNECT;
-                self.retire();
-                // One that is made and ends at once, since the peer wants none of it, must not be made in a circle.
-                if short {
-                    self.rest().await;
-                } else {
-                    self.pause = AGAIN.0;
-                }
-            }
-            // Other certificates: the next request goes over a connection that shows them.
-            _ = self.identity.changed() => self.retire(),
-            () = self.addresses.changed() => self.tried = 0,
-            () = back => self.tried = 0,
-        }
-    }
-
-    /// Makes a connection; the one that was open goes on until then, and has to finish what it carries after.
-    async fn connect(&mut self, address: SocketAddr) {
-        let identity = self.identity.borrow_and_update().clone();
-        match timeout(CONNECT, dial_peer(&self.site, address, &identity))
-            .await
-            .unwrap_or_else(|_| Err("timed out".into()))
-        {
-            Ok((sender, connection)) => {
-                tracing::debug!(site = &*self.site, %address, "connected to a peer");
-                self.pool.slots[self.index].store(Some(Arc::new(sender)));
-                let driven = tokio::spawn(drive(connection));
-                self.open = Some(Open { address, since: Instant::now(), driven });
-            }
-            Err(error) => {
-                tracing::debug!(site = &*self.site, %address, error, "could not connect to a peer");
-                self.tried = self.tried.wrapping_add(1);
-                self.addresses.doubt();
-                if self.open.as_ref().is_some_and(|open| open.driven.is_finished()) {
-                    self.retire();
-                }
-                let elsewhere = self.open.as_ref().is_some_and(|open| self.addresses.have(&open.address));
-                if !elsewhere {
-                    self.rest().await;
-                }
-            }
-        }
-    }
-
-    /// No new request goes over the open connection; it ends once it has nothing left to carry.
-    fn retire(&mut self) {
-        self.pool.slots[self.index].store(None);
-        self.open = None;
-    }
-
-    /// Waits before the next try, each time a little longer.
-    async fn rest(&mut self) {
-        tokio::select! {
-            () = sleep(self.pause) => {}
-            () = self.addresses.changed() => self.tried = 0,
-        }
-        self.pause = (self.pause * 2).min(AGAIN.1);
-    }
-}
-
-type Connection = h2::client::Connection<tokio_rustls::client::TlsStream<TcpStream>, Bytes>;
-
-/// Drives a connection to its end; it ends when the peer no longer answers pings.
-async fn drive(mut connection: Connection) {
-    let pings = connection.ping_pong();
-    tokio::select! {
-        _ = connection => {}
-        () = watch_peer(pings) => {}
-    }
-}
-
-async fn watch_peer(pings: Option<PingPong>) {
-    let Some(mut pings) = pings else { return std::future::pending().await };
-    loop {
-        sleep(PING.0).await;
-        if !matches!(timeout(PING.1, pings.ping(Ping::opaque())).await, Ok(Ok(_))) {
-            return;
-        }
-    }
-}
-
-async fn dial_peer(
-    site: &str,
-    address: SocketAddr,
-    identity: &Identity,
-) -> Result<(h2::client::SendRequest<Bytes>, Connection), String> {
-    let tcp = dial(address).await?;
-    let name = tls::server_name(site).map_err(|error| error.to_string())?;
-    let tls = TlsConnector::from(identity.client.clone()).connect(name, tcp).await;
-    let mut tls = tls.map_err(|error| error.to_string())?;
-    tls.get_mut().1.set_buffer_limit(Some(tls::SEND_BUFFER));
-    h2::client::Builder::new()
-        .initial_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
-        .max_frame_size(tls::MAX_FRAME)
-        .enable_push(false)
-        .handshake(tls)
-        .await
-        .map_err(|error| error.to_string())
-}
-
-async fn dial(address: SocketAddr) -> Result<TcpStream, String> {
-    let stream = TcpStream::connect(address).await.map_err(|error| format!("{address}: {error}"))?;
-    let _ = stream.set_nodelay(true);
-    let _ = rustix::net::sockopt::set_tcp_user_timeout(&stream, USER_TIMEOUT_MS);
-    Ok(stream)
 }
 
 // === impl Foreign ===

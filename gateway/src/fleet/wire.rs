@@ -46,8 +46,13 @@ const PROBE: HeaderName = HeaderName::from_static("windrose-probe");
 /// Load of the model that answered.
 pub const LOAD: HeaderName = HeaderName::from_static("windrose-load");
 
+/// Milliseconds for which nothing is to come after a refusal for having too much to do.
+const REST: HeaderName = HeaderName::from_static("windrose-rest-ms");
+/// Whose the error is that an answer has, where it is the module's own.
+const ORIGIN: HeaderName = HeaderName::from_static("windrose-origin");
+
 /// The names that only gateways use.
-static INTERNAL: [HeaderName; 8] = [REMAINING, DIGEST, RULES, ATTEMPT, HOPS, TENANT, PROBE, LOAD];
+static INTERNAL: [HeaderName; 10] = [REMAINING, DIGEST, RULES, ATTEMPT, HOPS, TENANT, PROBE, LOAD, REST, ORIGIN];
 
 /// A client's wishes; each can only make the rules stricter.
 const ALLOW: HeaderName = HeaderName::from_static("windrose-allow");
@@ -59,8 +64,12 @@ const HEDGE: HeaderName = HeaderName::from_static("windrose-hedge");
 const MAX_RULES: usize = 4096;
 /// The longest name of a tenant, bytes.
 const MAX_TENANT: usize = 128;
+/// The shortest and the longest rest: others come as well, and who asks again costs little.
+const RESTS: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
 /// The one kind of probe that is an inference.
 const GOLDEN: &str = "golden";
+/// The one origin that is told.
+const MODULE: &str = "module";
 
 /// What a peer says about a request that it forwards.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -243,12 +252,8 @@ fn read(text: &str) -> Option<Rules> {
     let mut rules = Rules::none();
     for layer in text.split("; ") {
         let mut words = layer.split(' ');
-        let source = match words.next()? {
-            "manifest" => Source::Manifest,
-            "tenant" => Source::Tenant,
-            "request" => Source::Request,
-            _ => return None,
-        };
+        let word = words.next()?;
+        let source = Source::ALL.into_iter().find(|source| source.as_str() == word)?;
         let (mut allow, mut deny) = (None, Vec::new());
         for word in words {
             let (key, names) = word.split_once('=')?;
@@ -263,6 +268,32 @@ fn read(text: &str) -> Option<Rules> {
         rules = rules.and(source, allow, deny);
     }
     Some(rules)
+}
+
+/// For how long a replica that refused wants to be left alone: about until another of its requests is done.
+pub fn rest(load: &Load) -> Duration {
+    Duration::from_nanos(load.engine_time / u64::from(load.parallel.max(1))).clamp(RESTS.0, RESTS.1)
+}
+
+/// Says that on a refusal.
+pub fn say_rest(headers: &mut HeaderMap, load: &Load) {
+    let millis = u64::try_from(rest(load).as_millis()).unwrap_or(u64::MAX);
+    headers.insert(REST, passing(HeaderValue::from(millis)));
+}
+
+/// Reads what [`say_rest`] writes.
+pub fn rest_of(headers: &HeaderMap) -> Option<Duration> {
+    headers.get(&REST)?.to_str().ok()?.parse().ok().map(Duration::from_millis)
+}
+
+/// Says on an answer to a peer that its error is the module's own.
+pub fn of_module(headers: &mut HeaderMap) {
+    headers.insert(ORIGIN, HeaderValue::from_static(MODULE));
+}
+
+/// Whether a peer's answer says that its error is the module's own.
+pub fn is_of_module(headers: &HeaderMap) -> bool {
+    headers.get(&ORIGIN).is_some_and(|origin| origin == MODULE)
 }
 
 /// A load as one header: requests in flight, of these queued, how many run at once, engine time in microseconds.
@@ -306,11 +337,10 @@ mod tests {
 
     #[test]
     fn a_forwarded_request_is_told_whole() {
-        let rules = Rules::none().and(Source::Manifest, Some(vec![place("eu"), place("us-ca")]), vec![]).and(
-            Source::Request,
-            Some(vec![]),
-            vec![place("us")],
-        );
+        let rules = Source::ALL.into_iter().fold(Rules::none(), |rules, source| match source {
+            Source::Manifest => rules.and(source, Some(vec![place("eu"), place("us-ca")]), vec![]),
+            _ => rules.and(source, Some(vec![]), vec![place("us")]),
+        });
         for (attempt, tenant, probe) in [(2, default_tenant(), false), (0, "acme/eu".into(), true)] {
             let (remaining, rules) = (Duration::from_millis(1500), Arc::new(rules.clone()));
             let told = Forwarded { remaining, digest: [7; 32], rules, attempt, tenant, probe };

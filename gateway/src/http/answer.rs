@@ -68,6 +68,10 @@ pub(super) struct GuestBody {
     _permit: Place,
 }
 
+/// Marks an answer with an error status as the module's own, which it would give at any site.
+#[derive(Clone, Copy)]
+struct OfModule;
+
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 // === impl Body ===
@@ -218,13 +222,29 @@ pub(super) fn failure(error: &Error) -> Response<Body> {
     let mut response = json(error.kind.status(), oip::encode_error(&error.message));
     let headers = response.headers_mut();
     headers.insert(ERROR, HeaderValue::from_static(error.kind.as_str()));
-    if let Some(seconds) = error.kind.retry_after() {
+    if let Some(seconds) = error.retry_after() {
         headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
     }
     if error.kind == Kind::Unauthorized {
         headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
     }
+    if error.kind.is_modules() {
+        response.extensions_mut().insert(OfModule);
+    }
     response
+}
+
+/// Says of an answer that a guest wrote itself whether its error is the guest's own. Where it has `engines`, it may only be
+/// passing on that one of them failed.
+pub(super) fn mark_guests(answer: &mut Response<HttpBody>, engines: bool) {
+    if answer.status() == StatusCode::TOO_MANY_REQUESTS || answer.status().is_server_error() && !engines {
+        answer.extensions_mut().insert(OfModule);
+    }
+}
+
+/// Whether it is an error of the module's own.
+pub(super) fn is_modules(answer: &Response<Body>) -> bool {
+    answer.extensions().get::<OfModule>().is_some()
 }
 
 /// The answer to a method that a path does not take.

@@ -43,6 +43,7 @@ async fn exchange(
     let caller = call.caller();
     let Call { plane, served, identity, mut timing, .. } = call;
     timing.header = shorter(timing.header, timeout_header(request.headers())?);
+    let engines = !served.graphs.is_empty() || served.manifest.grants.load;
     let (mut head, body) = request.into_parts();
     head.uri = stripped(&head.uri, rest)?;
     strip_hop_by_hop(&mut head.headers);
@@ -56,6 +57,7 @@ async fn exchange(
     let (mut answer, permit) = answer?;
     strip_hop_by_hop(answer.headers_mut());
     drop_ours(answer.headers_mut());
+    answer::mark_guests(&mut answer, engines);
     match track.take() {
         Some(track) => Ok(Body::guest(answer, track, permit)),
         None => Err(Error::new(Kind::Internal, "internal error").with_detail("an exchange without a track")),

@@ -1,5 +1,6 @@
 //! Connections: accepted within a bound, told apart by their first bytes, drained at the end.
 
+use std::future::Future;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -118,7 +119,7 @@ async fn connection(stream: TcpStream, plane: Arc<DataPlane>, shutdown: Cancella
             .initial_connection_window_size(CONNECTION_WINDOW)
             .keep_alive_interval(PING)
             .serve_connection(TokioIo::new(stream), service);
-        drive(connection, shutdown).await
+        drive(connection, shutdown.cancelled()).await
     } else {
         let stream = Watched::new(stream, refuse(plane.clone()));
         let turns = stream.turns().clone();
@@ -130,7 +131,7 @@ async fn connection(stream: TcpStream, plane: Arc<DataPlane>, shutdown: Cancella
             .timer(TokioTimer::new())
             .header_read_timeout(header_timeout)
             .serve_connection(TokioIo::new(stream), service);
-        drive(connection, shutdown).await
+        drive(connection, shutdown.cancelled()).await
     };
     if let Err(error) = ended {
         tracing::debug!(%error, "a connection ended early");
@@ -160,12 +161,15 @@ async fn speaks_http2(stream: &TcpStream) -> std::io::Result<bool> {
     }
 }
 
-/// Drives a connection to its end; after the shutdown it finishes what is in flight and takes nothing more.
-pub(super) async fn drive<C: GracefulConnection>(connection: C, shutdown: CancellationToken) -> Result<(), C::Error> {
+/// Drives a connection to its end; after `stop` it finishes what is in flight and takes nothing more.
+pub(super) async fn drive<C: GracefulConnection>(
+    connection: C,
+    stop: impl Future<Output = ()>,
+) -> Result<(), C::Error> {
     let mut connection = pin!(connection);
     tokio::select! {
         ended = Again::new(connection.as_mut()) => return ended,
-        () = shutdown.cancelled() => connection.as_mut().graceful_shutdown(),
+        () = stop => connection.as_mut().graceful_shutdown(),
     }
     connection.await
 }

@@ -16,6 +16,7 @@ mod remote;
 mod route;
 mod stats;
 pub(crate) mod unreadable;
+mod verdict;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use h2::Reason;
 use http::{HeaderValue, Request, Response, StatusCode};
 use hyper::body::Incoming;
 use hyper::server::conn::http2;
@@ -16,12 +17,13 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use windrose_route::Rules;
 
-use super::answer::{self, Answer, Body};
+use super::answer::{self, Body};
 use super::identity::Identity;
 use super::listener::{drive, next};
 use super::received::Received;
 use super::route::{Route, Target};
 use super::{Asked, DataPlane, answered, described_version, failed, remote};
+use crate::admit;
 use crate::error::{Error, Kind};
 use crate::fleet::follow::{CATALOG, LOAD, POLL};
 use crate::fleet::probe::GOLDEN;
@@ -75,6 +77,8 @@ struct Peer {
     site: Arc<str>,
     /// What is counted of that site.
     metrics: Arc<SiteMetrics>,
+    /// Its certificate no longer proves that.
+    over: CancellationToken,
 }
 
 async fn connection(stream: TcpStream, plane: Arc<DataPlane>, fleet: Arc<Fleet>, stop: CancellationToken) {
@@ -87,14 +91,15 @@ async fn connection(stream: TcpStream, plane: Arc<DataPlane>, fleet: Arc<Fleet>,
     };
     stream.get_mut().1.set_buffer_limit(Some(tls::SEND_BUFFER));
     // The authority signed it; it must also be the certificate of a site of this fleet.
-    let certificate = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
-    let site = certificate.and_then(|c| fleet.peers().into_iter().find(|site| tls::is_site(c, site)));
-    let Some(site) = site else {
+    let chain = stream.get_ref().1.peer_certificates().unwrap_or_default().to_vec();
+    let Some(site) = chain.first().and_then(|own| fleet.peer_of(own)) else {
         return tracing::warn!("refused a connection to the peer listener: the certificate is no site's of this fleet");
     };
     tracing::debug!(site = &*site, "a peer has connected");
     let metrics = plane.telemetry.site(&site);
-    let peer = Arc::new(Peer { plane, fleet, stop: stop.clone(), site, metrics });
+    let (drain, over) = (plane.config.drain, CancellationToken::new());
+    let peer = Arc::new(Peer { plane, fleet, stop: stop.clone(), site, metrics, over: over.clone() });
+    let judged = peer.clone();
     let service = service_fn(move |request| handle(peer.clone(), request));
     let served = http2::Builder::new(TokioExecutor::new())
         .timer(TokioTimer::new())
@@ -105,12 +110,35 @@ async fn connection(stream: TcpStream, plane: Arc<DataPlane>, fleet: Arc<Fleet>,
         .keep_alive_interval(PING)
         .keep_alive_timeout(PING)
         .serve_connection(TokioIo::new(stream), service);
-    if let Err(error) = drive(served, stop).await {
-        tracing::debug!(%error, "a peer's connection ended early");
+    let ends = async {
+        tokio::select! {
+            () = stop.cancelled() => {}
+            why = judged.fleet.doubts(&judged.site, &chain) => {
+                tracing::warn!(site = &*judged.site, why, "a peer's connection is ended");
+                over.cancel();
+            }
+        }
+    };
+    let late = async {
+        over.cancelled().await;
+        tokio::time::sleep(drain).await;
+    };
+    tokio::select! {
+        ended = drive(served, ends) => if let Err(error) = ended {
+            tracing::debug!(%error, "a peer's connection ended early");
+        },
+        () = late => {}
     }
 }
 
+/// What a peer's request gets: an answer, or the stream is refused.
+type Answer = Result<Response<Body>, h2::Error>;
+
 async fn handle(peer: Arc<Peer>, request: Request<Incoming>) -> Answer {
+    if peer.over.is_cancelled() {
+        // On its way when the connection ended: whoever sent it may send it again, over another.
+        return Err(Reason::REFUSED_STREAM.into());
+    }
     let started = Instant::now();
     let uri = request.uri().clone();
     Ok(match uri.path() {
@@ -135,6 +163,7 @@ impl Peer {
             now = tokio::time::timeout(POLL, other) => now.ok().and_then(Result::ok),
             // A peer that waits must not hold up the end.
             () = self.stop.cancelled() => None,
+            () = self.over.cancelled() => None,
         };
         let now = now.unwrap_or_else(|| self.fleet.catalog().borrow().clone());
         described(serde_json::to_vec(&*now))
@@ -172,10 +201,16 @@ impl Peer {
             self.metrics.probed(Probed::Golden);
         }
         let (method, uri) = (request.method().clone(), request.uri().clone());
-        let response = match self.answer(&told, Route::parse(uri.path()), (request, identity, started)).await {
+        let route = Route::parse(uri.path());
+        let response = match self.answer(&told, route, (request, identity, started)).await {
             Ok(response) => response,
-            Err(error) if told.probe => failed(self.plane.telemetry.untracked(started), &error, identity),
-            Err(error) => failed(self.plane.telemetry.track(None, started), &error, identity),
+            Err(error) => {
+                let track = match told.probe {
+                    true => self.plane.telemetry.untracked(started),
+                    false => self.plane.telemetry.track(None, started),
+                };
+                self.refused(failed(track, &error, identity), route)
+            }
         };
         tracing::debug!(
             target: "windrose::access",
@@ -189,6 +224,16 @@ impl Peer {
             status = response.status().as_u16(),
             micros = started.elapsed().as_micros() as u64,
         );
+        response
+    }
+
+    /// A refusal, with the load of what is served here under that name.
+    fn refused(&self, mut response: Response<Body>, route: Option<Route<'_>>) -> Response<Body> {
+        if let Some(Route::Infer(target) | Route::Guest(target, _)) = route
+            && let Ok(served) = admit::find(&self.plane.current.load(), target.model, target.version)
+        {
+            response.headers_mut().insert(wire::LOAD, wire::load_header(&catalog::load(&served)));
+        }
         response
     }
 
@@ -209,7 +254,14 @@ impl Peer {
                 let asked = Asked { tenant: told.tenant.clone(), limit, probe: told.probe };
                 let call = (request, identity, started);
                 let mut response = answered(&self.plane, served.clone(), route.rest(), call, asked).await;
-                response.headers_mut().insert(wire::LOAD, wire::load_header(&catalog::load(&served)));
+                if answer::is_modules(&response) {
+                    wire::of_module(response.headers_mut());
+                }
+                let load = catalog::load(&served);
+                if response.status() == StatusCode::TOO_MANY_REQUESTS {
+                    wire::say_rest(response.headers_mut(), &load);
+                }
+                response.headers_mut().insert(wire::LOAD, wire::load_header(&load));
                 response
             }
             Some(route @ (Route::Metadata(target) | Route::ModelReady(target))) => {

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use http::uri::PathAndQuery;
 use http::{Request, Response, StatusCode, Uri, Version, request};
 use http_body::Body as _;
@@ -19,13 +19,13 @@ use super::identity::Identity;
 use super::infer::timeout_header;
 use super::received::Received;
 use super::route::Route;
-use super::{Asked, DataPlane, answered};
+use super::{Asked, DataPlane, answered, verdict};
 use crate::config::tenants::Tenant;
 use crate::dispatch::replicas::{self, Lost, Outcome, Replicas, Running, Won};
 use crate::error::{Error, Kind};
 use crate::fleet::upstream::{Answer, Outgoing, SendError, Upstream};
 use crate::fleet::wire::{self, Forwarded};
-use crate::fleet::{Fleet, Place, Replicated, To};
+use crate::fleet::{Fleet, Place, Replicated, To, catalog};
 use crate::snapshot::Served;
 use crate::telemetry::Attempt;
 
@@ -98,6 +98,8 @@ pub(super) async fn answer(
         hedging: if wishes.unhedged { Hedging::Never } else { found.hedging },
         verified: wishes.verified,
         forwarded: false,
+        request: Some(identity.request_id.clone()),
+        tenant: Some(tenant.name.clone()),
     };
     let tenant = tenant.name.clone();
     let shared =
@@ -113,7 +115,13 @@ pub(super) async fn answer(
             stamp(response.headers_mut(), place, attempts);
             Ok(response)
         }
-        Err(lost) => failed(lost, &found.model),
+        Err(Lost { failure, answer }) => match (failure.reason, answer) {
+            (Reason::Failed | Reason::Budget, Some((mut response, place))) => {
+                stamp(response.headers_mut(), place, failure.attempts);
+                Ok(response)
+            }
+            _ => Err(verdict::unanswered(&failure, found, &shared.rules, shared.replicas.now())),
+        },
     }
 }
 
@@ -121,26 +129,6 @@ fn stamp(headers: &mut HeaderMap, place: &Place, attempts: u8) {
     place.facts.stamp(headers);
     headers.insert(SITE, place.name.clone());
     headers.insert(ATTEMPTS, HeaderValue::from(u16::from(attempts)));
-}
-
-/// What the client is told when no replica answered.
-fn failed(lost: Lost<(Response<Body>, &Place)>, model: &str) -> Result<Response<Body>, Error> {
-    let Lost { failure, answer } = lost;
-    let attempts = failure.attempts;
-    let unavailable = |message: String| Error::new(Kind::Unavailable, message);
-    Err(match failure.reason {
-        Reason::Law(breach) => Error::new(Kind::Unlawful, format!("no site may answer for model {model:?}: {breach}")),
-        Reason::NoReplica => unavailable(format!("no replica of model {model:?} may answer now")),
-        Reason::Overloaded => Error::new(Kind::Overloaded, format!("every replica of model {model:?} is busy")),
-        Reason::Deadline => Error::new(Kind::Deadline, "the deadline passed"),
-        Reason::Failed | Reason::Budget => match answer {
-            Some((mut response, place)) => {
-                stamp(response.headers_mut(), place, attempts);
-                return Ok(response);
-            }
-            None => unavailable(format!("no replica of model {model:?} answered; {attempts} were asked")),
-        },
-    })
 }
 
 /// Holds a body that is small enough, and puts back what was read of one that is not.
@@ -196,7 +184,7 @@ async fn counted<T>(place: &Place, attempt: impl Future<Output = Outcome<T>>) ->
         Outcome::Refused => Attempt::Refused,
         Outcome::Reset => Attempt::Reset,
         Outcome::Cut => Attempt::Cut,
-        Outcome::Answer { verdict: Verdict::Answer, .. } => Attempt::Answered,
+        Outcome::Answer { verdict: Verdict::Answer | Verdict::Module, .. } => Attempt::Answered,
         Outcome::Answer { verdict: Verdict::Failed, .. } => Attempt::Failed,
         Outcome::Answer { verdict: Verdict::Overloaded { .. }, .. } => Attempt::Overloaded,
         Outcome::Answer { verdict: Verdict::NotHere, .. } => Attempt::NotHere,
@@ -233,9 +221,16 @@ impl<'a> Shared<'a> {
         let left = self.deadline.saturating_duration_since(self.started);
         let asked = Asked { tenant: self.tenant.clone(), limit: Some(left), probe: false };
         let call = (request, self.identity, self.started);
-        let response = answered(self.plane, served, self.route.rest(), call, asked).await;
+        let response = answered(self.plane, served.clone(), self.route.rest(), call, asked).await;
         let whole = response.body().is_whole().then(|| response.body().length() as u64);
-        let verdict = peers_verdict(response.status(), response.headers());
+        let verdict = match response.status() {
+            _ if answer::is_modules(&response) => Verdict::Module,
+            StatusCode::TOO_MANY_REQUESTS => {
+                let until = verdict::after(self.replicas.now(), wire::rest(&catalog::load(&served)));
+                Verdict::Overloaded { until: Some(until) }
+            }
+            status => verdict::of_peer(status, response.headers(), self.replicas.now()),
+        };
         Outcome::Answer { verdict, whole, answer: (response, place) }
     }
 
@@ -275,9 +270,9 @@ impl<'a> Shared<'a> {
                     let now = self.replicas.now();
                     self.replicas.lock().report(replica, load, now);
                 }
-                peers_verdict(head.status, &head.headers)
+                verdict::of_peer(head.status, &head.headers, self.replicas.now())
             }
-            Upstream::Foreign(_) => foreign_verdict(head.status, &head.headers, self.replicas.now()),
+            Upstream::Foreign(_) => verdict::of_foreign(head.status, &head.headers, self.replicas.now()),
         };
         self.received(Response::from_parts(head, body), verdict, place).await
     }
@@ -361,27 +356,6 @@ impl<'a> Shared<'a> {
         let mut headers = wire::end_to_end(&self.head.headers);
         self.identity.stamp(&mut headers);
         headers
-    }
-}
-
-/// What the answer of a gateway says, whichever it is.
-fn peers_verdict(status: StatusCode, headers: &HeaderMap) -> Verdict {
-    let is = |kind: Kind| headers.get(answer::ERROR).is_some_and(|value| value == kind.as_str());
-    match status.as_u16() {
-        421 | 503 if is(Kind::NotHere) || is(Kind::NotReady) => Verdict::NotHere,
-        // It reports its load, so that nobody has to stay away longer than that says.
-        429 => Verdict::Overloaded { until: None },
-        status => Verdict::of(status, None),
-    }
-}
-
-/// What the answer of a foreign server says.
-fn foreign_verdict(status: StatusCode, headers: &HeaderMap, now: u64) -> Verdict {
-    let seconds: Option<u64> = headers.get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
-    let until = seconds.map(|s| now.saturating_add(s.saturating_mul(windrose_route::SECOND)));
-    match status.as_u16() {
-        404 => Verdict::NotHere,
-        status => Verdict::of(status, until),
     }
 }
 

@@ -277,6 +277,20 @@ fn a_replica_that_asks_for_time_gets_it() {
     attempts.on(&mut alone, first, Event::Head(Verdict::of(503, Some(SECOND))), MS);
     let Action::Fail(failure) = attempts.poll(&mut alone, MS) else { panic!() };
     assert_eq!((failure.reason, failure.retry_at, failure.attempt), (Reason::Overloaded, Some(SECOND), Some(first)));
+    // The first of several, of those alone that the law lets answer.
+    let mut several = crate::fleet::router(four(), settings());
+    for (site, until) in [("a/1", 9), ("b/1", 5), ("c/1", 2), ("d/1", 7)] {
+        let mut attempts = Attempts::new(Call { repeatable: false, ..call(0) });
+        let (first, asked) = sent(&mut attempts, &mut several, 0);
+        assert_eq!(asked, site);
+        attempts.on(&mut several, first, Event::Head(Verdict::of(429, Some(until * SECOND))), 0);
+        let Action::Fail(failure) = attempts.poll(&mut several, 0) else { panic!() };
+        let free = if site == "d/1" { 2 * SECOND } else { 0 };
+        assert_eq!(failure.retry_at, Some(free), "after {site}");
+    }
+    let mut attempts = Attempts::new(bound(0, &["eu"], &[]));
+    let Action::Fail(failure) = attempts.poll(&mut several, 0) else { panic!() };
+    assert_eq!((failure.reason, failure.retry_at), (Reason::Overloaded, Some(5 * SECOND)));
 }
 
 #[test]
@@ -295,6 +309,26 @@ fn a_request_that_every_replica_fails_ejects_nobody() {
             }
         }
     }
+    assert_eq!(router.take_changes(), []);
+}
+
+#[test]
+fn an_error_of_the_modules_own_is_passed_on_and_says_nothing_about_its_replica() {
+    let mut router = router(four(), settings());
+    let now = calm(&mut router, 50, 20 * MS, 0);
+    let id = router.find("a/1").unwrap();
+    let before = router.standing(id);
+    for end in [WHOLE, Event::Overflow].repeat(20) {
+        let mut attempts = Attempts::new(call(now));
+        let (first, site) = sent(&mut attempts, &mut router, now);
+        assert_eq!(site, "a/1");
+        attempts.on(&mut router, first, Event::Head(Verdict::Module), now + MS);
+        attempts.on(&mut router, first, end, now + MS);
+        assert_eq!(attempts.poll(&mut router, now + MS), Action::Finish { attempt: first });
+        attempts.on(&mut router, first, Event::Complete, now + MS);
+        assert_eq!(attempts.poll(&mut router, now + MS), Action::Done);
+    }
+    assert_eq!(router.standing(id), before);
     assert_eq!(router.take_changes(), []);
 }
 

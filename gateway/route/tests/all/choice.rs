@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use windrose_route::{
     Action, Attempts, Call, Digest, Ejection, Event, Grants, Load, MILLISECOND, Nanos, Nature, Policy, Price, Probe,
-    Refusal, Replica, Router, SECOND, Serves, Settings, Verdict,
+    Purpose, Refusal, Replica, Router, SECOND, Serves, Settings, Verdict,
 };
 
 use crate::fleet::{DIGEST, call, foreign, four, name, peer, router, settings};
@@ -139,6 +139,27 @@ fn ejection_never_empties() {
     assert!(["a/1", "b/1", "c/1", "d/1"].iter().all(|site| ejected(&router, site).is_some()));
     assert!(one(&mut router, 100 * MS, well).is_ok());
     assert!(router.decisions().next().unwrap().last_resort);
+}
+
+#[test]
+fn decisions_name_their_request_and_the_unusual_ones_are_kept_longer() {
+    let mut router = router(four(), settings());
+    let named = |name: &str, now| Call { request: Some(name.into()), tenant: Some("acme".into()), ..call(now) };
+    let mut odd = Attempts::new(named("odd", MS));
+    let Action::Send { attempt, .. } = odd.poll(&mut router, MS) else { panic!() };
+    odd.on(&mut router, attempt, Event::ConnectFailed, MS);
+    assert!(matches!(odd.poll(&mut router, MS), Action::Send { purpose: Purpose::Retry, .. }));
+    odd.abandon(&mut router, MS);
+    for n in 0..500u64 {
+        let mut usual = Attempts::new(named("usual", (2 + n) * MS));
+        assert!(matches!(usual.poll(&mut router, (2 + n) * MS), Action::Send { .. }));
+        usual.abandon(&mut router, (2 + n) * MS);
+    }
+    let kept: Vec<_> = router.decisions().collect();
+    assert!(kept.len() < 100 && kept.iter().all(|made| made.tenant.as_deref() == Some("acme")), "{}", kept.len());
+    assert!(kept.is_sorted_by_key(|made| std::cmp::Reverse(made.at)));
+    let about: Vec<_> = kept.iter().filter(|made| made.request.as_deref() == Some("odd")).collect();
+    assert_eq!(about.iter().map(|made| made.purpose).collect::<Vec<_>>(), [Purpose::Retry]);
 }
 
 #[test]

@@ -55,6 +55,7 @@ fn event() -> impl Strategy<Value = Event> {
         Event::Whole { bytes: 9 },
         Event::Head(Verdict::Answer),
         Event::Head(Verdict::Failed),
+        Event::Head(Verdict::Module),
         Event::Head(Verdict::NotHere),
         Event::Head(Verdict::Overloaded { until: Some(SECOND) }),
     ])

@@ -32,6 +32,8 @@ pub struct Hypothetical {
     /// Whether the request asks for a verified digest.
     #[serde(default)]
     verified: bool,
+    /// The id of a request that came: of the decisions that are kept, those about it.
+    request: Option<String>,
 }
 
 /// What would happen to a request now, and what happened to the last ones.
@@ -50,7 +52,7 @@ pub struct ExplainAnswer {
     /// Retries and hedges that the budgets allow at this moment.
     pub budgets: (f64, f64),
     pub candidates: Vec<CandidateView>,
-    /// The decisions of late, the newest first.
+    /// The decisions of late, the newest first; only those about one request, where one is named.
     pub decisions: Vec<DecisionView>,
 }
 
@@ -89,6 +91,11 @@ pub struct DecisionView {
     pub ago_ms: f64,
     /// `first`, `retry` or `hedge`.
     pub purpose: String,
+    /// The request's id, which its answer has as `x-request-id`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub request: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tenant: Option<String>,
     /// The site that was asked; absent when none could be.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub chosen: Option<String>,
@@ -157,6 +164,7 @@ fn answer(found: &Replicated, tenant: &Tenant, asked: &Hypothetical) -> Result<E
         verified: asked.verified,
         ..Call::until(now.saturating_add(30 * SECOND))
     };
+    let about = |made: &&Decision| asked.request.is_none() || made.request.as_deref() == asked.request.as_deref();
     let router = found.replicas.lock();
     let explained = router.explain(&call, now);
     let candidates: Vec<CandidateView> = explained.candidates.iter().map(|c| candidate(found, c)).collect();
@@ -168,7 +176,7 @@ fn answer(found: &Replicated, tenant: &Tenant, asked: &Hypothetical) -> Result<E
         last_resort: explained.last_resort,
         budgets: router.budgets(),
         candidates,
-        decisions: router.decisions().map(|made| decision(&router, made, now)).collect(),
+        decisions: router.decisions().filter(about).map(|made| decision(&router, made, now)).collect(),
     })
 }
 
@@ -210,6 +218,8 @@ fn decision(router: &Router, made: &Decision, now: Nanos) -> DecisionView {
     DecisionView {
         ago_ms: millis(now.saturating_sub(made.at) as f64),
         purpose: purpose.into(),
+        request: made.request.as_deref().map(str::to_owned),
+        tenant: made.tenant.as_deref().map(str::to_owned),
         chosen: made.chosen.map(site),
         last_resort: made.last_resort,
         candidates: made.candidates,
