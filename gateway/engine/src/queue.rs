@@ -320,6 +320,11 @@ impl Queue {
         late(&self.row_ns, run / rows.max(1) as u64);
     }
 
+    /// How long a run takes of late; `None` before the first.
+    pub fn usual(&self) -> Option<Duration> {
+        (self.runs.load(Relaxed) > 0).then(|| Duration::from_nanos(self.run_ns.load(Relaxed)))
+    }
+
     /// Refuses further jobs and lets the workers go when none is left.
     pub fn close(&self) {
         self.lock().open = false;

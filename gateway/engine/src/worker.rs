@@ -1,5 +1,7 @@
 //! The threads that own the sessions of a graph.
 
+mod apart;
+
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, OnceLock};
@@ -81,11 +83,13 @@ fn run(session: &mut dyn Session, batch: &mut Batch, shared: &Shared) {
     for waiting in &batch.jobs {
         counts.queued(batch.taken - waiting.since);
     }
-    match batch.jobs.len() {
-        1 => batch.jobs.drain(..).for_each(|waiting| alone(session, waiting, shared)),
+    let whole = match batch.jobs.len() {
+        1 => batch.jobs.drain(..).all(|waiting| alone(session, waiting, shared)),
         _ => together(session, batch, rows, shared),
+    };
+    if whole {
+        shared.queue.observe(rows, batch.ready.elapsed());
     }
-    shared.queue.observe(rows, batch.ready.elapsed());
 }
 
 /// Rows as they are counted: a job without an axis is one.
@@ -99,14 +103,23 @@ fn withdraw(gone: Waiting, counts: &Counts) {
     let _ = gone.reply.send(Err(EngineError::Deadline));
 }
 
-/// Runs one job, on its own tensors.
-fn alone(session: &mut dyn Session, waiting: Waiting, shared: &Shared) {
+/// Runs one job, on its own tensors. False when it was not run to its end.
+fn alone(session: &mut dyn Session, waiting: Waiting, shared: &Shared) -> bool {
+    let (answer, time) = execute(session, &waiting.job, shared);
+    answered(waiting, answer, time, shared)
+}
+
+/// Gives a job that ran alone its answer. False when it was not run to its end.
+fn answered(waiting: Waiting, answer: Answer, time: Duration, shared: &Shared) -> bool {
     let Waiting { reply, job, .. } = waiting;
-    let (answer, time) = execute(session, &job, shared);
+    shared.counts.answered(rows(&job), answer.is_ok());
     shared.inline.observe(&job.inputs, time);
+    // What was ended early does not say how long a run takes.
+    let whole = !matches!(&answer, Err(error) if error.fault() == Fault::Time);
     let _ = reply.send(answer);
     // Inputs are freed here and not on the caller's way.
     drop(job);
+    whole
 }
 
 /// Runs a job on the caller's thread, if it is known to be short and everything is free; `None` where it is to be queued.
@@ -118,6 +131,7 @@ pub(crate) fn here(shared: &Shared, job: &Checked, now: Instant) -> Option<Answe
         || shared.queue.is_free(),
         |session, most| {
             let (answer, time) = execute(session, job, shared);
+            shared.counts.answered(rows(job), answer.is_ok());
             if most > 1 {
                 shared.counts.released(Released::Idle);
             }
@@ -127,7 +141,7 @@ pub(crate) fn here(shared: &Shared, job: &Checked, now: Instant) -> Option<Answe
     )
 }
 
-/// Runs a job and counts it. Returns how long the engine took, too.
+/// Runs a job and counts the run. Returns how long the engine took, too.
 fn execute(session: &mut dyn Session, job: &Checked, shared: &Shared) -> (Answer, Duration) {
     let counts = &shared.counts;
     let started = Instant::now();
@@ -135,7 +149,6 @@ fn execute(session: &mut dyn Session, job: &Checked, shared: &Shared) -> (Answer
     let answer = guarded(session, &job.inputs, &job.outputs);
     let time = started.elapsed();
     counts.ended(rows(job), time);
-    counts.answered(rows(job), answer.is_ok());
     if let Some(sample) = shared.sample.as_ref().filter(|_| answer.is_ok()) {
         sample.get_or_init(|| job.inputs.clone());
     }
@@ -143,10 +156,13 @@ fn execute(session: &mut dyn Session, job: &Checked, shared: &Shared) -> (Answer
 }
 
 /// Runs several jobs as one, and gives each its own rows. When that fails they run one by one: an input that the graph
-/// does not bear fails its own caller only.
-fn together(session: &mut dyn Session, batch: &mut Batch, rows: usize, shared: &Shared) {
+/// does not bear fails its own caller only. False when they were not run to the end as one.
+fn together(session: &mut dyn Session, batch: &mut Batch, rows: usize, shared: &Shared) -> bool {
     let counts = &shared.counts;
-    match run_together(session, batch, rows, counts) {
+    session.limit(apart::patience(batch.jobs.iter(), shared));
+    let answers = run_together(session, batch, rows, counts);
+    session.limit(None);
+    match answers {
         Ok(answers) => {
             for (waiting, answer) in batch.jobs.drain(..).zip(answers) {
                 counts.answered(self::rows(&waiting.job), true);
@@ -154,23 +170,20 @@ fn together(session: &mut dyn Session, batch: &mut Batch, rows: usize, shared: &
                 let _ = reply.send(Ok(answer));
                 drop(job);
             }
+            true
         }
         // No input is to blame: each alone would meet the same.
-        Err(error) if matches!(error.fault(), Fault::Time | Fault::Unready | Fault::Host) => {
+        Err(error) if matches!(error.fault(), Fault::Unready | Fault::Host) => {
             for waiting in batch.jobs.drain(..) {
                 counts.answered(self::rows(&waiting.job), false);
                 let _ = waiting.reply.send(Err(error.clone()));
             }
+            false
         }
         Err(_) => {
             counts.separated.fetch_add(1, Relaxed);
-            for waiting in batch.jobs.drain(..) {
-                if waiting.is_gone(Instant::now()) {
-                    withdraw(waiting, counts);
-                } else {
-                    alone(session, waiting, shared);
-                }
-            }
+            apart::each(session, batch.jobs.drain(..).collect(), shared);
+            false
         }
     }
 }
