@@ -13,12 +13,12 @@ use tokio::sync::oneshot;
 
 use crate::backend::Loaded;
 use crate::check::Signature;
-use crate::counts::Counts;
 use crate::inline::{self, Inline};
 use crate::onnx::Model;
 use crate::padding::Pads;
 use crate::queue::{Answer, Bounds, Queue, Ticket, Waiting};
 use crate::turnstile::Turnstile;
+use crate::user::User;
 use crate::weights::{self, Crew, Residence};
 use crate::worker::{self, Shared};
 use crate::{BatchPolicy, EngineError, GraphCounts, GraphSpec, Isolation, Padding, Tensor};
@@ -89,10 +89,11 @@ impl Default for Job {
     }
 }
 
-/// A loaded graph. Cloning shares it; when the last handle goes, its sessions end.
+/// A loaded graph, as one of its users has it. Cloning shares it; when the last handle of all users goes, its sessions end.
 #[derive(Clone)]
 pub struct Graph {
     handle: Arc<Handle>,
+    user: Arc<User>,
 }
 
 /// What a graph is started with.
@@ -109,7 +110,7 @@ pub(crate) struct Setup {
     pub residence: Option<Residence>,
 }
 
-/// What all clones of a graph share.
+/// What all users of a graph share.
 pub(crate) struct Handle {
     signature: Signature,
     pub(crate) info: GraphInfo,
@@ -141,7 +142,6 @@ impl Graph {
         let pads = padding.map(|padding| Pads::new(&padding, &model.spec)).transpose()?.map(Arc::new);
         let shared = Arc::new(Shared {
             queue: Queue::new(bounds, cores.clone()),
-            counts: Counts::default(),
             inline: Inline::default(),
             sample: keeps_sample.then(OnceLock::new),
         });
@@ -153,7 +153,12 @@ impl Graph {
         if let Some(residence) = &handle.residence {
             residence.enter(workers, &handle);
         }
-        Ok(Graph { handle })
+        Ok(Graph { handle, user: Arc::default() })
+    }
+
+    /// The same graph for another user, who is counted apart.
+    pub fn for_another(&self) -> Graph {
+        Graph { handle: Arc::clone(&self.handle), user: Arc::default() }
     }
 
     /// What the graph declares.
@@ -229,9 +234,9 @@ impl Graph {
         self.handle.shared.queue.of(name)
     }
 
-    /// What was counted so far.
+    /// What was counted so far for this user.
     pub fn counts(&self) -> GraphCounts {
-        self.handle.shared.counts.read()
+        self.user.counts.read()
     }
 
     /// Runs one job: names, types and shapes are checked against the declaration, then it is queued. A future that is
@@ -256,12 +261,13 @@ impl Graph {
             job.outputs.iter().filter_map(|&at| Some(signature.spec.outputs.get(at)?.name.clone())).collect();
         let named = |tensors| Ok(names.into_iter().zip(tensors).collect());
         let _use = self.handle.residence.as_ref().map(Residence::begin);
-        if let Some(answer) = worker::here(shared, &job, since) {
+        if let Some(answer) = worker::here(shared, &self.user, &job, since) {
             return named(answer?);
         }
         let (reply, answer) = oneshot::channel();
-        let ticket = shared.queue.push(Waiting { job, tenant, share, deadline, reply, since })?;
-        let mut place = Place { shared, ticket: Some(ticket) };
+        let user = Arc::clone(&self.user);
+        let ticket = shared.queue.push(Waiting { job, tenant, share, user, deadline, reply, since })?;
+        let mut place = Place { graph: self, ticket: Some(ticket) };
         if shared.queue.claims_recall() {
             weights::recall(&self.handle);
         }
@@ -285,16 +291,16 @@ async fn wait(answer: oneshot::Receiver<Answer>, deadline: Option<Instant>) -> A
 
 /// A job's place in the queue: dropped before the answer came, it takes the job out.
 struct Place<'a> {
-    shared: &'a Shared,
+    graph: &'a Graph,
     ticket: Option<Ticket>,
 }
 
 impl Drop for Place<'_> {
     fn drop(&mut self) {
         if let Some(ticket) = self.ticket
-            && self.shared.queue.withdraw(ticket)
+            && self.graph.handle.shared.queue.withdraw(ticket)
         {
-            self.shared.counts.withdrawn.fetch_add(1, Relaxed);
+            self.graph.user.counts.withdrawn.fetch_add(1, Relaxed);
         }
     }
 }

@@ -23,6 +23,7 @@ use crate::batch::{Batch, BatchPolicy, Released};
 use crate::check::Checked;
 use crate::padding::Pads;
 use crate::turnstile::{Gate, Turnstile};
+use crate::user::User;
 use crate::{EngineError, Share, Tensor};
 
 /// What a caller gets back: outputs in the order asked for.
@@ -34,6 +35,8 @@ pub(crate) struct Waiting {
     pub job: Checked,
     pub tenant: Arc<str>,
     pub share: Share,
+    /// Which user of the graph asks.
+    pub user: Arc<User>,
     pub deadline: Option<Instant>,
     /// Where its answer goes; closed when its caller has gone.
     pub reply: oneshot::Sender<Answer>,

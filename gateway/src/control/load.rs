@@ -213,13 +213,13 @@ impl Loader {
             let shared = self.shared(&entry.digest, &self.options(&entry.options));
             let load = self.load_graph(&entry.digest, &entry.options, store);
             let graph = shared.get_or_try_init(|| load).await;
-            let graph = graph.map_err(|error| LoadError::Model(format!("graph `{name}`: {error}")))?;
+            let graph = graph.map_err(|error| LoadError::Model(format!("graph `{name}`: {error}")))?.for_another();
             // Else each job runs alone, as it does before anything is known.
             if let Some(found) = batching.get(name).filter(|found| found.is_of(&graph.info().engine)) {
                 graph.set_batching(found.policy(entry.options.batching));
                 graph.set_padding(found.padding_refused.is_none());
             }
-            graphs.insert(name.clone(), graph.clone());
+            graphs.insert(name.clone(), graph);
             weights.push(shared);
         }
         let kind = module.kind();

@@ -19,7 +19,8 @@ fn job(tenant: &str, rows: usize, width: usize) -> (Waiting, oneshot::Receiver<A
     let inputs = vec![Tensor::from_vec([rows, width], vec![0f32; rows * width]).expect("rows")];
     let job = Checked { inputs, outputs: vec![0], rows: Some(rows) };
     let share = Share::default();
-    (Waiting { job, tenant: tenant.into(), share, deadline: None, reply, since: Instant::now() }, answer)
+    let user = Arc::default();
+    (Waiting { job, tenant: tenant.into(), share, user, deadline: None, reply, since: Instant::now() }, answer)
 }
 
 /// As [`job`], in the name of a model of some weight.

@@ -37,11 +37,11 @@ pub(super) fn each(session: &mut dyn Session, mut jobs: VecDeque<Waiting>, share
     while let Some(waiting) = jobs.pop_front() {
         await_child(session, &waiting, &mut restarts);
         if waiting.is_gone(Instant::now()) {
-            withdraw(waiting, &shared.counts);
+            withdraw(waiting);
             continue;
         }
         let is_cut = session.limit(patience(jobs.iter(), shared));
-        let (answer, time) = execute(session, &waiting.job, shared);
+        let (answer, time) = execute(session, &waiting.job, &waiting.user, shared);
         match answer {
             Err(EngineError::TimeLimit) if is_cut => cut_short.push(waiting),
             answer => {
@@ -53,7 +53,7 @@ pub(super) fn each(session: &mut dyn Session, mut jobs: VecDeque<Waiting>, share
     for waiting in cut_short {
         await_child(session, &waiting, &mut restarts);
         if waiting.is_gone(Instant::now()) {
-            withdraw(waiting, &shared.counts);
+            withdraw(waiting);
         } else {
             alone(session, waiting, shared);
         }
