@@ -21,7 +21,7 @@ use crate::turnstile::Turnstile;
 use crate::user::User;
 use crate::weights::{self, Crew, Residence};
 use crate::worker::{self, Shared};
-use crate::{BatchPolicy, EngineError, GraphCounts, GraphSpec, Isolation, Padding, Tensor};
+use crate::{BatchPolicy, EngineError, GraphCounts, GraphOptions, GraphSpec, Isolation, Padding, Tensor};
 
 /// What runs a graph, for metadata.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -98,13 +98,13 @@ pub struct Graph {
 
 /// What a graph is started with.
 pub(crate) struct Setup {
-    /// How long its queue may become.
+    /// How long its first user's part of the queue may become.
     pub bounds: Bounds,
     /// Whether it keeps the inputs of its first job.
     pub keeps_sample: bool,
     /// The cores that its runs share with other graphs'; `None` where they use none.
     pub cores: Option<Arc<Turnstile>>,
-    /// How inputs of different lengths may run together.
+    /// How that user's inputs of different lengths may run together.
     pub padding: Option<Padding>,
     /// Where its weights can leave memory.
     pub residence: Option<Residence>,
@@ -115,7 +115,6 @@ pub(crate) struct Handle {
     signature: Signature,
     pub(crate) info: GraphInfo,
     weight_bytes: u64,
-    pads: Option<Arc<Pads>>,
     pub(crate) shared: Arc<Shared>,
     /// Starts its workers.
     pub(crate) crew: Crew,
@@ -139,9 +138,9 @@ impl Graph {
     pub(crate) fn start(loaded: Loaded, model: &Model, setup: Setup) -> Result<Graph, EngineError> {
         let Loaded { info, sessions } = loaded;
         let Setup { bounds, keeps_sample, cores, padding, residence } = setup;
-        let pads = padding.map(|padding| Pads::new(&padding, &model.spec)).transpose()?.map(Arc::new);
+        let user = user(bounds, padding.as_ref(), &model.spec)?;
         let shared = Arc::new(Shared {
-            queue: Queue::new(bounds, cores.clone()),
+            queue: Queue::new(cores.clone()),
             inline: Inline::default(),
             sample: keeps_sample.then(OnceLock::new),
         });
@@ -149,16 +148,23 @@ impl Graph {
         // Those that have started end when no more can be had.
         let workers = crew.start(sessions, &shared, &info).inspect_err(|_| shared.queue.close())?;
         let (signature, weight_bytes) = (Signature::new(model.spec.clone()), model.weight_bytes);
-        let handle = Arc::new(Handle { signature, info, weight_bytes, pads, shared, crew, residence });
+        let handle = Arc::new(Handle { signature, info, weight_bytes, shared, crew, residence });
         if let Some(residence) = &handle.residence {
             residence.enter(workers, &handle);
         }
-        Ok(Graph { handle, user: Arc::default() })
+        Ok(Graph { handle, user })
     }
 
-    /// The same graph for another user, who is counted apart.
-    pub fn for_another(&self) -> Graph {
-        Graph { handle: Arc::clone(&self.handle), user: Arc::default() }
+    /// The same sessions for another user, whose jobs wait and run together as these options say, and are counted apart.
+    /// Each of them runs alone until [`Graph::set_batching`].
+    ///
+    /// # Errors
+    /// When the options are out of their bounds, or name what the graph does not have.
+    pub fn for_another(&self, options: &GraphOptions) -> Result<Graph, EngineError> {
+        let handle = Arc::clone(&self.handle);
+        let bounds = options.bounds(handle.info.sessions)?;
+        let user = user(bounds, options.padding.as_ref(), self.spec())?;
+        Ok(Graph { handle, user })
     }
 
     /// What the graph declares.
@@ -190,33 +196,33 @@ impl Graph {
         self.handle.signature.axis.as_ref().copied().map_err(String::as_str)
     }
 
-    /// Lets jobs run together from now on. Whoever calls this knows that the graph's rows do not change each other.
+    /// Lets this user's jobs run together from now on. Whoever calls this knows that the graph's rows do not change each other.
     /// A graph whose declaration rules it out goes on running each job alone.
     pub fn set_batching(&self, policy: BatchPolicy) {
         if self.handle.signature.axis.is_ok() {
-            self.handle.shared.queue.set_policy(BatchPolicy { max_rows: policy.max_rows.max(1), ..policy });
+            self.handle.shared.queue.set_policy(&self.user, policy);
         }
     }
 
-    /// Lets jobs of different lengths run together as the options say, or not. Whoever calls this knows that filling rows
+    /// Lets this user's jobs of different lengths run together as the options say, or not. Whoever calls this knows that filling rows
     /// up does not change what is left of them.
     pub fn set_padding(&self, on: bool) {
-        self.handle.shared.queue.set_pads(self.handle.pads.clone().filter(|_| on));
+        self.user.set_padded(on);
     }
 
     /// Whether jobs of different lengths run together.
     pub fn padded(&self) -> bool {
-        self.handle.shared.queue.pads()
+        self.user.pads().is_some()
     }
 
     /// How the options would have jobs of different lengths run together.
     pub(crate) fn pads(&self) -> Option<&Pads> {
-        self.handle.pads.as_deref()
+        self.user.asked_pads()
     }
 
     /// How jobs are gathered.
     pub fn batching(&self) -> BatchPolicy {
-        self.handle.shared.queue.policy()
+        self.user.policy()
     }
 
     /// The inputs of the first job that was answered, for a graph that [`crate::Engines::load_to_try`] has loaded.
@@ -224,7 +230,7 @@ impl Graph {
         self.handle.shared.sample.as_ref()?.get().map(Vec::as_slice)
     }
 
-    /// Jobs that wait in the queue now.
+    /// Jobs of all users that wait in the queue now.
     pub fn queued(&self) -> usize {
         self.handle.shared.queue.len()
     }
@@ -275,6 +281,12 @@ impl Graph {
         place.ticket = None;
         named(tensors)
     }
+}
+
+/// A user of a graph that declares `spec`.
+fn user(bounds: Bounds, padding: Option<&Padding>, spec: &GraphSpec) -> Result<Arc<User>, EngineError> {
+    let pads = padding.map(|padding| Pads::new(padding, spec)).transpose()?.map(Arc::new);
+    Ok(Arc::new(User::new(bounds, pads)))
 }
 
 /// Waits for the answer until the deadline.

@@ -1,17 +1,66 @@
-//! Those who use a graph: versions of models, in most cases. Its sessions and their queue are common to all of them; what
-//! is counted is each one's own.
+//! Those who use a graph: versions of models, in most cases. Its sessions, and the queue before them, are common to all of
+//! them. How a user's jobs wait there and run together is its own, and so is what is counted.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
-use crate::Released;
 use crate::counts::Counts;
-use crate::queue::Waiting;
+use crate::padding::Pads;
+use crate::queue::{Bounds, Waiting};
+use crate::{BatchPolicy, Released};
 
 /// One of them.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct User {
     pub counts: Counts,
+    /// How many of its jobs may wait, and how long.
+    pub bounds: Bounds,
+    /// How its jobs of different lengths could run together.
+    pads: Option<Arc<Pads>>,
+    /// Whether they do.
+    padded: AtomicBool,
+    /// Its [`BatchPolicy`]. Whoever reads it while it changes may see a part of each, which harms nobody.
+    max_rows: AtomicUsize,
+    delay_ns: AtomicU64,
+}
+
+impl User {
+    /// One whose jobs run alone, as yet.
+    pub fn new(bounds: Bounds, pads: Option<Arc<Pads>>) -> User {
+        let (counts, padded, delay_ns) = (Counts::default(), AtomicBool::new(false), AtomicU64::new(0));
+        User { counts, bounds, pads, padded, max_rows: AtomicUsize::new(BatchPolicy::OFF.max_rows), delay_ns }
+    }
+
+    pub fn set_policy(&self, policy: BatchPolicy) {
+        self.max_rows.store(policy.max_rows.max(1), Relaxed);
+        self.delay_ns.store(u64::try_from(policy.delay.as_nanos()).unwrap_or(u64::MAX), Relaxed);
+    }
+
+    pub fn policy(&self) -> BatchPolicy {
+        let delay = Duration::from_nanos(self.delay_ns.load(Relaxed));
+        BatchPolicy { max_rows: self.max_rows.load(Relaxed), delay }
+    }
+
+    pub fn set_padded(&self, on: bool) {
+        self.padded.store(on, Relaxed);
+    }
+
+    /// How its jobs of different lengths run together, where they do.
+    pub fn pads(&self) -> Option<&Arc<Pads>> {
+        self.pads.as_ref().filter(|_| self.padded.load(Relaxed))
+    }
+
+    /// How they could.
+    pub fn asked_pads(&self) -> Option<&Pads> {
+        self.pads.as_deref()
+    }
+
+    /// Whether jobs of another user may come along in a batch of this one's: both batch, and fill rows up alike.
+    pub fn mixes_with(&self, other: &User) -> bool {
+        std::ptr::eq(self, other)
+            || (self.policy().max_rows > 1 && other.policy().max_rows > 1 && self.pads() == other.pads())
+    }
 }
 
 /// What one user has in a run.

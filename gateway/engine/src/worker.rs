@@ -127,7 +127,7 @@ pub(crate) fn here(shared: &Shared, user: &User, job: &Checked, now: Instant) ->
     shared.inline.run(
         &job.inputs,
         sparse,
-        || shared.queue.is_free(),
+        || shared.queue.is_free(user),
         |session, most| {
             let (answer, time) = execute(session, job, user, shared);
             user.counts.answered(rows(job), answer.is_ok());

@@ -197,7 +197,7 @@ fn each_user_of_a_graph_counts_its_own() {
     for engine in backends() {
         let policy = BatchPolicy { max_rows: 4, delay: Duration::from_secs(3600) };
         let idle = batched(engine, "rows", 1, policy);
-        let (one, two) = (idle.for_another(), idle.for_another());
+        let [one, two] = [0; 2].map(|_| idle.for_another(&GraphOptions::default()).expect("another"));
         one.set_batching(policy);
         two.set_batching(policy);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
