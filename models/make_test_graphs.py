@@ -398,6 +398,24 @@ def rows():
         [y],
         [constant("table", table)],
     )
+    # A run takes as many turns as the row that asks for most.
+    body = helper.make_graph(
+        [node("Identity", ["more"], ["more_out"]), node("Abs", ["carried"], ["carried_out"])],
+        "body",
+        [value("i", INT64, []), value("more", BOOL, []), value("carried", FP32, ["N"])],
+        [value("more_out", BOOL, []), value("carried_out", FP32, ["N"])],
+    )
+    save(
+        "turns_of_rows",
+        [
+            node("ReduceMax", ["times"], ["most"], keepdims=0),
+            node("Abs", ["x"], ["whole"]),
+            node("Loop", ["most", "yes", "whole"], ["y"], body=body),
+        ],
+        [value("times", INT64, ["N"]), value("x", FP32, ["N"])],
+        [value("y", FP32, ["N"])],
+        [constant("yes", np.bool_(True))],
+    )
     save(
         "mean_of_rows",
         [node("ReduceMean", ["x"], ["mean"], axes=[0], keepdims=1), node("Sub", ["x", "mean"], ["y"])],

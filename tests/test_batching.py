@@ -1,10 +1,12 @@
 """Batches that only show themselves from outside: texts of different lengths, and who waits for whom."""
 
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
-from harness import ROOT
+from fleet import metric
+from harness import ROOT, wait_until
 
 TEXTS = [
     "wind",
@@ -55,3 +57,41 @@ def test_texts_of_different_lengths_share_a_run(make_gateway, tmp_path, engine):
     assert after[1] - before[1] < len(TEXTS), "no two of them ran together"
     for text, own, other in zip(TEXTS, alone, together, strict=True):
         assert np.abs(own - other).max() < 1e-4, text
+
+
+def test_guests_that_wait_for_the_engine_hold_no_thread(make_gateway, tmp_path):
+    """A hundred guests wait in `compute` of a gateway with fewer threads, and then share one run with those that fill it."""
+    gateway = make_gateway()
+    waiting, most = 100, 128
+    manifest = f"""
+name = "rows"
+[graphs.model]
+file = "{ROOT / 'models' / 'test' / 'rows.onnx'}"
+queue = {most}
+batching = {{ max_size = {most}, max_delay_us = 10000000 }}
+[limits]
+concurrency = {most}
+"""
+    (tmp_path / "windrose.toml").write_text(manifest)
+    gateway.deploy(tmp_path)
+
+    def permits() -> float:
+        return metric(gateway, "windrose_permits_available", model="rows")
+
+    def ask(number: int):
+        inputs = [
+            {"name": "x", "shape": [1, 4], "datatype": "FP32", "data": [number] * 4},
+            {"name": "ids", "shape": [1], "datatype": "INT64", "data": [0]},
+        ]
+        return gateway.infer("rows", inputs).json()["outputs"][0]["data"]
+
+    with ThreadPoolExecutor(most) as pool:
+        asked = [pool.submit(ask, number) for number in range(waiting)]
+        wait_until(lambda: permits() == most - waiting, 30, "a hundred guests")
+        threads = len(list(Path(f"/proc/{gateway.process.pid}/task").iterdir()))
+        asked += [pool.submit(ask, number) for number in range(waiting, most)]
+        answers = [answer.result() for answer in asked]
+    assert answers == [[number, number + 10, number + 20, number + 30] for number in range(most)]
+    (counted,) = gateway.get("/v2/models/rows/stats").json()["model_stats"]
+    assert [size["batch_size"] for size in counted["batch_stats"]] == [most], "not all of them waited"
+    assert threads < waiting

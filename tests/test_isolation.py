@@ -4,10 +4,12 @@ import os
 import signal
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
+from fleet import metric
 from harness import ROOT, wait_until
 from sending import infer
 
@@ -119,6 +121,36 @@ def test_an_endless_run_and_a_kill_fail_their_own_requests_alone(gateway):
     assert set(outcomes) <= {(200, None), (502, "graph_crashed")}
     assert sum(status != 200 for status, _ in outcomes) <= 2
     assert outcomes[-1][0] == 200
+
+
+def test_a_row_that_does_not_end_fails_none_of_its_batch(gateway, tmp_path):
+    manifest = f"""
+name = "turns"
+[graphs.model]
+file = "{GRAPHS / 'turns_of_rows.onnx'}"
+batching = {{ max_size = 4, max_delay_us = 10000000 }}
+"""
+    (tmp_path / "windrose.toml").write_text(manifest)
+    gateway.deploy(tmp_path)
+
+    def ask(times: int, x: float):
+        inputs = [
+            {"name": "times", "datatype": "INT64", "shape": [1], "data": [times]},
+            {"name": "x", "datatype": "FP32", "shape": [1], "data": [x]},
+        ]
+        return gateway.infer("turns", inputs)
+
+    for bad in (0, 3):
+        with ThreadPoolExecutor(4) as pool:
+            times = [2**31 - 1 if at == bad else 3 for at in range(4)]
+            answers = list(pool.map(ask, times, map(float, range(4))))
+        for at, answer in enumerate(answers):
+            if at == bad:
+                assert (answer.status, answer.headers["windrose-error"]) == (504, "graph_time_limit")
+            else:
+                assert answer.status == 200, answer.body
+                assert answer.json()["outputs"][0]["data"] == [at]
+    assert metric(gateway, "windrose_graph_separated", model="turns") == 2
 
 
 def test_no_child_outlives_a_killed_gateway(gateway):

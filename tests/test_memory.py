@@ -115,16 +115,29 @@ def test_two_hundred_models_of_one_graph_hold_its_weights_once(make_gateway, tmp
     control = Control(gateway)
     graph(tmp_path / "wide.onnx", 32)
     content = (tmp_path / "wide.onnx").read_bytes()
-    manifest = {"version": "1", "graphs": {"model": {"digest": control.upload(content)}}}
-    control.deploy("m0", manifest)
+    digest = control.upload(content)
+    # How jobs wait and run together is each model's own.
+    batches = {"batching": {"max_size": 4, "max_delay_us": 100}}
+    ways = [{}, {"queue": 7}, {"queue_wait_ms": 50}, {"batching": "off"}, batches]
+    manifests = [{"version": "1", "graphs": {"model": {"digest": digest} | way}} for way in ways]
+    control.deploy("m0", manifests[0])
     expected = largest(gateway, "m0").json()["outputs"]
     before = gateway.resident()
     for number in range(1, 200):
-        control.deploy(f"m{number}", manifest)
+        control.deploy(f"m{number}", manifests[number % len(ways)])
     for number in range(0, 200, 9):
         assert largest(gateway, f"m{number}").json()["outputs"] == expected
     assert control.metric("windrose_memory_bytes", "weights") == len(content)
     assert gateway.resident() - before < len(content)
+    counted = {model["name"]: model for model in gateway.get("/v2/models/stats").json()["model_stats"]}
+    for number in range(200):
+        own = counted[f"m{number}"]
+        calls = (number % 9 == 0) + (number == 0)
+        assert (own["inference_count"], own["execution_count"]) == (calls, calls), own
+        assert sum(size["compute_infer"]["count"] for size in own["batch_stats"]) == calls
+    for number, in_force in ((3, [1, 0]), (4, [4, 100])):
+        batching = control.version(f"m{number}")["loaded"]["graphs"]["model"]["batching"]
+        assert [batching["max_rows"], batching["max_delay_us"]] == in_force, batching
 
 
 def test_weights_that_left_memory_answer_the_next_request_and_not_from_a_file_that_has_changed(make_gateway, tmp_path):

@@ -398,9 +398,9 @@ impl Scrape {
     fn encode_graphs(&self, encoder: &mut DescriptorEncoder) -> fmt::Result {
         type Count = fn(&GraphCounts) -> u64;
         let counts: [(&str, &str, Count); 6] = [
-            ("windrose_graph_inferences", "Jobs that a graph's engine answered", |c| c.inferences),
+            ("windrose_graph_inferences", "Jobs of a model that a graph's engine answered", |c| c.inferences),
             ("windrose_graph_rows", "Rows of the jobs that a graph's engine answered", |c| c.rows),
-            ("windrose_graph_executions", "Runs of a graph's engine", |c| c.executions),
+            ("windrose_graph_executions", "Runs of a graph's engine that held rows of a model", |c| c.executions),
             ("windrose_graph_failures", "Jobs that failed in a graph's engine", |c| c.failures),
             ("windrose_graph_withdrawn", "Jobs that left a graph's queue without having run", |c| c.withdrawn),
             ("windrose_graph_separated", "Runs of several jobs that failed, so that each ran alone", |c| c.separated),
@@ -426,7 +426,11 @@ impl Scrape {
         }
         let times: [(&str, &str, Count); 2] = [
             ("windrose_graph_queue_seconds", "Time that jobs waited for a graph", |c| c.queue_ns),
-            ("windrose_graph_compute_seconds", "Time of a graph's engine", |c| c.compute_ns),
+            (
+                "windrose_graph_compute_seconds",
+                "Time of a graph's engine, by rows where a run held several models'",
+                |c| c.compute_ns,
+            ),
         ];
         for (name, help, read) in times {
             let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;

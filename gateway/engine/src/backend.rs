@@ -7,6 +7,7 @@ pub(crate) mod onnxruntime;
 pub(crate) mod rten;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 
@@ -65,6 +66,18 @@ pub trait Session: Send {
     /// Calls `work` with this session where its runs are cheapest, and returns when `work` does: an engine with a
     /// thread pool of its own calls it on one of that pool's threads, so that no run has to change threads.
     fn serve(&mut self, work: &mut Work<'_>);
+
+    /// Ends the runs that follow after `most`, or only when they take longer than any may. True where that is earlier.
+    /// An engine that cannot end a run does nothing.
+    fn limit(&mut self, most: Option<Duration>) -> bool {
+        let _ = most;
+        false
+    }
+
+    /// Whether a run would begin now, or wait for no longer than its process takes to start.
+    fn is_ready(&mut self) -> bool {
+        true
+    }
 
     /// Another way to what this session runs, for a run on whatever thread, beside this one's; none where runs need a
     /// thread or a process of their own.

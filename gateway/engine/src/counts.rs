@@ -1,4 +1,4 @@
-//! What is counted for one graph, by the threads that run it.
+//! What is counted for one user of a graph, by the threads that run it.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -10,7 +10,8 @@ use crate::Released;
 /// Sizes of runs that are counted each on its own. A caller chooses sizes, so there is a bound.
 const SIZES: usize = 128;
 
-/// What the engine itself counted for one graph since it was loaded.
+/// What the engine itself counted for one user of a graph since that began to use it. A run that held rows of several
+/// users counts for each of them, and its time by their rows.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct GraphCounts {
     /// Jobs that were answered.
@@ -31,17 +32,25 @@ pub struct GraphCounts {
     pub queue_ns: u64,
     /// Nanoseconds of engine time.
     pub compute_ns: u64,
-    /// By rows of a run; at most 128 sizes, the first ones seen.
+    /// Jobs that ran with others: only theirs are copies of inputs and parts of outputs.
+    pub gathered: u64,
+    /// Nanoseconds of putting their inputs together.
+    pub gather_ns: u64,
+    /// Nanoseconds of taking their outputs apart.
+    pub scatter_ns: u64,
+    /// By rows of the whole run; at most 128 sizes, the first ones seen.
     pub sizes: BTreeMap<usize, SizeCounts>,
 }
 
-/// Runs of one size.
+/// Runs of one size, whosever rows they held.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SizeCounts {
     /// Runs.
     pub executions: u64,
     /// Nanoseconds of engine time.
     pub compute_ns: u64,
+    /// Those of them that were of several jobs.
+    pub gathered: u64,
     /// Nanoseconds of putting inputs together.
     pub gather_ns: u64,
     /// Nanoseconds of taking outputs apart.
@@ -56,10 +65,13 @@ pub(crate) struct Counts {
     executions: AtomicU64,
     failures: AtomicU64,
     pub withdrawn: AtomicU64,
-    pub separated: AtomicU64,
+    separated: AtomicU64,
     released: [AtomicU64; Released::ALL.len()],
     queue_ns: AtomicU64,
     compute_ns: AtomicU64,
+    gathered: AtomicU64,
+    gather_ns: AtomicU64,
+    scatter_ns: AtomicU64,
     /// Locked by a worker once a run, and by who reads: never for long.
     sizes: Mutex<BTreeMap<usize, SizeCounts>>,
 }
@@ -76,13 +88,18 @@ impl Counts {
             released: std::array::from_fn(|at| self.released[at].load(Relaxed)),
             queue_ns: self.queue_ns.load(Relaxed),
             compute_ns: self.compute_ns.load(Relaxed),
+            gathered: self.gathered.load(Relaxed),
+            gather_ns: self.gather_ns.load(Relaxed),
+            scatter_ns: self.scatter_ns.load(Relaxed),
             sizes: self.sizes.lock().unwrap_or_else(PoisonError::into_inner).clone(),
         }
     }
 
-    /// Counts why a batch ran.
-    pub fn released(&self, reason: Released) {
-        self.released[reason as usize].fetch_add(1, Relaxed);
+    /// Counts why a batch ran, where it could have been larger.
+    pub fn released(&self, reason: Option<Released>) {
+        if let Some(reason) = reason {
+            self.released[reason as usize].fetch_add(1, Relaxed);
+        }
     }
 
     /// Counts one job's time in the queue.
@@ -95,22 +112,31 @@ impl Counts {
         self.executions.fetch_add(1, Relaxed);
     }
 
-    /// Counts how long a run took.
-    pub fn ended(&self, rows: usize, time: Duration) {
-        let time = nanoseconds(time);
-        self.compute_ns.fetch_add(time, Relaxed);
+    /// Counts how long a run of so many rows took, and how much of that is for the own ones.
+    pub fn ended(&self, rows: usize, whole: Duration, own: Duration) {
+        self.compute_ns.fetch_add(nanoseconds(own), Relaxed);
         self.of_size(rows, |size| {
             size.executions += 1;
-            size.compute_ns += time;
+            size.compute_ns += nanoseconds(whole);
         });
     }
 
-    /// Counts what it took to make one run of several jobs.
-    pub fn copied(&self, rows: usize, gather: Duration, scatter: Duration) {
+    /// Counts what it took to put the inputs of a run together and its outputs apart, and how much of that is for the own
+    /// jobs, of which there are so many.
+    pub fn copied(&self, rows: usize, whole: [Duration; 2], jobs: u64, own: [Duration; 2]) {
+        self.gathered.fetch_add(jobs, Relaxed);
+        self.gather_ns.fetch_add(nanoseconds(own[0]), Relaxed);
+        self.scatter_ns.fetch_add(nanoseconds(own[1]), Relaxed);
         self.of_size(rows, |size| {
-            size.gather_ns += nanoseconds(gather);
-            size.scatter_ns += nanoseconds(scatter);
+            size.gathered += 1;
+            size.gather_ns += nanoseconds(whole[0]);
+            size.scatter_ns += nanoseconds(whole[1]);
         });
+    }
+
+    /// Counts a run of several jobs that failed, so that each runs alone.
+    pub fn separated(&self) {
+        self.separated.fetch_add(1, Relaxed);
     }
 
     /// Counts a job that was run.

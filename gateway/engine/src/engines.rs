@@ -85,6 +85,23 @@ pub struct GraphOptions {
     pub padding: Option<Padding>,
 }
 
+impl GraphOptions {
+    /// As far as sessions depend on them: graphs of one file whose options agree in this can share theirs
+    /// ([`Graph::for_another`]).
+    pub fn of_sessions(&self) -> GraphOptions {
+        let GraphOptions { engine, device, sessions, threads, isolation, .. } = *self;
+        GraphOptions { engine, device, sessions, threads, isolation, ..GraphOptions::default() }
+    }
+
+    /// How long a user's part of the queue before so many sessions may become.
+    pub(crate) fn bounds(&self, sessions: usize) -> Result<Bounds, EngineError> {
+        let jobs = bounded(self.queue, (16 * sessions).max(64), MAX_QUEUE, "queue")?;
+        // Who names a number of jobs means that number.
+        let wait = self.queue_wait_ms.or(self.queue.is_none().then_some(WAIT_MS)).map(Duration::from_millis);
+        Ok(Bounds { jobs, wait, workers: sessions })
+    }
+}
+
 /// Where the ONNX Runtime library is.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -220,10 +237,7 @@ impl Engines {
         // A device runs one graph at a time; more sessions on it would hold more copies of the weights.
         let sessions = if options.device == Device::Cpu { (cores / threads).max(1) } else { 1 };
         let sessions = bounded(options.sessions, sessions, MAX_THREADS, "sessions")?;
-        let capacity = bounded(options.queue, (16 * sessions).max(64), MAX_QUEUE, "queue")?;
-        // Who names a number of jobs means that number.
-        let wait = options.queue_wait_ms.or(options.queue.is_none().then_some(WAIT_MS)).map(Duration::from_millis);
-        let bounds = Bounds { jobs: capacity, wait, workers: sessions };
+        let bounds = options.bounds(sessions)?;
         let isolation = self.isolation(options.isolation, engine.as_ref(), &model);
         let (children, device) = (self.children.clone(), options.device);
         let (engine, read) = (Arc::clone(engine), Arc::clone(&model));

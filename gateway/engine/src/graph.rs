@@ -13,15 +13,15 @@ use tokio::sync::oneshot;
 
 use crate::backend::Loaded;
 use crate::check::Signature;
-use crate::counts::Counts;
 use crate::inline::{self, Inline};
 use crate::onnx::Model;
 use crate::padding::Pads;
 use crate::queue::{Answer, Bounds, Queue, Ticket, Waiting};
 use crate::turnstile::Turnstile;
+use crate::user::User;
 use crate::weights::{self, Crew, Residence};
 use crate::worker::{self, Shared};
-use crate::{BatchPolicy, EngineError, GraphCounts, GraphSpec, Isolation, Padding, Tensor};
+use crate::{BatchPolicy, EngineError, GraphCounts, GraphOptions, GraphSpec, Isolation, Padding, Tensor};
 
 /// What runs a graph, for metadata.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -89,32 +89,32 @@ impl Default for Job {
     }
 }
 
-/// A loaded graph. Cloning shares it; when the last handle goes, its sessions end.
+/// A loaded graph, as one of its users has it. Cloning shares it; when the last handle of all users goes, its sessions end.
 #[derive(Clone)]
 pub struct Graph {
     handle: Arc<Handle>,
+    user: Arc<User>,
 }
 
 /// What a graph is started with.
 pub(crate) struct Setup {
-    /// How long its queue may become.
+    /// How long its first user's part of the queue may become.
     pub bounds: Bounds,
     /// Whether it keeps the inputs of its first job.
     pub keeps_sample: bool,
     /// The cores that its runs share with other graphs'; `None` where they use none.
     pub cores: Option<Arc<Turnstile>>,
-    /// How inputs of different lengths may run together.
+    /// How that user's inputs of different lengths may run together.
     pub padding: Option<Padding>,
     /// Where its weights can leave memory.
     pub residence: Option<Residence>,
 }
 
-/// What all clones of a graph share.
+/// What all users of a graph share.
 pub(crate) struct Handle {
     signature: Signature,
     pub(crate) info: GraphInfo,
     weight_bytes: u64,
-    pads: Option<Arc<Pads>>,
     pub(crate) shared: Arc<Shared>,
     /// Starts its workers.
     pub(crate) crew: Crew,
@@ -138,10 +138,9 @@ impl Graph {
     pub(crate) fn start(loaded: Loaded, model: &Model, setup: Setup) -> Result<Graph, EngineError> {
         let Loaded { info, sessions } = loaded;
         let Setup { bounds, keeps_sample, cores, padding, residence } = setup;
-        let pads = padding.map(|padding| Pads::new(&padding, &model.spec)).transpose()?.map(Arc::new);
+        let user = user(bounds, padding.as_ref(), &model.spec)?;
         let shared = Arc::new(Shared {
-            queue: Queue::new(bounds, cores.clone()),
-            counts: Counts::default(),
+            queue: Queue::new(cores.clone()),
             inline: Inline::default(),
             sample: keeps_sample.then(OnceLock::new),
         });
@@ -149,11 +148,23 @@ impl Graph {
         // Those that have started end when no more can be had.
         let workers = crew.start(sessions, &shared, &info).inspect_err(|_| shared.queue.close())?;
         let (signature, weight_bytes) = (Signature::new(model.spec.clone()), model.weight_bytes);
-        let handle = Arc::new(Handle { signature, info, weight_bytes, pads, shared, crew, residence });
+        let handle = Arc::new(Handle { signature, info, weight_bytes, shared, crew, residence });
         if let Some(residence) = &handle.residence {
             residence.enter(workers, &handle);
         }
-        Ok(Graph { handle })
+        Ok(Graph { handle, user })
+    }
+
+    /// The same sessions for another user, whose jobs wait and run together as these options say, and are counted apart.
+    /// Each of them runs alone until [`Graph::set_batching`].
+    ///
+    /// # Errors
+    /// When the options are out of their bounds, or name what the graph does not have.
+    pub fn for_another(&self, options: &GraphOptions) -> Result<Graph, EngineError> {
+        let handle = Arc::clone(&self.handle);
+        let bounds = options.bounds(handle.info.sessions)?;
+        let user = user(bounds, options.padding.as_ref(), self.spec())?;
+        Ok(Graph { handle, user })
     }
 
     /// What the graph declares.
@@ -185,33 +196,33 @@ impl Graph {
         self.handle.signature.axis.as_ref().copied().map_err(String::as_str)
     }
 
-    /// Lets jobs run together from now on. Whoever calls this knows that the graph's rows do not change each other.
+    /// Lets this user's jobs run together from now on. Whoever calls this knows that the graph's rows do not change each other.
     /// A graph whose declaration rules it out goes on running each job alone.
     pub fn set_batching(&self, policy: BatchPolicy) {
         if self.handle.signature.axis.is_ok() {
-            self.handle.shared.queue.set_policy(BatchPolicy { max_rows: policy.max_rows.max(1), ..policy });
+            self.handle.shared.queue.set_policy(&self.user, policy);
         }
     }
 
-    /// Lets jobs of different lengths run together as the options say, or not. Whoever calls this knows that filling rows
+    /// Lets this user's jobs of different lengths run together as the options say, or not. Whoever calls this knows that filling rows
     /// up does not change what is left of them.
     pub fn set_padding(&self, on: bool) {
-        self.handle.shared.queue.set_pads(self.handle.pads.clone().filter(|_| on));
+        self.user.set_padded(on);
     }
 
     /// Whether jobs of different lengths run together.
     pub fn padded(&self) -> bool {
-        self.handle.shared.queue.pads()
+        self.user.pads().is_some()
     }
 
     /// How the options would have jobs of different lengths run together.
     pub(crate) fn pads(&self) -> Option<&Pads> {
-        self.handle.pads.as_deref()
+        self.user.asked_pads()
     }
 
     /// How jobs are gathered.
     pub fn batching(&self) -> BatchPolicy {
-        self.handle.shared.queue.policy()
+        self.user.policy()
     }
 
     /// The inputs of the first job that was answered, for a graph that [`crate::Engines::load_to_try`] has loaded.
@@ -219,7 +230,7 @@ impl Graph {
         self.handle.shared.sample.as_ref()?.get().map(Vec::as_slice)
     }
 
-    /// Jobs that wait in the queue now.
+    /// Jobs of all users that wait in the queue now.
     pub fn queued(&self) -> usize {
         self.handle.shared.queue.len()
     }
@@ -229,9 +240,9 @@ impl Graph {
         self.handle.shared.queue.of(name)
     }
 
-    /// What was counted so far.
+    /// What was counted so far for this user.
     pub fn counts(&self) -> GraphCounts {
-        self.handle.shared.counts.read()
+        self.user.counts.read()
     }
 
     /// Runs one job: names, types and shapes are checked against the declaration, then it is queued. A future that is
@@ -256,12 +267,13 @@ impl Graph {
             job.outputs.iter().filter_map(|&at| Some(signature.spec.outputs.get(at)?.name.clone())).collect();
         let named = |tensors| Ok(names.into_iter().zip(tensors).collect());
         let _use = self.handle.residence.as_ref().map(Residence::begin);
-        if let Some(answer) = worker::here(shared, &job, since) {
+        if let Some(answer) = worker::here(shared, &self.user, &job, since) {
             return named(answer?);
         }
         let (reply, answer) = oneshot::channel();
-        let ticket = shared.queue.push(Waiting { job, tenant, share, deadline, reply, since })?;
-        let mut place = Place { shared, ticket: Some(ticket) };
+        let user = Arc::clone(&self.user);
+        let ticket = shared.queue.push(Waiting { job, tenant, share, user, deadline, reply, since })?;
+        let mut place = Place { graph: self, ticket: Some(ticket) };
         if shared.queue.claims_recall() {
             weights::recall(&self.handle);
         }
@@ -269,6 +281,12 @@ impl Graph {
         place.ticket = None;
         named(tensors)
     }
+}
+
+/// A user of a graph that declares `spec`.
+fn user(bounds: Bounds, padding: Option<&Padding>, spec: &GraphSpec) -> Result<Arc<User>, EngineError> {
+    let pads = padding.map(|padding| Pads::new(padding, spec)).transpose()?.map(Arc::new);
+    Ok(Arc::new(User::new(bounds, pads)))
 }
 
 /// Waits for the answer until the deadline.
@@ -285,16 +303,16 @@ async fn wait(answer: oneshot::Receiver<Answer>, deadline: Option<Instant>) -> A
 
 /// A job's place in the queue: dropped before the answer came, it takes the job out.
 struct Place<'a> {
-    shared: &'a Shared,
+    graph: &'a Graph,
     ticket: Option<Ticket>,
 }
 
 impl Drop for Place<'_> {
     fn drop(&mut self) {
         if let Some(ticket) = self.ticket
-            && self.shared.queue.withdraw(ticket)
+            && self.graph.handle.shared.queue.withdraw(ticket)
         {
-            self.shared.counts.withdrawn.fetch_add(1, Relaxed);
+            self.graph.user.counts.withdrawn.fetch_add(1, Relaxed);
         }
     }
 }

@@ -23,6 +23,7 @@ mod residency;
 mod spec;
 mod tensor;
 mod turnstile;
+mod user;
 mod weights;
 mod worker;
 

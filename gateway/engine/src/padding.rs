@@ -33,7 +33,7 @@ fn sixteen() -> usize {
 }
 
 /// [`Padding`] by position.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Pads {
     axis: usize,
     step: usize,

@@ -21,8 +21,8 @@ use self::lanes::Lanes;
 use self::staff::Staff;
 use crate::batch::{Batch, BatchPolicy, Released};
 use crate::check::Checked;
-use crate::padding::Pads;
 use crate::turnstile::{Gate, Turnstile};
+use crate::user::User;
 use crate::{EngineError, Share, Tensor};
 
 /// What a caller gets back: outputs in the order asked for.
@@ -34,6 +34,8 @@ pub(crate) struct Waiting {
     pub job: Checked,
     pub tenant: Arc<str>,
     pub share: Share,
+    /// Which user of the graph asks.
+    pub user: Arc<User>,
     pub deadline: Option<Instant>,
     /// Where its answer goes; closed when its caller has gone.
     pub reply: oneshot::Sender<Answer>,
@@ -45,10 +47,10 @@ pub(crate) struct Waiting {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Ticket(u64);
 
-/// How long a queue may become.
+/// How long a user's part of a queue may become.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Bounds {
-    /// Jobs that may wait.
+    /// Its jobs that may wait.
     pub jobs: usize,
     /// How long a job may be expected to wait, beside its deadline.
     pub wait: Option<Duration>,
@@ -66,7 +68,6 @@ pub(crate) struct Queue {
     prompt: Condvar,
     /// Signalled when a worker that waits for more jobs has enough of them.
     enough: Condvar,
-    bounds: Bounds,
     /// Nanoseconds of a worker for one row, of late; 0 before the first run.
     row_ns: AtomicU64,
     /// Nanoseconds of a worker for one run, of late.
@@ -83,7 +84,6 @@ const KNOWN: u64 = 16;
 #[derive(Debug)]
 struct State {
     lanes: Lanes,
-    policy: BatchPolicy,
     /// The next ticket's number.
     next: u64,
     /// Workers that wait in [`Queue::take`] for any job, and were not signalled.
@@ -113,33 +113,20 @@ enum Plan {
 
 impl Queue {
     /// Of a graph whose runs share `cores` with others.
-    pub fn new(bounds: Bounds, cores: Option<Arc<Turnstile>>) -> Queue {
-        let (lanes, policy) = (Lanes::new(cores), BatchPolicy::OFF);
-        let state = Mutex::new(State { lanes, policy, next: 0, parked: 0, resting: 0, gathering: 0, open: true });
+    pub fn new(cores: Option<Arc<Turnstile>>) -> Queue {
+        let lanes = Lanes::new(cores);
+        let state = Mutex::new(State { lanes, next: 0, parked: 0, resting: 0, gathering: 0, open: true });
         let [wake, prompt, enough] = [const { Condvar::new() }; 3];
         let [row_ns, run_ns, runs] = [const { AtomicU64::new(0) }; 3];
-        Queue { state, wake, prompt, enough, bounds, row_ns, run_ns, runs, staff: Staff::default() }
+        Queue { state, wake, prompt, enough, row_ns, run_ns, runs, staff: Staff::default() }
     }
 
-    /// How jobs are gathered from now on.
-    pub fn set_policy(&self, policy: BatchPolicy) {
-        self.lock().policy = policy;
+    /// How a user's jobs are gathered from now on.
+    pub fn set_policy(&self, user: &User, policy: BatchPolicy) {
+        // Under the lock, so that a worker sees it before it waits or is woken.
+        let _state = self.lock();
+        user.set_policy(policy);
         self.enough.notify_all();
-    }
-
-    /// How jobs of different lengths run together from now on.
-    pub fn set_pads(&self, pads: Option<Arc<Pads>>) {
-        self.lock().lanes.pads = pads;
-    }
-
-    /// Whether jobs of different lengths run together.
-    pub fn pads(&self) -> bool {
-        self.lock().lanes.pads.is_some()
-    }
-
-    /// How jobs are gathered.
-    pub fn policy(&self) -> BatchPolicy {
-        self.lock().policy
     }
 
     /// Queues a job, or refuses it at once.
@@ -152,7 +139,8 @@ impl Queue {
             self.check_wait(&state, &waiting)?;
         }
         let mut evicted = None;
-        if state.lanes.jobs() >= self.bounds.jobs {
+        let (most, policy) = (waiting.user.bounds.jobs, waiting.user.policy());
+        if state.lanes.jobs() >= most && state.lanes.jobs_of(&waiting.user) >= most {
             evicted = state.lanes.make_room(&waiting);
             if evicted.is_none() {
                 return Err(EngineError::QueueFull);
@@ -160,9 +148,11 @@ impl Queue {
         }
         let ticket = Ticket(state.next);
         state.next += 1;
-        let calm = state.lanes.push(ticket, waiting);
-        let enough = state.gathering > 0 && state.lanes.rows() >= state.policy.max_rows;
-        let prompt = calm && state.resting > 0 && state.policy.delay.is_zero();
+        let (first, calm) = state.lanes.push(ticket, waiting);
+        let prompt = calm && state.resting > 0 && policy.delay.is_zero();
+        // A lane that was empty may be due before what is waited with.
+        let due = first || policy.delay.is_zero() || state.lanes.rows() >= policy.max_rows;
+        let enough = !prompt && due && state.gathering > 0;
         let wake = !prompt && state.gathering == 0 && state.parked > 0;
         state.resting -= usize::from(prompt);
         state.parked -= usize::from(wake);
@@ -189,9 +179,10 @@ impl Queue {
             return Ok(());
         }
         let expected = (state.lanes.rows_before(waiting) as u64).saturating_mul(self.row_ns.load(Relaxed));
-        let expected = Duration::from_nanos(expected / self.bounds.workers as u64);
+        let bounds = &waiting.user.bounds;
+        let expected = Duration::from_nanos(expected / bounds.workers as u64);
         let late = waiting.deadline.is_some_and(|deadline| waiting.since + expected > deadline);
-        if late || self.bounds.wait.is_some_and(|most| expected > most) {
+        if late || bounds.wait.is_some_and(|most| expected > most) {
             let millis = u64::try_from(expected.as_millis()).unwrap_or(u64::MAX);
             return Err(EngineError::QueueLong { millis });
         }
@@ -237,7 +228,7 @@ impl Queue {
             }
             match plan {
                 Plan::Run(lane, released) => {
-                    let most = state.policy.max_rows;
+                    let most = state.lanes.policy(lane).max_rows;
                     let full = state.lanes.gather(lane, most, batch, post == Post::Regular);
                     batch.released = (most > 1).then_some(if full { Released::Full } else { released });
                     let wake = state.parked > 0 && state.lanes.jobs() > 0;
@@ -281,29 +272,42 @@ impl Queue {
     }
 
     fn plan(&self, state: &State, now: Instant, post: Post) -> Plan {
-        let policy = state.policy;
+        let lanes = &state.lanes;
         let lane = match post {
-            Post::Regular => state.lanes.next(),
-            Post::Prompt if policy.delay.is_zero() => state.lanes.next_calm(),
-            // It waits for others anyway.
-            Post::Prompt => None,
+            Post::Regular => lanes.next(|lane| self.release(state, lane, now).is_ok()),
+            // What waits for others needs no worker of its own.
+            Post::Prompt => lanes.next_calm(|lane| lanes.policy(lane).delay.is_zero()),
         };
-        let Some(lane) = lane else { return Plan::Park };
+        match lane.map(|lane| (lane, self.release(state, lane, now))) {
+            Some((lane, Ok(released))) => Plan::Run(lane, released),
+            Some((_, Err(due))) => Plan::Until(due),
+            None if post == Post::Prompt => Plan::Park,
+            None => lanes
+                .busy()
+                .filter_map(|lane| self.release(state, lane, now).err())
+                .min()
+                .map_or(Plan::Park, Plan::Until),
+        }
+    }
+
+    /// Why the head of a lane may run now, or how long it is to wait for others.
+    fn release(&self, state: &State, lane: usize, now: Instant) -> Result<Released, Instant> {
+        let policy = state.lanes.policy(lane);
         let Some(head) = state.lanes.head(lane).filter(|_| policy.max_rows > 1 && !policy.delay.is_zero()) else {
-            return Plan::Run(lane, Released::Idle);
+            return Ok(Released::Idle);
         };
         let due = head.since + policy.delay;
         if due <= now || !state.open {
-            return Plan::Run(lane, Released::Delay);
+            return Ok(Released::Delay);
         }
         if head.job.rows.is_none() || state.lanes.rows_with(lane, policy.max_rows) >= policy.max_rows {
-            return Plan::Run(lane, Released::Full);
+            return Ok(Released::Full);
         }
         let run = Duration::from_nanos(self.run_ns.load(Relaxed).saturating_mul(2));
         match head.deadline.map(|deadline| deadline.checked_sub(run).unwrap_or(now)) {
-            Some(latest) if latest <= now => Plan::Run(lane, Released::Deadline),
-            Some(latest) => Plan::Until(due.min(latest)),
-            None => Plan::Until(due),
+            Some(latest) if latest <= now => Ok(Released::Deadline),
+            Some(latest) => Err(due.min(latest)),
+            None => Err(due),
         }
     }
 
@@ -320,6 +324,11 @@ impl Queue {
         late(&self.row_ns, run / rows.max(1) as u64);
     }
 
+    /// How long a run takes of late; `None` before the first.
+    pub fn usual(&self) -> Option<Duration> {
+        (self.runs.load(Relaxed) > 0).then(|| Duration::from_nanos(self.run_ns.load(Relaxed)))
+    }
+
     /// Refuses further jobs and lets the workers go when none is left.
     pub fn close(&self) {
         self.lock().open = false;
@@ -328,11 +337,11 @@ impl Queue {
         self.enough.notify_all();
     }
 
-    /// Whether a job may run at once beside the workers: none waits, and none is to wait for others. Says how many rows
-    /// may run together.
-    pub fn is_free(&self) -> Option<usize> {
-        let state = self.lock();
-        (state.open && state.lanes.jobs() == 0 && state.policy.delay.is_zero()).then_some(state.policy.max_rows)
+    /// Whether a user's job may run at once beside the workers: none waits, and none is to wait for others. Says how many
+    /// rows may run together.
+    pub fn is_free(&self, user: &User) -> Option<usize> {
+        let (state, policy) = (self.lock(), user.policy());
+        (state.open && state.lanes.jobs() == 0 && policy.delay.is_zero()).then_some(policy.max_rows)
     }
 
     /// Jobs that wait.

@@ -3,10 +3,7 @@
 //! The queue stays: a job that comes meanwhile waits in it like any other, within its deadline and the queue's bounds.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{
-    AtomicUsize,
-    Ordering::{Relaxed, SeqCst},
-};
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::{self, JoinHandle};
 
@@ -170,8 +167,7 @@ fn reload(graph: &Arc<Handle>) {
 
 fn abandon(graph: &Handle, error: &EngineError) {
     tracing::error!(%error, "a graph's weights did not come back");
-    let waited = graph.shared.queue.abandon(error);
-    graph.shared.counts.withdrawn.fetch_add(waited, Relaxed);
+    graph.shared.queue.abandon(error);
 }
 
 impl Evict for Handle {

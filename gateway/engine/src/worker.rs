@@ -1,5 +1,7 @@
 //! The threads that own the sessions of a graph.
 
+mod apart;
+
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, OnceLock};
@@ -9,17 +11,16 @@ use std::time::{Duration, Instant};
 use crate::backend::Session;
 use crate::batch::{self, Batch};
 use crate::check::Checked;
-use crate::counts::Counts;
 use crate::inline::Inline;
 use crate::priority;
 use crate::queue::{Answer, Post, Queue, Waiting};
 use crate::turnstile::Gate;
+use crate::user::{Parts, User};
 use crate::{EngineError, Fault, Released, Tensor};
 
 /// What a graph's handle and its workers share. The weights are the sessions' alone, so that they go with the workers.
 pub(crate) struct Shared {
     pub queue: Queue,
-    pub counts: Counts,
     /// For runs that need no worker.
     pub inline: Inline,
     /// The inputs of the first job that was answered, where they are wanted.
@@ -67,25 +68,27 @@ fn serve(mut session: Box<dyn Session>, post: Post, shared: &Shared, mut gate: O
 
 /// Runs what was taken, unless nobody waits for it any more.
 fn run(session: &mut dyn Session, batch: &mut Batch, shared: &Shared) {
-    let counts = &shared.counts;
-    for gone in batch.gone.drain(..) {
-        withdraw(gone, counts);
-    }
+    batch.gone.drain(..).for_each(withdraw);
     if batch.jobs.is_empty() {
         return;
     }
-    if let Some(reason) = batch.released {
-        counts.released(reason);
-    }
     let rows: usize = batch.jobs.iter().map(|waiting| rows(&waiting.job)).sum();
     for waiting in &batch.jobs {
-        counts.queued(batch.taken - waiting.since);
+        waiting.user.counts.queued(batch.taken - waiting.since);
     }
-    match batch.jobs.len() {
-        1 => batch.jobs.drain(..).for_each(|waiting| alone(session, waiting, shared)),
-        _ => together(session, batch, rows, shared),
+    let whole = match batch.jobs.len() {
+        1 => {
+            let released = batch.released;
+            batch.jobs.drain(..).all(|waiting| {
+                waiting.user.counts.released(released);
+                alone(session, waiting, shared)
+            })
+        }
+        _ => together(session, batch, shared),
+    };
+    if whole {
+        shared.queue.observe(rows, batch.ready.elapsed());
     }
-    shared.queue.observe(rows, batch.ready.elapsed());
 }
 
 /// Rows as they are counted: a job without an axis is one.
@@ -94,48 +97,55 @@ fn rows(job: &Checked) -> usize {
 }
 
 /// Ends a job that was not run: its caller has gone, or its deadline has passed.
-fn withdraw(gone: Waiting, counts: &Counts) {
-    counts.withdrawn.fetch_add(1, Relaxed);
+fn withdraw(gone: Waiting) {
+    gone.user.counts.withdrawn.fetch_add(1, Relaxed);
     let _ = gone.reply.send(Err(EngineError::Deadline));
 }
 
-/// Runs one job, on its own tensors.
-fn alone(session: &mut dyn Session, waiting: Waiting, shared: &Shared) {
-    let Waiting { reply, job, .. } = waiting;
-    let (answer, time) = execute(session, &job, shared);
+/// Runs one job, on its own tensors. False when it was not run to its end.
+fn alone(session: &mut dyn Session, waiting: Waiting, shared: &Shared) -> bool {
+    let (answer, time) = execute(session, &waiting.job, &waiting.user, shared);
+    answered(waiting, answer, time, shared)
+}
+
+/// Gives a job that ran alone its answer. False when it was not run to its end.
+fn answered(waiting: Waiting, answer: Answer, time: Duration, shared: &Shared) -> bool {
+    let Waiting { reply, job, user, .. } = waiting;
+    user.counts.answered(rows(&job), answer.is_ok());
     shared.inline.observe(&job.inputs, time);
+    // What was ended early does not say how long a run takes.
+    let whole = !matches!(&answer, Err(error) if error.fault() == Fault::Time);
     let _ = reply.send(answer);
     // Inputs are freed here and not on the caller's way.
     drop(job);
+    whole
 }
 
 /// Runs a job on the caller's thread, if it is known to be short and everything is free; `None` where it is to be queued.
-pub(crate) fn here(shared: &Shared, job: &Checked, now: Instant) -> Option<Answer> {
+pub(crate) fn here(shared: &Shared, user: &User, job: &Checked, now: Instant) -> Option<Answer> {
     let sparse = shared.inline.is_sparse(now);
     shared.inline.run(
         &job.inputs,
         sparse,
-        || shared.queue.is_free(),
+        || shared.queue.is_free(user),
         |session, most| {
-            let (answer, time) = execute(session, job, shared);
-            if most > 1 {
-                shared.counts.released(Released::Idle);
-            }
+            let (answer, time) = execute(session, job, user, shared);
+            user.counts.answered(rows(job), answer.is_ok());
+            user.counts.released((most > 1).then_some(Released::Idle));
             shared.queue.observe(rows(job), time);
             (answer, time)
         },
     )
 }
 
-/// Runs a job and counts it. Returns how long the engine took, too.
-fn execute(session: &mut dyn Session, job: &Checked, shared: &Shared) -> (Answer, Duration) {
-    let counts = &shared.counts;
+/// Runs a job and counts the run. Returns how long the engine took, too.
+fn execute(session: &mut dyn Session, job: &Checked, user: &User, shared: &Shared) -> (Answer, Duration) {
+    let counts = &user.counts;
     let started = Instant::now();
     counts.begun();
     let answer = guarded(session, &job.inputs, &job.outputs);
     let time = started.elapsed();
-    counts.ended(rows(job), time);
-    counts.answered(rows(job), answer.is_ok());
+    counts.ended(rows(job), time, time);
     if let Some(sample) = shared.sample.as_ref().filter(|_| answer.is_ok()) {
         sample.get_or_init(|| job.inputs.clone());
     }
@@ -143,54 +153,50 @@ fn execute(session: &mut dyn Session, job: &Checked, shared: &Shared) -> (Answer
 }
 
 /// Runs several jobs as one, and gives each its own rows. When that fails they run one by one: an input that the graph
-/// does not bear fails its own caller only.
-fn together(session: &mut dyn Session, batch: &mut Batch, rows: usize, shared: &Shared) {
-    let counts = &shared.counts;
-    match run_together(session, batch, rows, counts) {
+/// does not bear fails its own caller only. False when they were not run to the end as one.
+fn together(session: &mut dyn Session, batch: &mut Batch, shared: &Shared) -> bool {
+    let parts = Parts::of(&batch.jobs);
+    parts.released(batch.released);
+    session.limit(apart::patience(batch.jobs.iter(), shared));
+    let answers = run_together(session, batch, &parts);
+    session.limit(None);
+    match answers {
         Ok(answers) => {
             for (waiting, answer) in batch.jobs.drain(..).zip(answers) {
-                counts.answered(self::rows(&waiting.job), true);
-                let Waiting { reply, job, .. } = waiting;
+                let Waiting { reply, job, user, .. } = waiting;
+                user.counts.answered(rows(&job), true);
                 let _ = reply.send(Ok(answer));
                 drop(job);
             }
+            true
         }
         // No input is to blame: each alone would meet the same.
-        Err(error) if matches!(error.fault(), Fault::Time | Fault::Unready | Fault::Host) => {
+        Err(error) if matches!(error.fault(), Fault::Unready | Fault::Host) => {
             for waiting in batch.jobs.drain(..) {
-                counts.answered(self::rows(&waiting.job), false);
+                waiting.user.counts.answered(rows(&waiting.job), false);
                 let _ = waiting.reply.send(Err(error.clone()));
             }
+            false
         }
         Err(_) => {
-            counts.separated.fetch_add(1, Relaxed);
-            for waiting in batch.jobs.drain(..) {
-                if waiting.is_gone(Instant::now()) {
-                    withdraw(waiting, counts);
-                } else {
-                    alone(session, waiting, shared);
-                }
-            }
+            parts.separated();
+            apart::each(session, batch.jobs.drain(..).collect(), shared);
+            false
         }
     }
 }
 
-fn run_together(
-    session: &mut dyn Session,
-    batch: &Batch,
-    rows: usize,
-    counts: &Counts,
-) -> Result<Vec<Vec<Tensor>>, EngineError> {
+fn run_together(session: &mut dyn Session, batch: &Batch, parts: &Parts) -> Result<Vec<Vec<Tensor>>, EngineError> {
     let (jobs, pads) = (&batch.jobs, batch.pads.as_deref());
     let begin = Instant::now();
     let inputs = batch::gathered(jobs, pads)?;
     let started = Instant::now();
-    counts.begun();
+    parts.begun();
     let outputs = guarded(session, &inputs, jobs.first().map_or(&[], |first| &first.job.outputs));
     let ended = Instant::now();
-    counts.ended(rows, ended - started);
+    parts.ended(ended - started);
     let answers = batch::scattered(jobs, &outputs?, pads)?;
-    counts.copied(rows, started - begin, ended.elapsed());
+    parts.copied(started - begin, ended.elapsed());
     Ok(answers)
 }
 

@@ -1,6 +1,7 @@
 //! From a manifest and its blobs to something that answers: what the child does first, and the server after it.
 
 use std::collections::{BTreeMap, HashMap};
+use std::fmt::Display;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, LazyLock, Mutex, PoisonError, Weak};
@@ -50,7 +51,7 @@ pub struct Loaded {
     pub granted: Grants,
 }
 
-/// Graphs by digest and options, for as long as somebody has them.
+/// Graphs by digest and the options of their sessions, for as long as somebody has them.
 type Weights = HashMap<(String, String), Weak<OnceCell<Graph>>>;
 
 /// Everything that loading needs.
@@ -210,16 +211,18 @@ impl Loader {
         let mut graphs = BTreeMap::new();
         let mut weights = Vec::new();
         for (name, entry) in &manifest.graphs {
-            let shared = self.shared(&entry.digest, &self.options(&entry.options));
-            let load = self.load_graph(&entry.digest, &entry.options, store);
-            let graph = shared.get_or_try_init(|| load).await;
-            let graph = graph.map_err(|error| LoadError::Model(format!("graph `{name}`: {error}")))?;
+            let options = self.options(&entry.options);
+            let shared = self.shared(&entry.digest, &options);
+            let load = self.load_graph(&entry.digest, &options, store);
+            let refused = |error: &dyn Display| LoadError::Model(format!("graph `{name}`: {error}"));
+            let graph = shared.get_or_try_init(|| load).await.map_err(|error| refused(&error))?;
+            let graph = graph.for_another(&options).map_err(|error| refused(&error))?;
             // Else each job runs alone, as it does before anything is known.
             if let Some(found) = batching.get(name).filter(|found| found.is_of(&graph.info().engine)) {
                 graph.set_batching(found.policy(entry.options.batching));
                 graph.set_padding(found.padding_refused.is_none());
             }
-            graphs.insert(name.clone(), graph.clone());
+            graphs.insert(name.clone(), graph);
             weights.push(shared);
         }
         let kind = module.kind();
@@ -256,16 +259,17 @@ impl Loader {
         Ok(Loaded { served: Arc::new(served), weights, imports, granted: binding.grants })
     }
 
-    async fn load_graph(&self, digest: &str, wanted: &GraphOptions, store: &Store) -> Result<Graph, LoadError> {
+    async fn load_graph(&self, digest: &str, options: &GraphOptions, store: &Store) -> Result<Graph, LoadError> {
         let (bytes, source) = (store.read_blob(digest).await?, source(store.blob_path(digest)?, digest));
-        let (engines, options) = (self.engines.clone(), self.options(wanted));
+        // Queue and batches are each user's own.
+        let (engines, options) = (self.engines.clone(), options.of_sessions());
         let loaded = blocking(move || engines.load_with(bytes, source, &options)).await?;
         loaded.map_err(|error: EngineError| LoadError::Model(error.to_string()))
     }
 
-    /// The one cell for these weights, loaded or not.
+    /// The one cell for these weights in such sessions, loaded or not.
     fn shared(&self, digest: &str, options: &GraphOptions) -> SharedGraph {
-        let key = (digest.to_string(), format!("{options:?}"));
+        let key = (digest.to_string(), format!("{:?}", options.of_sessions()));
         let mut weights = self.weights.lock().unwrap_or_else(PoisonError::into_inner);
         weights.retain(|_, cell| cell.strong_count() > 0);
         match weights.get(&key).and_then(Weak::upgrade) {

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard, RwLock, Semaphore};
-use windrose_engine::Calibration;
+use windrose_engine::{Batching, Calibration};
 
 use super::known::Known;
 use super::load::{LoadError, Loaded, Loader, module_digest};
@@ -403,14 +403,19 @@ impl Registry {
         (!self.loader.needs_compile(manifest).await).then_some(prepared)
     }
 
-    /// What was found about the same graphs under the same options by earlier deployments. Where jobs run alone it is tried
-    /// again: that may have been for want of time, or of the golden input that is there now.
+    /// What was found about the same graphs, in such sessions and filled up alike, by earlier deployments. Where jobs run
+    /// alone it is tried again: that may have been for want of time, or of the golden input that is there now.
     async fn known_batching(&self, manifest: &Manifest) -> BTreeMap<String, Calibration> {
         let entries = self.entries().await;
         let records = || entries.iter().filter_map(|entry| entry.record.as_deref());
+        let key = |graph: &GraphEntry| {
+            let GraphEntry { digest, options } = graph;
+            (digest.clone(), options.of_sessions(), options.padding.clone())
+        };
         let of = |wanted: &GraphEntry| {
+            let wanted = Some(key(wanted)).filter(|_| wanted.options.batching != Batching::Off)?;
             records().find_map(|record| {
-                let same = record.manifest.graphs.iter().find(|(_, graph)| *graph == wanted);
+                let same = record.manifest.graphs.iter().find(|(_, graph)| key(graph) == wanted);
                 let found = same.and_then(|(name, _)| record.preparation.batching.get(name));
                 found.filter(|found| found.refused.is_none()).cloned()
             })

@@ -66,7 +66,8 @@ pub(super) fn of<'a>(
     serde_json::to_vec(&Statistics { model_stats })
 }
 
-/// One version. Engine times and counts are those of its graphs; a graph that several models share counts for all.
+/// One version. Engine times and counts are its own, whoever shares its graphs; only [`BatchStatistics`] are of whole runs,
+/// in which others' rows may have been.
 fn one(served: &Served, totals: Totals) -> ModelStatistics<'_> {
     let mut inference_stats = InferenceStatistics {
         success: Duration { count: totals.succeeded, ns: totals.succeeded_ns },
@@ -82,12 +83,14 @@ fn one(served: &Served, totals: Totals) -> ModelStatistics<'_> {
         execution_count += counts.executions;
         inference_stats.queue.add(jobs, counts.queue_ns);
         inference_stats.compute_infer.add(jobs, counts.compute_ns);
-        inference_stats.compute_input.add(jobs, counts.sizes.values().map(|size| size.gather_ns).sum());
-        inference_stats.compute_output.add(jobs, counts.sizes.values().map(|size| size.scatter_ns).sum());
+        // A job alone is run on its own tensors, and its outputs are the run's.
+        inference_stats.compute_input.add(counts.gathered, counts.gather_ns);
+        inference_stats.compute_output.add(counts.gathered, counts.scatter_ns);
         for (size, own) in counts.sizes {
             let all = sizes.entry(size).or_default();
             all.executions += own.executions;
             all.compute_ns += own.compute_ns;
+            all.gathered += own.gathered;
             all.gather_ns += own.gather_ns;
             all.scatter_ns += own.scatter_ns;
         }
@@ -115,12 +118,11 @@ impl Duration {
 
 impl From<(usize, SizeCounts)> for BatchStatistics {
     fn from((batch_size, counts): (usize, SizeCounts)) -> BatchStatistics {
-        let of = |ns| Duration { count: counts.executions, ns };
         BatchStatistics {
             batch_size,
-            compute_input: of(counts.gather_ns),
-            compute_infer: of(counts.compute_ns),
-            compute_output: of(counts.scatter_ns),
+            compute_input: Duration { count: counts.gathered, ns: counts.gather_ns },
+            compute_infer: Duration { count: counts.executions, ns: counts.compute_ns },
+            compute_output: Duration { count: counts.gathered, ns: counts.scatter_ns },
         }
     }
 }

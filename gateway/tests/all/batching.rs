@@ -132,6 +132,14 @@ fn the_curve_is_measured_kept_and_shown() {
     // The same graph under another name is not measured again either.
     server.deploy_graph("tiny", "twin", "1");
     assert_eq!(inspected(&server, "twin")["curve"], measured["curve"]);
+    let folder = tempfile::tempdir().unwrap();
+    let graph = checkout("models/test/tiny.onnx").canonicalize().unwrap();
+    let more = "queue = 5\nbatching = { max_size = 3 }\n";
+    let manifest = format!("name = \"other\"\n[graphs.model]\nfile = {:?}\n{more}", graph.display().to_string());
+    std::fs::write(folder.path().join("windrose.toml"), manifest).unwrap();
+    server.ok(&["deploy", folder.path().to_str().unwrap()]);
+    let other = inspected(&server, "other");
+    assert_eq!((&other["curve"], &other["max_rows"]), (&measured["curve"], &json!(3)), "its queue is its own");
 }
 
 #[test]

@@ -11,9 +11,10 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::time::Instant;
 
 use super::{Ticket, Waiting};
+use crate::BatchPolicy;
 use crate::batch::{Batch, Charge, same_key};
-use crate::padding::Pads;
 use crate::turnstile::{Account, Turnstile};
+use crate::user::User;
 
 /// Virtual time of one row at weight 1.
 const ROW: u64 = 1 << 16;
@@ -31,8 +32,6 @@ pub(super) struct Lanes {
     time: u64,
     jobs: usize,
     rows: usize,
-    /// How jobs of different lengths run together, where they may.
-    pub pads: Option<Arc<Pads>>,
     /// The cores that runs share with other graphs'; `None` where they use none.
     cores: Option<Arc<Turnstile>>,
 }
@@ -45,7 +44,7 @@ struct Group {
     time: AtomicU64,
     /// Its present: the virtual time of its lanes at which its last turn began.
     now: AtomicU64,
-    jobs: AtomicUsize,
+    /// Of its waiting jobs.
     rows: AtomicUsize,
 }
 
@@ -53,6 +52,7 @@ struct Group {
 struct Lane {
     group: Arc<Group>,
     name: Arc<str>,
+    user: Arc<User>,
     weight: u64,
     /// When its next turn begins, in its tenant's time.
     time: u64,
@@ -82,22 +82,21 @@ impl Waiting {
     }
 }
 
-impl Group {
-    /// Waiting jobs and their rows.
-    fn waits(&self) -> (usize, usize) {
-        (self.jobs.load(Relaxed), self.rows.load(Relaxed))
-    }
-}
-
 impl Lane {
     fn is_of(&self, waiting: &Waiting) -> bool {
-        same_text(&self.group.tenant, &waiting.tenant) && same_text(&self.name, &waiting.share.name)
+        Arc::ptr_eq(&self.user, &waiting.user)
+            && same_text(&self.group.tenant, &waiting.tenant)
+            && same_text(&self.name, &waiting.share.name)
+    }
+
+    /// Whether jobs of another lane may run with those of this one.
+    fn takes_along(&self, other: &Lane) -> bool {
+        Arc::ptr_eq(&self.group, &other.group) && self.user.mixes_with(&other.user)
     }
 
     fn push(&mut self, ticket: Ticket, waiting: Waiting) {
         let rows = rows(&waiting);
         self.rows += rows;
-        self.group.jobs.fetch_add(1, Relaxed);
         self.group.rows.fetch_add(rows, Relaxed);
         self.jobs.push_back((ticket, waiting));
     }
@@ -106,7 +105,6 @@ impl Lane {
         let (_, waiting) = self.jobs.remove(at)?;
         let rows = rows(&waiting);
         self.rows -= rows;
-        self.group.jobs.fetch_sub(1, Relaxed);
         self.group.rows.fetch_sub(rows, Relaxed);
         Some(waiting)
     }
@@ -140,6 +138,16 @@ impl Lanes {
         self.lanes.iter().filter(|lane| &*lane.name == name).map(|lane| lane.jobs.len()).sum()
     }
 
+    /// Those of one user of the graph.
+    pub fn jobs_of(&self, user: &Arc<User>) -> usize {
+        self.lanes.iter().filter(|lane| Arc::ptr_eq(&lane.user, user)).map(|lane| lane.jobs.len()).sum()
+    }
+
+    /// How a lane's jobs are gathered.
+    pub fn policy(&self, lane: usize) -> BatchPolicy {
+        self.lanes.get(lane).map_or(BatchPolicy::OFF, |lane| lane.user.policy())
+    }
+
     /// Rows of all jobs.
     pub fn rows(&self) -> usize {
         self.rows
@@ -158,7 +166,7 @@ impl Lanes {
             }
         }
         let others = self.tenants.iter().filter(|other| group.is_none_or(|group| !Arc::ptr_eq(group, other)));
-        before + others.map(|other| other.waits().1.min(before + 1)).sum::<usize>()
+        before + others.map(|other| other.rows.load(Relaxed).min(before + 1)).sum::<usize>()
     }
 
     fn group(&self, tenant: &Arc<str>) -> Option<&Arc<Group>> {
@@ -177,20 +185,20 @@ impl Lanes {
         let (tenant, name) = (&waiting.tenant, waiting.share.name.clone());
         let group = self.group(tenant).cloned().unwrap_or_else(|| {
             let [time, now] = [const { AtomicU64::new(0) }; 2];
-            let [jobs, rows] = [const { AtomicUsize::new(0) }; 2];
-            let group = Arc::new(Group { tenant: tenant.clone(), time, now, jobs, rows });
+            let group = Arc::new(Group { tenant: tenant.clone(), time, now, rows: AtomicUsize::new(0) });
             self.tenants.push(group.clone());
             group
         });
         let account = self.cores.as_ref().map_or_else(Arc::default, |cores| cores.account(tenant, &name));
         let (weight, jobs) = (u64::from(waiting.share.weight.max(1)), VecDeque::new());
-        self.lanes.push(Lane { group, name, weight, time: 0, jobs, rows: 0, account, calm: false });
+        let user = waiting.user.clone();
+        self.lanes.push(Lane { group, name, user, weight, time: 0, jobs, rows: 0, account, calm: false });
         self.lanes.len() - 1
     }
 
-    /// Puts a job at the end of its caller's lane. True when the caller was idle and is within its share of the cores while
-    /// others use some.
-    pub fn push(&mut self, ticket: Ticket, waiting: Waiting) -> bool {
+    /// Puts a job at the end of its caller's lane. Says whether it is the first there, and whether its caller was idle and is
+    /// within its share of the cores while others use some.
+    pub fn push(&mut self, ticket: Ticket, waiting: Waiting) -> (bool, bool) {
         self.jobs += 1;
         self.rows += rows(&waiting);
         let at = self.lane_of(&waiting);
@@ -203,23 +211,29 @@ impl Lanes {
         }
         lane.weight = u64::from(waiting.share.weight.max(1));
         lane.push(ticket, waiting);
-        returns && lane.calm && self.cores.as_ref().is_some_and(|cores| cores.is_used())
+        (returns, returns && lane.calm && self.cores.as_ref().is_some_and(|cores| cores.is_used()))
     }
 
-    /// Takes out the newest job of the tenant with the most, or of `waiting`'s own tenant's caller with the most for its
-    /// weight, if that is more than `waiting`'s would have with one more: a full queue is shared as the engine is.
+    /// Takes out the newest of a user's jobs, of the tenant with the most of them or of `waiting`'s own tenant's caller with
+    /// the most for its weight, if that is more than `waiting`'s would have with one more: a full queue is shared as the
+    /// engine is.
     pub fn make_room(&mut self, waiting: &Waiting) -> Option<Waiting> {
         let load = |lane: &Lane| (lane.jobs.len() as u64).saturating_mul(ROW) / lane.weight;
+        let jobs_of = |group: &Arc<Group>| -> usize {
+            let own = |lane: &&Lane| Arc::ptr_eq(&lane.group, group) && Arc::ptr_eq(&lane.user, &waiting.user);
+            self.lanes.iter().filter(own).map(|lane| lane.jobs.len()).sum()
+        };
         let own = self.group(&waiting.tenant).cloned();
-        let most = self.tenants.iter().max_by_key(|group| group.waits().0)?.clone();
-        let jobs = own.as_ref().map_or(0, |group| group.waits().0);
-        let (from, least) = if most.waits().0 > jobs + 1 {
+        let most = self.tenants.iter().max_by_key(|group| jobs_of(group))?.clone();
+        let jobs = own.as_ref().map_or(0, jobs_of);
+        let (from, least) = if jobs_of(&most) > jobs + 1 {
             (most, 0)
         } else {
             let lane = self.lanes.iter().find(|lane| lane.is_of(waiting)).map_or(0, |lane| lane.jobs.len());
             (own?, (lane as u64 + 1).saturating_mul(ROW) / u64::from(waiting.share.weight.max(1)))
         };
-        let lanes = self.lanes.iter_mut().filter(|lane| Arc::ptr_eq(&lane.group, &from));
+        let lanes = self.lanes.iter_mut();
+        let lanes = lanes.filter(|lane| Arc::ptr_eq(&lane.group, &from) && Arc::ptr_eq(&lane.user, &waiting.user));
         let longest = lanes.max_by_key(|lane| load(lane))?;
         if load(longest) <= least {
             return None;
@@ -246,16 +260,26 @@ impl Lanes {
         self.lanes.iter_mut().flat_map(|lane| std::iter::from_fn(|| lane.remove(0))).collect()
     }
 
-    /// The lane whose turn it is.
-    pub fn next(&self) -> Option<usize> {
-        let busy = self.lanes.iter().enumerate().filter(|(_, lane)| !lane.jobs.is_empty());
-        busy.min_by_key(|(_, lane)| lane.turn()).map(|(at, _)| at)
+    /// The lanes with jobs.
+    pub fn busy(&self) -> impl Iterator<Item = usize> {
+        self.lanes.iter().enumerate().filter(|(_, lane)| !lane.jobs.is_empty()).map(|(at, _)| at)
+    }
+
+    /// The lane whose turn it is, among those that are `ready`.
+    pub fn next(&self, ready: impl Fn(usize) -> bool) -> Option<usize> {
+        let mut turn: Option<usize> = None;
+        for lane in self.busy() {
+            // What is ready takes longer to tell than whose turn is earlier.
+            if turn.is_none_or(|turn| self.lanes[lane].turn() < self.lanes[turn].turn()) && ready(lane) {
+                turn = Some(lane);
+            }
+        }
+        turn
     }
 
     /// As [`Lanes::next`], among those whose caller was idle and is within its share of the cores.
-    pub fn next_calm(&self) -> Option<usize> {
-        let calm = self.lanes.iter().enumerate().filter(|(_, lane)| !lane.jobs.is_empty() && self.is_calm(lane));
-        calm.min_by_key(|(_, lane)| lane.turn()).map(|(at, _)| at)
+    pub fn next_calm(&self, ready: impl Fn(usize) -> bool) -> Option<usize> {
+        self.next(|lane| self.is_calm(&self.lanes[lane]) && ready(lane))
     }
 
     /// Whose account a run of a lane's head goes on, and whether it may run beside others that have the cores.
@@ -274,17 +298,17 @@ impl Lanes {
 
     /// Rows that could run with the head of a lane, its own included, and no more than `most` of them.
     pub fn rows_with(&self, lane: usize, most: usize) -> usize {
-        let (Some(first), Some(group)) = (self.head(lane), self.lanes.get(lane).map(|lane| &lane.group)) else {
-            return 0;
-        };
+        let (Some(first), Some(own)) = (self.head(lane), self.lanes.get(lane)) else { return 0 };
         let mut found = rows(first);
-        let of_tenant = self.lanes.iter().filter(|lane| Arc::ptr_eq(&lane.group, group));
-        let jobs = of_tenant.flat_map(|lane| &lane.jobs).take(LOOKED_AT);
+        let pads = own.user.pads().map(|pads| &**pads);
+        let with = self.lanes.iter().filter(|lane| own.takes_along(lane));
+        let jobs = with.flat_map(|lane| &lane.jobs).take(LOOKED_AT);
         for (_, waiting) in jobs.filter(|(_, waiting)| !std::ptr::eq(waiting, first)) {
             if found >= most {
                 break;
             }
-            if same_key(&first.job, &waiting.job, self.pads.as_deref()) {
+            let fits = Arc::ptr_eq(&waiting.user, &own.user) || found + rows(waiting) <= waiting.user.policy().max_rows;
+            if fits && same_key(&first.job, &waiting.job, pads) {
                 found += rows(waiting);
             }
         }
@@ -292,21 +316,28 @@ impl Lanes {
     }
 
     /// Moves the head of a lane into `batch`, and with it what has its key and fits into `most` rows, its own lane
-    /// first, and then, where they may come along, `others` of its tenant. True when a job was left because it did not fit.
-    pub fn gather(&mut self, lane: usize, most: usize, batch: &mut Batch, others: bool) -> bool {
-        let Some(own) = self.lanes.get_mut(lane) else { return false };
-        let ((of_tenant, of_lane), group) = (own.turn(), own.group.clone());
+    /// first, and then, where they may come along, `others` of its tenant, whose own users may want smaller batches. True
+    /// when a job was left because it did not fit.
+    pub fn gather(&mut self, lane: usize, mut most: usize, batch: &mut Batch, others: bool) -> bool {
+        let Some(own) = self.lanes.get(lane) else { return false };
+        let (of_tenant, of_lane) = own.turn();
         self.time = self.time.max(of_tenant);
-        group.now.fetch_max(of_lane, Relaxed);
-        batch.pads.clone_from(&self.pads);
+        own.group.now.fetch_max(of_lane, Relaxed);
+        batch.pads = own.user.pads().cloned();
         let mut full = self.gather_from(lane, most, batch);
         for other in 0..self.lanes.len() {
             if batch.jobs.is_empty() || most <= 1 || !others {
                 break;
             }
-            if other != lane && Arc::ptr_eq(&self.lanes[other].group, &group) {
-                full |= self.gather_from(other, most, batch);
+            if other == lane || !self.lanes[lane].takes_along(&self.lanes[other]) {
+                continue;
             }
+            let (jobs, room) = (batch.jobs.len(), most.min(self.policy(other).max_rows));
+            let filled = self.gather_from(other, room, batch);
+            if batch.jobs.len() > jobs {
+                most = room;
+            }
+            full |= filled && room == most;
         }
         full
     }

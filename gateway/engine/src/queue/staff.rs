@@ -1,6 +1,9 @@
 //! Queues whose workers can be dismissed while nothing waits, and called back when something does.
 
-use std::sync::atomic::{AtomicU8, Ordering::SeqCst};
+use std::sync::atomic::{
+    AtomicU8,
+    Ordering::{Relaxed, SeqCst},
+};
 
 use super::Queue;
 use crate::EngineError;
@@ -45,16 +48,15 @@ impl Queue {
         self.staff.0.store(HERE, SeqCst);
     }
 
-    /// Nobody comes: whoever waits is told why. Returns how many waited. The next job calls again.
-    pub fn abandon(&self, why: &EngineError) -> u64 {
+    /// Nobody comes: whoever waits is told why. The next job calls again.
+    pub fn abandon(&self, why: &EngineError) {
         let mut state = self.lock();
         self.staff.0.store(DISMISSED, SeqCst);
         let waiting = state.lanes.drain();
         drop(state);
-        let count = waiting.len() as u64;
         for waiting in waiting {
+            waiting.user.counts.withdrawn.fetch_add(1, Relaxed);
             let _ = waiting.reply.send(Err(why.clone()));
         }
-        count
     }
 }

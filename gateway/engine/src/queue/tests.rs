@@ -1,16 +1,49 @@
 //! The queue without workers: what comes out when, in which company.
 
+mod users;
+
+use std::ops::Deref;
+
 use proptest::prelude::*;
 
 use super::*;
 
 const BOUNDS: Bounds = Bounds { jobs: 8, wait: Some(Duration::from_secs(1)), workers: 1 };
 
+/// A queue with one user, whose jobs all are.
+struct Used {
+    queue: Queue,
+    user: Arc<User>,
+}
+
+impl Used {
+    fn new(bounds: Bounds, cores: Option<&Arc<Turnstile>>, max_rows: usize, delay: Duration) -> Used {
+        let (queue, user) = (Queue::new(cores.cloned()), user(bounds, max_rows, delay));
+        Used { queue, user }
+    }
+
+    fn push(&self, waiting: Waiting) -> Result<Ticket, EngineError> {
+        self.queue.push(Waiting { user: self.user.clone(), ..waiting })
+    }
+}
+
+impl Deref for Used {
+    type Target = Queue;
+
+    fn deref(&self) -> &Queue {
+        &self.queue
+    }
+}
+
+fn user(bounds: Bounds, max_rows: usize, delay: Duration) -> Arc<User> {
+    let user = User::new(bounds, None);
+    user.set_policy(BatchPolicy { max_rows, delay });
+    Arc::new(user)
+}
+
 /// A queue that gathers up to `max_rows` at once, with delay if it is not zero.
-fn queue(bounds: Bounds, max_rows: usize, delay: Duration) -> Queue {
-    let queue = Queue::new(bounds, None);
-    queue.set_policy(BatchPolicy { max_rows, delay });
-    queue
+fn queue(bounds: Bounds, max_rows: usize, delay: Duration) -> Used {
+    Used::new(bounds, None, max_rows, delay)
 }
 
 /// A job of `rows` rows of `width`, and where its answer comes.
@@ -19,7 +52,8 @@ fn job(tenant: &str, rows: usize, width: usize) -> (Waiting, oneshot::Receiver<A
     let inputs = vec![Tensor::from_vec([rows, width], vec![0f32; rows * width]).expect("rows")];
     let job = Checked { inputs, outputs: vec![0], rows: Some(rows) };
     let share = Share::default();
-    (Waiting { job, tenant: tenant.into(), share, deadline: None, reply, since: Instant::now() }, answer)
+    let user = user(BOUNDS, 1, Duration::ZERO);
+    (Waiting { job, tenant: tenant.into(), share, user, deadline: None, reply, since: Instant::now() }, answer)
 }
 
 /// As [`job`], in the name of a model of some weight.
@@ -86,8 +120,7 @@ fn tenants_share_no_batch_and_models_of_one_tenant_may() {
 #[test]
 fn a_caller_that_was_idle_gets_a_worker_of_its_own_while_others_have_the_cores() {
     let turnstile = Turnstile::new(1);
-    let queue = Queue::new(Bounds { jobs: 100, ..BOUNDS }, Some(turnstile.clone()));
-    queue.set_policy(BatchPolicy { max_rows: 4, delay: Duration::ZERO });
+    let queue = Used::new(Bounds { jobs: 100, ..BOUNDS }, Some(&turnstile), 4, Duration::ZERO);
     let mut answers = Vec::new();
     let mut push = |name: &str| {
         let (waiting, answer) = weighted(name, 1);
@@ -126,7 +159,7 @@ fn a_caller_that_was_idle_gets_a_worker_of_its_own_while_others_have_the_cores()
 #[test]
 fn no_job_is_left_between_two_workers() {
     let turnstile = Turnstile::new(1);
-    let queue = Arc::new(Queue::new(Bounds { jobs: 10_000, ..BOUNDS }, Some(turnstile.clone())));
+    let queue = Arc::new(Used::new(Bounds { jobs: 10_000, ..BOUNDS }, Some(&turnstile), 1, Duration::ZERO));
     let done = Arc::new(AtomicU64::new(0));
     let workers: Vec<_> = [Post::Regular, Post::Regular, Post::Prompt]
         .map(|post| {

@@ -191,3 +191,31 @@ fn rows_run_together_and_outputs_share_their_memory() {
         assert_eq!(counts.sizes.keys().collect::<Vec<_>>(), [&3]);
     }
 }
+
+#[test]
+fn each_user_of_a_graph_counts_its_own() {
+    for engine in backends() {
+        let policy = BatchPolicy { max_rows: 4, delay: Duration::from_secs(3600) };
+        let idle = batched(engine, "rows", 1, policy);
+        let [one, two] = [0; 2].map(|_| idle.for_another(&GraphOptions::default()).expect("another"));
+        one.set_batching(policy);
+        two.set_batching(policy);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        let named =
+            |name: &str, first, count| Job { share: Share { name: name.into(), weight: 1 }, ..rows(first, count).0 };
+        runtime.block_on(async {
+            let (a, b) = tokio::join!(one.compute(named("one", 0, 1)), two.compute(named("two", 1, 3)));
+            assert!(a.is_ok() && b.is_ok());
+            one.compute(named("one", 4, 4)).await.expect("a full batch of its own");
+        });
+        let (a, b) = (one.counts(), two.counts());
+        assert_eq!((a.executions, a.inferences, a.rows, a.gathered), (2, 2, 5, 1));
+        assert_eq!((b.executions, b.inferences, b.rows, b.gathered), (1, 1, 3, 1));
+        assert_eq!(b.sizes.keys().collect::<Vec<_>>(), [&4], "the size of the whole run");
+        let (whole, quarters) = (b.sizes[&4], b.compute_ns as f64 * 4.0 / 3.0);
+        assert!((quarters / whole.compute_ns as f64 - 1.0).abs() < 0.01, "its rows' part of the time: {b:?}");
+        assert_eq!((a.sizes[&4].executions, a.sizes[&4].gathered), (2, 1), "alone it was not put together");
+        assert!(a.queue_ns > 0 && b.gather_ns <= whole.gather_ns && whole.executions == 1);
+        assert_eq!(idle.counts(), Default::default());
+    }
+}

@@ -1,5 +1,6 @@
 //! The crate from outside, on real engines and the graphs of `models/test`.
 
+mod apart;
 mod batching;
 mod calibrate;
 mod contract;

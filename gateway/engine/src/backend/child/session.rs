@@ -3,16 +3,19 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::super::{Session, Work};
 use super::arena::Arena;
-use super::socket::{Received, receive_frame, send_frame};
-use super::supervisor::Handle;
+use super::socket::{Received, receive_frame, send_frame, wait_for};
+use super::supervisor::{Ended, Handle};
 use super::wire::{self, Frame, Kind, Place};
 use crate::{DataType, EngineError, Tensor};
 
 /// Longest header of an answer, bytes: more than as many tensors take as a graph may have outputs.
 const MAX_HEADER: u32 = 1 << 20;
+/// How often a run is begun again that had no part in the end of its child.
+const AGAIN: u32 = 4;
 
 /// A session whose graph runs in a child.
 pub(super) struct Remote {
@@ -23,12 +26,16 @@ pub(super) struct Remote {
     outputs: Arc<[DataType]>,
     /// The way to the child that ran last.
     channel: Option<Channel>,
+    /// How long a run may take, where that is less than any may.
+    most: Option<Duration>,
 }
 
 /// A socket to one child.
 struct Channel {
     generation: u64,
     socket: OwnedFd,
+    /// How long an answer is waited for.
+    patience: Duration,
 }
 
 /// Why a run has no answer of the child's.
@@ -46,7 +53,7 @@ type Answer = Result<Vec<Tensor>, EngineError>;
 impl Remote {
     pub fn new(index: usize, handle: Arc<Handle>, outputs: Arc<[DataType]>) -> Result<Remote, EngineError> {
         let arena = Arena::create().map_err(|e| EngineError::Unavailable(format!("no shared memory: {e}")))?;
-        Ok(Remote { index, handle, arena, outputs, channel: None })
+        Ok(Remote { index, handle, arena, outputs, channel: None, most: None })
     }
 
     /// One run in the child. Tensors that it cannot take are an answer; what breaks the way to it is not.
@@ -138,19 +145,27 @@ impl Remote {
 
     /// The channel to the child that runs now.
     fn channel(&mut self) -> Result<Channel, EngineError> {
-        match self.channel.take() {
-            Some(channel) => Ok(channel),
+        let run = self.handle.0.config.run;
+        let mut channel = match self.channel.take() {
+            Some(channel) => channel,
             None => {
                 let (generation, socket) = self.handle.0.attach(&self.arena)?;
-                Ok(Channel { generation, socket })
+                Channel { generation, socket, patience: run }
             }
+        };
+        let patience = self.most.unwrap_or(run);
+        if channel.patience != patience {
+            let refused = |error: io::Error| EngineError::Unavailable(format!("no bound for a run: {error}"));
+            wait_for(&channel.socket, patience).map_err(refused)?;
+            channel.patience = patience;
         }
+        Ok(channel)
     }
 }
 
 impl Session for Remote {
     fn run(&mut self, inputs: &[Tensor], outputs: &[usize]) -> Result<Vec<Tensor>, EngineError> {
-        let mut again = true;
+        let mut again = AGAIN;
         loop {
             let channel = self.channel()?;
             match self.call(&channel.socket, inputs, outputs) {
@@ -161,7 +176,9 @@ impl Session for Remote {
                     return answer;
                 }
                 Err(Broken::Guilty(why)) => {
-                    self.handle.0.end(channel.generation, self.index, &why);
+                    let early = why == EngineError::TimeLimit && self.most.is_some();
+                    let ended = Ended { why: why.clone(), for_session: Some(self.index), early };
+                    self.handle.0.end(channel.generation, ended);
                     return Err(why);
                 }
                 Err(broken @ (Broken::Gone | Broken::Unsent)) => {
@@ -169,10 +186,10 @@ impl Session for Remote {
                     // A run that did not start, or whose child was ended for another session's, has done nothing wrong.
                     let innocent = matches!(broken, Broken::Unsent)
                         || ended.for_session.is_some_and(|session| session != self.index);
-                    if !(innocent && again) {
+                    if !innocent || again == 0 {
                         return Err(ended.why);
                     }
-                    again = false;
+                    again -= 1;
                 }
             }
         }
@@ -180,6 +197,23 @@ impl Session for Remote {
 
     fn serve(&mut self, work: &mut Work<'_>) {
         work(self);
+    }
+
+    fn limit(&mut self, most: Option<Duration>) -> bool {
+        self.most = most.filter(|most| *most < self.handle.0.config.run);
+        self.most.is_some()
+    }
+
+    fn is_ready(&mut self) -> bool {
+        let (channel, supervisor) = (self.channel.take(), &self.handle.0);
+        self.channel = channel.filter(|channel| supervisor.is_live(channel.generation));
+        match self.channel() {
+            Ok(channel) => self.channel = Some(channel),
+            Err(EngineError::NotReady(_)) => return false,
+            // The run says why.
+            Err(_) => {}
+        }
+        true
     }
 }
 

@@ -22,8 +22,13 @@ const SEND: Duration = Duration::from_secs(5);
 pub(super) fn pair(receive: Duration) -> io::Result<(OwnedFd, OwnedFd)> {
     let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
     set_socket_timeout(&ours, Timeout::Send, Some(SEND))?;
-    set_socket_timeout(&ours, Timeout::Recv, Some(receive))?;
+    wait_for(&ours, receive)?;
     Ok((ours, theirs))
+}
+
+/// Bounds how long one end waits for a message.
+pub(super) fn wait_for(socket: impl AsFd, most: Duration) -> io::Result<()> {
+    Ok(set_socket_timeout(socket, Timeout::Recv, Some(most))?)
 }
 
 /// Sends one message with file descriptors.

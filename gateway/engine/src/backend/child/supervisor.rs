@@ -71,6 +71,15 @@ pub(super) struct Ended {
     pub why: EngineError,
     /// The session for whose run it was ended; none when it ended by itself.
     pub for_session: Option<usize>,
+    /// Whether that run had less time than a run may take. It says nothing of how long the next child will live.
+    pub early: bool,
+}
+
+impl Ended {
+    /// One that ended by itself.
+    fn by_itself(why: EngineError) -> Ended {
+        Ended { why, for_session: None, early: false }
+    }
 }
 
 /// The sessions' share of a supervisor: with the last of them the child ends.
@@ -99,7 +108,7 @@ impl Supervisor {
     /// Starts the first child and waits until it has loaded the graph.
     pub fn start(job: Job, onnx: &[u8], config: ChildConfig, slot: Slot) -> Result<Arc<Supervisor>, EngineError> {
         let onnx = sealed(onnx).map_err(|e| EngineError::Unavailable(format!("no memory for a graph: {e}")))?;
-        let gone = Ended { why: EngineError::Crashed("had ended".into()), for_session: None };
+        let gone = Ended::by_itself(EngineError::Crashed("had ended".into()));
         let state =
             State { phase: Phase::Starting, closed: false, generation: 0, process: None, sentence: None, ended: gone };
         let (state, changed) = (Mutex::new(state), Condvar::new());
@@ -150,14 +159,20 @@ impl Supervisor {
     }
 
     /// Ends a child for what a session's run did.
-    pub fn end(&self, generation: u64, session: usize, why: &EngineError) {
+    pub fn end(&self, generation: u64, ended: Ended) {
         let mut state = self.lock();
         if state.generation == generation && state.sentence.is_none() {
-            state.sentence = Some(Ended { why: why.clone(), for_session: Some(session) });
+            state.sentence = Some(ended);
             state.kill();
             // Nobody attaches to it any more. Its control socket closes with that, which is why it was killed before.
             state.phase = Phase::Starting;
         }
+    }
+
+    /// Whether it is this child that runs now.
+    pub fn is_live(&self, generation: u64) -> bool {
+        let state = self.lock();
+        state.generation == generation && matches!(state.phase, Phase::Live(_))
     }
 
     /// How a child ended whose sockets are closed.
@@ -169,7 +184,7 @@ impl Supervisor {
         if state.generation == generation + 1 {
             return state.ended.clone();
         }
-        Ended { why: EngineError::Crashed("closed its sockets".into()), for_session: None }
+        Ended::by_itself(EngineError::Crashed("closed its sockets".into()))
     }
 
     /// Whether a child has ended, or will within [`ENDING`].
@@ -213,9 +228,9 @@ impl Supervisor {
                 self.changed.notify_all();
                 return;
             }
-            let ended = state.sentence.take().unwrap_or(Ended { why, for_session: None });
-            short_lives = if started.elapsed() > STEADY { 0 } else { short_lives + 1 };
-            let pause = pause(short_lives);
+            let ended = state.sentence.take().unwrap_or_else(|| Ended::by_itself(why));
+            short_lives = if started.elapsed() > STEADY { 0 } else { short_lives + u32::from(!ended.early) };
+            let pause = if ended.early { Duration::ZERO } else { pause(short_lives) };
             let milliseconds = pause.as_millis() as u64;
             tracing::warn!(why = %ended.why, again_in_ms = milliseconds, "a graph's process has ended");
             state.ended = ended;
