@@ -317,7 +317,7 @@ mod tests {
         let (_identity, watched) = watch::channel(Arc::new(ours));
         let peer = Peer::new("there".into(), Addresses::of("there", &[address]), watched);
         reaches(true, &peer).await;
-        let ask = || peer.send(Request::get("https://windrose/").body(()).unwrap(), Outgoing::Whole(Bytes::new()));
+        let ask = || peer.send(Request::get("https://windrose/").body(()).unwrap(), Outgoing::Whole(Arc::default()));
         let late = async {
             reaches(false, &peer).await;
             assert!(SystemTime::now() >= until);
