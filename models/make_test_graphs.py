@@ -489,6 +489,8 @@ def refused():
     # No engine looks at this before it runs.
     twice, wrong = node("Concat", ["x", "x"], ["y"], axis=1), [value("y", FP32, ["N", 3])]
     save("misdeclared", [twice], [value("x", FP32, ["N", 2])], wrong, check=False)
+    save("misdeclared_type", [node("Add", ["x", "x"], ["y"])], [value("x", FP32, ["N", 2])], [value("y", INT32, ["N", 2])],
+         check=False)
     inner = [node("Identity", ["x"], ["deep0"])]
     out = "deep0"
     for depth in range(1, 12):

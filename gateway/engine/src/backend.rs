@@ -60,7 +60,8 @@ pub trait Session: Send {
     /// positions in the declaration, each once, and so the answer is.
     ///
     /// # Errors
-    /// [`EngineError::InvalidInput`] for a value that the engine cannot hold, else [`EngineError::Failed`].
+    /// [`EngineError::InvalidInput`] for a value that the engine cannot hold, [`EngineError::InvalidGraph`] where an output is
+    /// of another type than declared, else [`EngineError::Failed`].
     fn run(&mut self, inputs: &[Tensor], outputs: &[usize]) -> Result<Vec<Tensor>, EngineError>;
 
     /// Calls `work` with this session where its runs are cheapest, and returns when `work` does: an engine with a

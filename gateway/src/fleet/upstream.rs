@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::Bytes;
 use h2::{Reason, RecvStream, SendStream};
@@ -16,7 +17,7 @@ use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::ClientConfig;
 use tokio_util::sync::CancellationToken;
@@ -28,6 +29,9 @@ use crate::http::Received;
 
 /// Idle connections to a foreign server that are kept.
 const IDLE: usize = 64;
+
+/// How long a connection to a foreign server gets new requests after it has shown its certificate.
+const SHOWN: Duration = Duration::from_secs(60);
 
 /// Why there is no answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,8 +85,14 @@ pub struct Foreign {
     next: AtomicUsize,
 }
 
-/// A connection that waits for a request, and where it leads.
-type Idle = (SocketAddr, http1::SendRequest<Received>);
+/// A connection that waits for a request.
+struct Idle {
+    /// Where it leads.
+    address: SocketAddr,
+    sender: http1::SendRequest<Received>,
+    /// When the server's certificate was looked at.
+    since: Instant,
+}
 
 // === impl Peer ===
 
@@ -211,7 +221,7 @@ impl Foreign {
         head: Request<()>,
         body: impl FnOnce() -> Option<Received>,
     ) -> Result<(response::Parts, hyper::body::Incoming), SendError> {
-        let (address, mut sender) = match self.pooled() {
+        let mut open = match self.pooled() {
             Some(idle) => idle,
             None => {
                 // In a box of its own: it is large and rare, and would be part of every attempt.
@@ -224,26 +234,28 @@ impl Foreign {
                 )?
             }
         };
-        sender.ready().await.map_err(|_| SendError::Connect)?;
+        open.sender.ready().await.map_err(|_| SendError::Connect)?;
         let (mut head, ()) = head.into_parts();
         head.headers.insert(HOST, HeaderValue::from_str(&self.name).map_err(|_| SendError::Connect)?);
         let request = Request::from_parts(head, body().ok_or(SendError::Reset)?);
-        let answer = sender.send_request(request).await;
+        let answer = open.sender.send_request(request).await;
         let (head, body) = answer
             .map_err(|error| if error.is_canceled() { SendError::Refused } else { SendError::Reset })?
             .into_parts();
         // It takes the next request once this answer has been read; until then it is not ready, and is passed by.
         let mut idle = lock(&self.idle);
-        if idle.len() < IDLE && self.addresses.have(&address) {
-            idle.push((address, sender));
+        if idle.len() < IDLE && self.addresses.have(&open.address) {
+            idle.push(open);
         }
         Ok((head, body))
     }
 
     fn pooled(&self) -> Option<Idle> {
         let mut idle = lock(&self.idle);
-        idle.retain(|(_, sender)| !sender.is_closed());
-        let ready = idle.iter().position(|(_, sender)| sender.is_ready())?;
+        // Its certificate may expire: it shows it again now and then.
+        let is_new = |idle: &Idle| self.tls.is_none() || idle.since.elapsed() < SHOWN;
+        idle.retain(|idle| !idle.sender.is_closed() && is_new(idle));
+        let ready = idle.iter().position(|idle| idle.sender.is_ready())?;
         Some(idle.swap_remove(ready))
     }
 
@@ -255,7 +267,7 @@ impl Foreign {
         for step in 0..addresses.len() {
             let address = addresses[turn.wrapping_add(step) % addresses.len()];
             match self.open(address).await {
-                Ok(sender) => return Ok((address, sender)),
+                Ok(sender) => return Ok(Idle { address, sender, since: Instant::now() }),
                 Err(error) => last = error,
             }
         }
@@ -278,7 +290,7 @@ async fn purge(mut addresses: Addresses, idle: Weak<Mutex<Vec<Idle>>>) {
         addresses.changed().await;
         let Some(idle) = idle.upgrade() else { return };
         let now = addresses.now();
-        lock(&idle).retain(|(address, _)| now.contains(address));
+        lock(&idle).retain(|idle| now.contains(&idle.address));
     }
 }
 

@@ -214,6 +214,9 @@ fn a_graph_that_is_the_model_makes_what_it_declares() {
     let graph = checkout("models/test/misdeclared.onnx").display().to_string();
     let (status, said) = server.refused(&["deploy", &graph]);
     assert!(status == 1 && said.contains("declares its output `y` as [N, 3], and made [1, 4]"), "{status} {said}");
+    let graph = checkout("models/test/misdeclared_type.onnx").display().to_string();
+    let (status, said) = server.refused(&["deploy", &graph]);
+    assert!(status == 1 && said.contains("declares an output as INT32, of which rten makes"), "{status} {said}");
 }
 
 #[test]

@@ -239,7 +239,8 @@ fn returned(value: Value, declared: DataType) -> Result<Tensor, EngineError> {
             made(Tensor::new(DataType::Bool, shape, bytes.into()))
         }
         (value, _) => {
-            Err(EngineError::Failed(format!("rten returned {} for an output declared as {declared}", value.dtype())))
+            let made = value.dtype();
+            Err(EngineError::InvalidGraph(format!("declares an output as {declared}, of which rten makes {made}")))
         }
     }
 }

@@ -181,7 +181,7 @@ fn numbers(tensor: &Tensor) -> Option<Vec<f64>> {
 
 /// Runs each graph once on zeros, with every free dimension 1. An ordinary error is only a warning, since zeros may
 /// mean nothing to the graph; one that does not end, or wants memory that is not there, is refused. So is one that is
-/// `bare`, the model itself, and makes another shape than it declares: that is what clients would be told.
+/// `bare`, the model itself, and makes another shape or type than it declares: that is what clients would be told.
 ///
 /// # Errors
 /// As above.
@@ -200,6 +200,7 @@ pub async fn zeros(graphs: &BTreeMap<String, Graph>, bare: bool, wall: Duration)
             Ok(Err(error)) if out_of_memory(&error) => {
                 return Err(refuse(format!("graph `{name}`, run on zeros, wants more memory than there is: {error}")));
             }
+            Ok(Err(EngineError::InvalidGraph(why))) if bare => return Err(refuse(format!("graph `{name}` {why}"))),
             Ok(Err(error)) => warnings.push(format!(
                 "graph `{name}`, run on zeros with every free dimension 1, failed: {error}. A golden test would tell more"
             )),

@@ -131,7 +131,7 @@ impl Remote {
     fn failure(&self, frame: Frame) -> Result<EngineError, Broken> {
         let bytes = self.header(frame).ok_or_else(|| nonsense("an error that is none"))?;
         Ok(match wire::decode_error(&bytes) {
-            error @ (EngineError::InvalidInput(_) | EngineError::Failed(_)) => error,
+            error @ (EngineError::InvalidInput(_) | EngineError::InvalidGraph(_) | EngineError::Failed(_)) => error,
             other => EngineError::Failed(other.to_string()),
         })
     }
