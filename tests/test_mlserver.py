@@ -126,7 +126,8 @@ def test_a_server_that_answers_otherwise_than_the_models_test_is_left(tmp_path, 
     fleet = make_fleet("entry", SITE, more=f"plain = true\nrepeatable = true\n{SHARES}")
     site = fleet.start(SITE)
     site.deploy(graph, "--name", MODEL)
-    (folder / "output.json").write_bytes(answers(site, MODEL, BODY).body)
+    # Its own answer, and not the other's.
+    (folder / "output.json").write_bytes(answers(site, MODEL, BODY, windrose_verified="true").body)
     site.deploy(folder)
     entry = fleet.start("entry")
     found = lambda: metric(entry, "windrose_site_ejections", site=FOREIGN, why="wrong") >= 1  # noqa: E731

@@ -11,7 +11,6 @@ use std::time::{Duration, Instant};
 use windrose_engine::default_tenant;
 
 use super::Load;
-use crate::config::tenants::PROBER;
 
 /// How long a tenant is counted after its last call, and a refusal within its share is remembered.
 const RECENT: Duration = Duration::from_secs(1);
@@ -111,11 +110,8 @@ impl Seats {
         self.is_divided() && self.lock().iter().any(|seat| seat.load.pressed)
     }
 
-    /// Whether a tenant's calls have seats. Golden tests need none: there are few.
+    /// Whether a tenant's calls have seats.
     fn divides(&self, tenant: &str) -> bool {
-        if tenant == PROBER {
-            return false;
-        }
         if !self.is_divided() {
             if tenant == &*default_tenant() {
                 return false;

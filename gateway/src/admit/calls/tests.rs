@@ -259,6 +259,17 @@ fn a_tenant_alone_leaves_a_place_to_who_comes() {
 }
 
 #[test]
+fn a_golden_test_takes_no_clients_place() {
+    let ([everybody, ..], prober) = (tenants(), Arc::<str>::from(PROBER));
+    let calls = Calls::new(1);
+    let probe = calls.enter(&prober, |n| n).expect("its own place");
+    assert!(calls.enter(&prober, |n| n).is_none() && !calls.has_room(&prober, |n| n));
+    assert!(calls.enter(&everybody, |n| n).is_some() && calls.in_flight() == 0);
+    drop(probe);
+    assert!(calls.has_room(&prober, |n| n) && calls.has_room(&everybody, |n| n));
+}
+
+#[test]
 fn places_are_given_back() {
     let calls = Calls::new(2);
     let [everybody, ..] = tenants();
