@@ -196,16 +196,16 @@ impl Graph {
         self.handle.signature.axis.as_ref().copied().map_err(String::as_str)
     }
 
-    /// Lets this user's jobs run together from now on. Whoever calls this knows that the graph's rows do not change each other.
-    /// A graph whose declaration rules it out goes on running each job alone.
+    /// Lets this user's jobs run together from now on. Whoever calls this knows that the graph's rows do not change each
+    /// other. A graph whose declaration rules it out goes on running each job alone.
     pub fn set_batching(&self, policy: BatchPolicy) {
         if self.handle.signature.axis.is_ok() {
             self.handle.shared.queue.set_policy(&self.user, policy);
         }
     }
 
-    /// Lets this user's jobs of different lengths run together as the options say, or not. Whoever calls this knows that filling rows
-    /// up does not change what is left of them.
+    /// Lets this user's jobs of different lengths run together as the options say, or not. Whoever calls this knows that
+    /// filling rows up does not change what is left of them.
     pub fn set_padding(&self, on: bool) {
         self.user.set_padded(on);
     }

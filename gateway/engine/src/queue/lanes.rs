@@ -5,7 +5,7 @@
 //! rows, divided by their weight (hierarchical start-time fair queueing): a caller that floods its lane waits behind itself,
 //! and a tenant with many models behind all of them. Who was idle starts at the present, and saves nothing up.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::time::Instant;
@@ -219,21 +219,22 @@ impl Lanes {
     /// engine is.
     pub fn make_room(&mut self, waiting: &Waiting) -> Option<Waiting> {
         let load = |lane: &Lane| (lane.jobs.len() as u64).saturating_mul(ROW) / lane.weight;
-        let jobs_of = |group: &Arc<Group>| -> usize {
-            let own = |lane: &&Lane| Arc::ptr_eq(&lane.group, group) && Arc::ptr_eq(&lane.user, &waiting.user);
-            self.lanes.iter().filter(own).map(|lane| lane.jobs.len()).sum()
-        };
-        let own = self.group(&waiting.tenant).cloned();
-        let most = self.tenants.iter().max_by_key(|group| jobs_of(group))?.clone();
-        let jobs = own.as_ref().map_or(0, jobs_of);
-        let (from, least) = if jobs_of(&most) > jobs + 1 {
+        let is_users = |lane: &Lane| Arc::ptr_eq(&lane.user, &waiting.user);
+        let mut jobs: HashMap<*const Group, usize> = HashMap::new();
+        for lane in self.lanes.iter().filter(|lane| is_users(lane)) {
+            *jobs.entry(Arc::as_ptr(&lane.group)).or_default() += lane.jobs.len();
+        }
+        let own = self.group(&waiting.tenant).map(Arc::as_ptr);
+        let own_jobs = own.and_then(|own| jobs.get(&own)).copied().unwrap_or(0);
+        // Of several that have as many it is any.
+        let (most, most_jobs) = jobs.into_iter().max_by_key(|(_, jobs)| *jobs)?;
+        let (from, least) = if most_jobs > own_jobs + 1 {
             (most, 0)
         } else {
             let lane = self.lanes.iter().find(|lane| lane.is_of(waiting)).map_or(0, |lane| lane.jobs.len());
             (own?, (lane as u64 + 1).saturating_mul(ROW) / u64::from(waiting.share.weight.max(1)))
         };
-        let lanes = self.lanes.iter_mut();
-        let lanes = lanes.filter(|lane| Arc::ptr_eq(&lane.group, &from) && Arc::ptr_eq(&lane.user, &waiting.user));
+        let lanes = self.lanes.iter_mut().filter(|lane| Arc::as_ptr(&lane.group) == from && is_users(lane));
         let longest = lanes.max_by_key(|lane| load(lane))?;
         if load(longest) <= least {
             return None;
