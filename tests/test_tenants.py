@@ -2,9 +2,9 @@
 
 import json
 import subprocess
-import threading
 from concurrent.futures import ThreadPoolExecutor
 
+import flooding
 import pytest
 from fleet import ADD, Fleet, answers, explained
 from harness import BINARY, wait_until
@@ -119,51 +119,37 @@ def test_tenants_share_no_batch(gateway, tmp_path):
     assert executions("acme", "bolt") == 2
 
 
-# One of the places is left for tenants that have none; each call runs the graph's loop for some milliseconds.
-CROWDED = f"""
-name = "loop"
-[graphs.model]
-file = "{ADD / "loop.onnx"}"
-sessions = 1
-[limits]
-concurrency = 8
-"""
-LOOP = {
-    "inputs": [
-        {"name": "times", "datatype": "INT64", "shape": [], "data": [20_000]},
-        {"name": "x", "datatype": "FP32", "shape": [1], "data": [0.0]},
-    ]
-}
+def quiet_beside_a_flood(gateway, keys) -> tuple[list[int], set[int]]:
+    """The statuses of a quiet tenant's calls, and of those of another that floods the same model meanwhile."""
+    for name in ("loud", "quiet"):
+        keys.add(gateway, name)
+    wait_until(lambda: answers(gateway, flooding.MODEL, flooding.BODY, **keys.of("quiet")).status == 200, 30, "an answer")
+    flood = []
+    with flooding.flooded(gateway, flood, **keys.of("loud")):
+        wait_until(lambda: sum(status == 429 for status, _ in flood) > 100, 30, "the flood to be refused")
+        quiet = [answers(gateway, flooding.MODEL, flooding.BODY, **keys.of("quiet")).status for _ in range(100)]
+    return quiet, {status for status, _ in flood}
 
 
 def test_a_flood_is_not_refused_at_the_cost_of_another_tenant(gateway, tmp_path):
     """Both call the same model."""
-    keys = Keys(tmp_path / "tenants.toml")
-    for name in ("loud", "quiet"):
-        keys.add(gateway, name)
-    let_in(gateway, keys, "loud", "quiet")
-    folder = tmp_path / "loop"
-    folder.mkdir()
-    (folder / "windrose.toml").write_text(CROWDED)
-    gateway.deploy(folder)
-    stopping, flood = threading.Event(), []
+    gateway.deploy(flooding.project(tmp_path / "loop"))
+    assert quiet_beside_a_flood(gateway, Keys(tmp_path / "tenants.toml")) == ([200] * 100, {200, 429})
 
-    def ask():
-        while not stopping.is_set():
-            flood.append(answers(gateway, "loop", LOOP, **keys.of("loud")).status)
 
-    threads = [threading.Thread(target=ask) for _ in range(24)]
-    for thread in threads:
-        thread.start()
+def test_nor_in_a_fleet(tmp_path):
+    """At an entry that serves nothing, and at the site itself."""
+    fleet = Fleet(tmp_path / "fleet", ["entry", "one"])
     try:
-        wait_until(lambda: flood.count(429) > 100, 30, "the flood to be refused")
-        quiet = [answers(gateway, "loop", LOOP, **keys.of("quiet")).status for _ in range(100)]
+        for name in ("one", "entry"):
+            keys = Keys(tmp_path / f"{name}.toml")
+            keys.write()
+            gateway = fleet.start(name, **{"data.tenants": str(keys.file)})
+            if name == "one":
+                gateway.deploy(flooding.project(tmp_path / "loop"))
+            assert quiet_beside_a_flood(gateway, keys) == ([200] * 100, {200, 429}), name
     finally:
-        stopping.set()
-        for thread in threads:
-            thread.join(30)
-    assert quiet == [200] * 100
-    assert set(flood) == {200, 429}
+        fleet.stop()
 
 
 def test_a_tenant_is_bound_by_its_law(tmp_path):

@@ -129,6 +129,9 @@ pub enum Verdict {
         /// From `Retry-After`.
         until: Option<Nanos>,
     },
+    /// Whose request it is has its share of the server, which may have room for others: it may try elsewhere, and nothing is
+    /// kept from the server for it.
+    OverShare,
     /// The server says that it does not serve this model or digest, and so did not run it.
     NotHere,
 }
@@ -204,6 +207,8 @@ struct LastFailure {
     /// It costs no budget: nothing was sent.
     free: bool,
     overloaded: bool,
+    /// A moment later it would be the same there.
+    over_share: bool,
     headed: Option<AttemptId>,
 }
 
@@ -325,7 +330,7 @@ impl Attempts {
                 }
                 self.send(router, replica, purpose, now)
             }
-            Err(nobody) if nobody.tried && self.tried_from < self.count => {
+            Err(nobody) if nobody.tried && self.tried_from < self.count && !self.last.over_share => {
                 // Everywhere else is out: the same again, a moment later.
                 self.tried_from = self.count;
                 self.not_before = now.saturating_add(SAME_AGAIN << self.count.min(8));
@@ -444,6 +449,10 @@ impl Attempts {
             Event::Head(Verdict::Overloaded { until }) => {
                 (self.last.overloaded, self.last.headed) = (true, Some(attempt));
                 Ending::Overloaded { sent: this.sent_at, beside: this.beside, until }
+            }
+            Event::Head(Verdict::OverShare) => {
+                (self.last.overloaded, self.last.over_share, self.last.headed) = (true, true, Some(attempt));
+                Ending::Uncounted
             }
             Event::Head(Verdict::NotHere) => {
                 (self.last.again, self.last.headed) = (self.call.replayable, Some(attempt));

@@ -186,7 +186,7 @@ async fn counted<T>(place: &Place, attempt: impl Future<Output = Outcome<T>>) ->
         Outcome::Cut => Attempt::Cut,
         Outcome::Answer { verdict: Verdict::Answer | Verdict::Module, .. } => Attempt::Answered,
         Outcome::Answer { verdict: Verdict::Failed, .. } => Attempt::Failed,
-        Outcome::Answer { verdict: Verdict::Overloaded { .. }, .. } => Attempt::Overloaded,
+        Outcome::Answer { verdict: Verdict::Overloaded { .. } | Verdict::OverShare, .. } => Attempt::Overloaded,
         Outcome::Answer { verdict: Verdict::NotHere, .. } => Attempt::NotHere,
     });
     outcome
@@ -227,7 +227,7 @@ impl<'a> Shared<'a> {
             _ if answer::is_modules(&response) => Verdict::Module,
             StatusCode::TOO_MANY_REQUESTS => {
                 let until = verdict::after(self.replicas.now(), wire::rest(&catalog::load(&served)));
-                Verdict::Overloaded { until: Some(until) }
+                verdict::of_tenant(Verdict::Overloaded { until: Some(until) }, &self.tenant)
             }
             status => verdict::of_peer(status, response.headers(), self.replicas.now()),
         };
@@ -270,7 +270,8 @@ impl<'a> Shared<'a> {
                     let now = self.replicas.now();
                     self.replicas.lock().report(replica, load, now);
                 }
-                verdict::of_peer(head.status, &head.headers, self.replicas.now())
+                let verdict = verdict::of_peer(head.status, &head.headers, self.replicas.now());
+                verdict::of_tenant(verdict, &self.tenant)
             }
             Upstream::Foreign(_) => verdict::of_foreign(head.status, &head.headers, self.replicas.now()),
         };

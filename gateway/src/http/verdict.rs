@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use http::StatusCode;
 use http::header::{HeaderMap, RETRY_AFTER};
+use windrose_engine::default_tenant;
 use windrose_route::{Failure, Nanos, Reason, Rules, Verdict};
 
 use super::answer;
@@ -21,6 +22,15 @@ pub(super) fn of_peer(status: StatusCode, headers: &HeaderMap, now: Nanos) -> Ve
         _ if wire::is_of_module(headers) => Verdict::Module,
         421 | 503 if is(Kind::NotHere) || is(Kind::NotReady) => Verdict::NotHere,
         status => Verdict::of(status, wire::rest_of(headers).map(|rest| after(now, rest)).or(retry_at(headers, now))),
+    }
+}
+
+/// What a gateway's verdict says where tenants are told apart: each has a share of a model, and what is refused to one is not
+/// to be kept from the others.
+pub(super) fn of_tenant(verdict: Verdict, tenant: &str) -> Verdict {
+    match verdict {
+        Verdict::Overloaded { .. } if *tenant != *default_tenant() => Verdict::OverShare,
+        verdict => verdict,
     }
 }
 
@@ -121,6 +131,13 @@ mod tests {
         }
         let marked = headers(&[("windrose-origin", "module")]);
         assert_eq!(of_foreign(StatusCode::BAD_GATEWAY, &marked, 5), Verdict::Failed, "nobody proved a foreign server");
+    }
+
+    #[test]
+    fn what_is_refused_to_a_tenant_is_not_kept_from_others() {
+        let busy = Verdict::Overloaded { until: Some(5) };
+        assert_eq!((of_tenant(busy, "acme"), of_tenant(busy, "default")), (Verdict::OverShare, busy));
+        assert_eq!(of_tenant(Verdict::Failed, "acme"), Verdict::Failed);
     }
 
     #[test]

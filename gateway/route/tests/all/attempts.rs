@@ -333,6 +333,30 @@ fn an_error_of_the_modules_own_is_passed_on_and_says_nothing_about_its_replica()
 }
 
 #[test]
+fn what_is_refused_to_one_tenant_is_tried_elsewhere_and_kept_from_nobody() {
+    let mut router = router(four(), settings());
+    let now = calm(&mut router, 50, 20 * MS, 0);
+    let before = router.standing(router.find("a/1").unwrap());
+    let mut attempts = Attempts::new(call(now));
+    let (first, site) = sent(&mut attempts, &mut router, now);
+    attempts.on(&mut router, first, Event::Head(Verdict::OverShare), now);
+    assert_eq!(site, "a/1");
+    assert_ne!(sent(&mut attempts, &mut router, now).1, "a/1");
+    assert_eq!(router.standing(router.find("a/1").unwrap()), before);
+    let mut others = Attempts::new(call(now));
+    assert_eq!(sent(&mut others, &mut router, now).1, "a/1");
+}
+
+#[test]
+fn a_lone_replica_that_refused_one_tenant_is_not_asked_again() {
+    let mut router = router(vec![peer("a/1", 2 * MS, "eu")], settings());
+    let mut attempts = Attempts::new(call(0));
+    let (first, _) = sent(&mut attempts, &mut router, 0);
+    attempts.on(&mut router, first, Event::Head(Verdict::OverShare), MS);
+    assert_eq!(fails(&mut attempts, &mut router, MS), Reason::Overloaded);
+}
+
+#[test]
 fn a_lone_replica_is_asked_again() {
     let mut router = router(vec![peer("a/1", 2 * MS, "eu")], settings());
     let mut attempts = Attempts::new(call(0));
