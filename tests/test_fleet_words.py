@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 import ssl
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -68,8 +69,17 @@ class Peer:
         context.check_hostname = False
         context.load_cert_chain(fleet.certificates / f"{by}.pem", fleet.certificates / f"{by}-key.pem")
         # Over HTTP/2 and no other.
-        self.client = httpx.Client(http1=False, http2=True, verify=context, timeout=60)
+        self.make = lambda: httpx.Client(http1=False, http2=True, verify=context, timeout=60)
+        self.own = threading.local()
         self.base, self.digest = f"https://127.0.0.1:{fleet.ports[site]}", digest
+
+    @property
+    def client(self) -> httpx.Client:
+        """One of each thread: OpenSSL must not read and write a connection at the same time, and httpx lets it, so that the
+        connection seems to have ended."""
+        if not hasattr(self.own, "client"):
+            self.own.client = self.make()
+        return self.own.client
 
     def golden(self, digest: str) -> int:
         return self.client.get(f"{self.base}/windrose/golden/{digest}").status_code
