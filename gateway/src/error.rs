@@ -34,6 +34,7 @@ pub enum Kind {
     HeadersTooLarge,
     UnsupportedMedia,
     Unauthorized,
+    Forbidden,
     Overloaded,
     Deadline,
     GuestFailed,
@@ -108,7 +109,7 @@ impl Error {
 
 impl Kind {
     /// Every kind, in the order of declaration.
-    pub const ALL: [Kind; 30] = [
+    pub const ALL: [Kind; 31] = [
         Kind::Malformed,
         Kind::InvalidInput,
         Kind::NotFound,
@@ -119,6 +120,7 @@ impl Kind {
         Kind::HeadersTooLarge,
         Kind::UnsupportedMedia,
         Kind::Unauthorized,
+        Kind::Forbidden,
         Kind::Overloaded,
         Kind::Deadline,
         Kind::GuestFailed,
@@ -152,6 +154,7 @@ impl Kind {
             Kind::HeadersTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             Kind::UnsupportedMedia => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Kind::Unauthorized => StatusCode::UNAUTHORIZED,
+            Kind::Forbidden => StatusCode::FORBIDDEN,
             Kind::Conflict => StatusCode::CONFLICT,
             Kind::Overloaded => StatusCode::TOO_MANY_REQUESTS,
             Kind::NotReady | Kind::Unlawful | Kind::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
@@ -178,6 +181,7 @@ impl Kind {
             | Kind::HeadersTooLarge
             | Kind::UnsupportedMedia
             | Kind::Unauthorized
+            | Kind::Forbidden
             | Kind::Conflict
             | Kind::Unlawful
             | Kind::Deadline => Origin::Caller,
@@ -217,6 +221,7 @@ impl Kind {
             Kind::HeadersTooLarge => "headers_too_large",
             Kind::UnsupportedMedia => "unsupported_media",
             Kind::Unauthorized => "unauthorized",
+            Kind::Forbidden => "forbidden",
             Kind::Overloaded => "overloaded",
             Kind::Deadline => "deadline",
             Kind::GuestFailed => "guest_failed",

@@ -12,6 +12,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::admit::tenants::Door;
+use crate::config::keys::KeyFile;
 use crate::config::{Config, LogConfig};
 use crate::control::api::{self, Api};
 use crate::control::load::{Loader, LoaderConfig};
@@ -146,7 +147,10 @@ async fn serve(config: Config) -> Result<(), StartError> {
         keep: config.keep,
         revisions: config.revisions,
     };
-    let registry = Registry::open(store, loader, current.clone(), bounds).await.map_err(doing("reading the store"))?;
+    let deployers =
+        config.control.deployers.as_deref().map(KeyFile::open).transpose().map_err(doing("the deployers"))?;
+    let registry = Registry::open(store, loader, deployers, current.clone(), bounds).await;
+    let registry = registry.map_err(doing("reading the store"))?;
     let telemetry = Telemetry::new();
     telemetry.memory.attach(registry.loader.sandbox.modules().clone(), registry.loader.engines.weights().clone());
     let plane = DataPlane::new(current.clone(), telemetry.clone(), config.data.http.clone());

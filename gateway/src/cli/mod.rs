@@ -16,12 +16,12 @@ mod explain;
 mod fleet;
 mod halves;
 mod infer;
+mod keys;
 mod new;
 mod npy;
 mod out;
 pub mod project;
 mod show;
-mod tenant;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -65,7 +65,9 @@ enum Command {
     /// Make the certificates with which the sites of a fleet know each other.
     Fleet(fleet::Fleet),
     /// Make a key for a tenant, and what the file of tenants is to say of it.
-    Tenant(tenant::Tenant),
+    Tenant(keys::Tenant),
+    /// Make a key for a deployer, and what the file of deployers is to say of it.
+    Deployer(keys::Deployer),
     /// Print a completion script for a shell, for example `windrose completions bash`.
     Completions {
         /// The shell.
@@ -172,6 +174,7 @@ pub fn main() -> ExitCode {
         Command::Serve(serve) => run_server(serve),
         Command::Fleet(fleet) => fleet.run(),
         Command::Tenant(tenant) => tenant.run(),
+        Command::Deployer(deployer) => deployer.run(),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut visible(), "windrose", &mut script);
@@ -234,6 +237,7 @@ fn run_client(command: Command) -> Result<(), Failure> {
             Command::Serve(_)
             | Command::Fleet(_)
             | Command::Tenant(_)
+            | Command::Deployer(_)
             | Command::Completions { .. }
             | Command::Prepare
             | Command::Engine => Ok(()),

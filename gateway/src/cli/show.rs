@@ -121,7 +121,8 @@ impl Inspect {
             }
         }
         if let Some(deployed) = &view.summary.deployed {
-            println!("  deployed   {deployed}");
+            let by = view.summary.deployer.as_ref().map(|name| format!(", by {name}")).unwrap_or_default();
+            println!("  deployed   {deployed}{by}");
         }
         if let Some(loaded) = &view.loaded {
             print_loaded(loaded, view.summary.kind.as_deref().unwrap_or("-"));

@@ -2,8 +2,10 @@
 //! for settings; everything is validated before a port is bound.
 
 mod client;
+pub mod deployers;
 pub mod explain;
 pub mod fleet;
+pub mod keys;
 pub mod reference;
 pub mod tenants;
 pub mod units;
@@ -18,6 +20,9 @@ use std::time::Duration;
 use windrose_engine::{Device, EngineChoice, EnginesConfig, GraphOptions, Isolation, OnnxRuntimeLibrary};
 use windrose_sandbox::{Grants, Limits};
 
+use self::deployers::Deployer;
+use self::keys::Keys;
+use self::tenants::Tenant;
 use crate::http::HttpConfig;
 use written::{PREFIX, Written, keys};
 
@@ -86,6 +91,8 @@ pub struct ControlConfig {
     pub preparations: usize,
     /// Deployments that may wait.
     pub queue: usize,
+    /// The file of deployers; `None` where only the operator deploys.
+    pub deployers: Option<PathBuf>,
 }
 
 /// Budgets for what may leave memory, bytes.
@@ -286,7 +293,11 @@ fn validate(written: Written, environment: &[(String, String)]) -> Result<Config
         max_blob: size(written.control.max_blob, "control.max_blob")?,
         preparations: positive(written.control.preparations, "control.preparations")?,
         queue: need(written.control.queue, "control.queue")?,
+        deployers: written.control.deployers,
     };
+    // Read again when they are needed, and then whenever they change.
+    data.tenants.as_deref().map(Keys::<Tenant>::load).transpose()?;
+    control.deployers.as_deref().map(Keys::<Deployer>::load).transpose()?;
     if control.listen == data.listen && control.listen.port() != 0 {
         return Err(ConfigError("data.listen and control.listen must differ".into()));
     }

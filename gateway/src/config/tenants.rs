@@ -1,16 +1,12 @@
 //! The file of tenants: who may call, with which keys, and whose law binds them. As written, then as true.
 
-use std::collections::{HashMap, HashSet};
-use std::path::Path;
 use std::sync::Arc;
 
 use serde::Deserialize;
-use sha2::{Digest, Sha256};
 use windrose_route::Jurisdiction;
 
-use super::ConfigError;
-use super::explain::read_toml;
-use super::fleet::{jurisdictions, parse_digest};
+use super::fleet::jurisdictions;
+use super::keys::{Holder, check_name};
 
 /// Whose the golden tests are that gateways send each other. No tenant has this name.
 pub const PROBER: &str = "probe";
@@ -26,15 +22,10 @@ pub struct Tenant {
     pub deny: Vec<Jurisdiction>,
 }
 
-/// A file of tenants, validated.
-#[derive(Clone, Debug, Default)]
-pub struct Tenants {
-    by_key: HashMap<[u8; 32], Arc<Tenant>>,
-}
-
+/// The file as written.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct WrittenFile {
+pub struct WrittenFile {
     #[serde(default)]
     tenant: Vec<WrittenTenant>,
 }
@@ -50,53 +41,29 @@ struct WrittenTenant {
     deny: Vec<String>,
 }
 
-impl Tenants {
-    /// Reads the file.
-    ///
-    /// # Errors
-    /// When it cannot be read, or says what cannot be.
-    pub fn load(path: &Path) -> Result<Tenants, ConfigError> {
-        let failed = |why: String| ConfigError(format!("data.tenants: {why}"));
-        let name = path.display().to_string();
-        let text = std::fs::read_to_string(path).map_err(|error| failed(format!("{name}: {error}")))?;
-        let written: WrittenFile = read_toml(&name, &text).map_err(failed)?;
-        Tenants::of(written).map_err(|why| failed(format!("{name}: {why}")))
+impl Holder for Tenant {
+    const WHAT: &'static str = "tenant";
+    const SETTING: &'static str = "data.tenants";
+
+    type Written = WrittenFile;
+
+    fn check(written: WrittenFile) -> Result<Vec<(Tenant, Vec<String>)>, String> {
+        written.tenant.into_iter().map(WrittenTenant::check).collect()
     }
 
-    fn of(written: WrittenFile) -> Result<Tenants, String> {
-        let (mut by_key, mut names) = (HashMap::new(), HashSet::new());
-        for WrittenTenant { name, keys, allow, deny } in written.tenant {
-            check_tenant_name(&name)?;
-            if !names.insert(name.clone()) {
-                return Err(format!("tenant `{name}` is there twice"));
-            }
-            let of_tenant = |why: String| format!("tenant `{name}`: {why}");
-            let tenant = Arc::new(Tenant {
-                allow: allow.map(|allow| jurisdictions(&allow)).transpose().map_err(of_tenant)?,
-                deny: jurisdictions(&deny).map_err(of_tenant)?,
-                name: name.as_str().into(),
-            });
-            for key in keys {
-                let digest = parse_digest(&key).ok_or_else(|| {
-                    of_tenant("keys: not the sha256 of a key, 64 hex digits; `windrose tenant` makes one".into())
-                })?;
-                if by_key.insert(digest, tenant.clone()).is_some() {
-                    return Err(of_tenant("keys: one of them is there already".into()));
-                }
-            }
-        }
-        Ok(Tenants { by_key })
+    fn name(&self) -> &Arc<str> {
+        &self.name
     }
+}
 
-    /// Whose key this is. The time that it takes tells nothing of the keys: they are looked up by their digests.
-    pub fn of_key(&self, key: &str) -> Option<&Arc<Tenant>> {
-        let digest: [u8; 32] = Sha256::digest(key.as_bytes()).into();
-        self.by_key.get(&digest)
-    }
-
-    /// The tenant of this name, if it has a key.
-    pub fn named(&self, name: &str) -> Option<&Arc<Tenant>> {
-        self.by_key.values().find(|tenant| &*tenant.name == name)
+impl WrittenTenant {
+    fn check(self) -> Result<(Tenant, Vec<String>), String> {
+        let WrittenTenant { name, keys, allow, deny } = self;
+        check_tenant_name(&name)?;
+        let wrong = |why: String| format!("tenant `{name}`: {why}");
+        let allow = allow.map(|allow| jurisdictions(&allow)).transpose().map_err(wrong)?;
+        let deny = jurisdictions(&deny).map_err(wrong)?;
+        Ok((Tenant { name: name.as_str().into(), allow, deny }, keys))
     }
 }
 
@@ -105,20 +72,17 @@ impl Tenants {
 /// # Errors
 /// Says how a name looks.
 pub fn check_tenant_name(name: &str) -> Result<(), String> {
-    let known = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-_.".contains(&b);
-    if (1..=64).contains(&name.len()) && name.bytes().all(known) && name != PROBER {
-        return Ok(());
-    }
-    Err(format!("`{name}` is no name of a tenant: 1 to 64 of a-z, 0-9, -, _ and . and not `{PROBER}`"))
+    check_name(Tenant::WHAT, name, PROBER)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::keys::Keys;
     use crate::control::store::hex_digest;
 
-    fn read(text: &str) -> Result<Tenants, String> {
-        read_toml("tenants.toml", text).and_then(Tenants::of)
+    fn read(text: &str) -> Result<Keys<Tenant>, String> {
+        Keys::read("tenants.toml", text)
     }
 
     #[test]

@@ -71,7 +71,7 @@ table! {
 }
 
 table! {
-    /// The control listener: deploying, inspecting, metrics. Every call needs the token.
+    /// The control listener: deploying, inspecting, metrics. Every call needs the token, or a deployer's key.
     Control, "control", {
         /// Address and port. Plain HTTP: keep it on loopback or on a network of your own.
         listen: String = "\"127.0.0.1:8001\"",
@@ -81,6 +81,9 @@ table! {
         preparations: usize = "1",
         /// Deployments that may wait; further ones are refused.
         queue: usize = "32",
+        /// The file of deployers: who may deploy beside the operator, and which models. It is read again when it changes.
+        /// Without one only the operator deploys.
+        deployers: PathBuf = "",
     }
 }
 

@@ -13,6 +13,7 @@ use windrose_engine::{
 };
 use windrose_sandbox::{CallContext, Grants, Import, ModuleKind, PASSTHROUGH, Sandbox};
 
+use super::deployer::Trust;
 use super::folder::AssetFolders;
 use super::manifest::Manifest;
 use super::prepare::job::{Binding, TestFiles};
@@ -111,12 +112,12 @@ impl Loader {
     }
 
     /// What a module that asks for `wanted` may do.
-    pub fn granted(&self, wanted: &Grants) -> Grants {
-        wanted.within(&self.ceiling.grants, &self.closed)
+    pub fn granted(&self, wanted: &Grants, trust: Trust) -> Grants {
+        if trust.grants { wanted.within(&self.ceiling.grants, &self.closed) } else { Grants::default() }
     }
 
     /// How a graph is really loaded: ceilings applied, and `auto` as the configuration means it.
-    pub fn options(&self, wanted: &GraphOptions) -> GraphOptions {
+    pub fn options(&self, wanted: &GraphOptions, trust: Trust) -> GraphOptions {
         let engine = if wanted.engine == EngineChoice::Auto { self.engine } else { wanted.engine };
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let (sessions, threads) = self.ceiling.parallel(wanted, cores);
@@ -126,7 +127,7 @@ impl Loader {
             sessions: Some(sessions),
             threads: Some(threads),
             queue: wanted.queue,
-            isolation: wanted.isolation.max(self.isolation),
+            isolation: wanted.isolation.max(self.isolation).max(trust.isolation),
             queue_wait_ms: wanted.queue_wait_ms,
             batching: wanted.batching,
             padding: wanted.padding.clone(),
@@ -144,12 +145,12 @@ impl Loader {
     ///
     /// # Errors
     /// When the assets cannot be laid out.
-    pub async fn job(&self, manifest: &Manifest, store: &Store) -> Result<Job, LoadError> {
+    pub async fn job(&self, manifest: &Manifest, trust: Trust, store: &Store) -> Result<Job, LoadError> {
         let path = |digest: &String| store.blob_path(digest);
         let mut graphs = BTreeMap::new();
         for (name, graph) in &manifest.graphs {
             // What prepares is a child already.
-            let options = GraphOptions { isolation: Isolation::Process, ..self.options(&graph.options) };
+            let options = GraphOptions { isolation: Isolation::Process, ..self.options(&graph.options, trust) };
             graphs.insert(name.clone(), (path(&graph.digest)?, options));
         }
         let test = match &manifest.test {
@@ -163,18 +164,18 @@ impl Loader {
         // A few instances are enough there, and the pool's stacks count as the child's memory.
         let host = Host { instances: self.host.instances.min(4), ..self.host.clone() };
         let module = manifest.module.as_ref().map(path).transpose()?;
-        let binding = self.binding(manifest, store).await?;
+        let binding = self.binding(manifest, trust, store).await?;
         Ok(Job { host, budget: self.budget, module, graphs, batching: BTreeMap::new(), binding, test })
     }
 
-    async fn binding(&self, manifest: &Manifest, store: &Store) -> Result<Binding, LoadError> {
+    async fn binding(&self, manifest: &Manifest, trust: Trust, store: &Store) -> Result<Binding, LoadError> {
         Ok(Binding {
             label: format!("{}/{}", manifest.name, manifest.version),
             assets: self.asset_folder(manifest, store).await?,
             args: manifest.command.args.clone(),
             env: manifest.command.env.clone().into_iter().collect(),
             limits: manifest.limits.within(&self.ceiling.limits),
-            grants: self.granted(&manifest.grants),
+            grants: self.granted(&manifest.grants, trust),
             closed: self.closed.clone(),
             weight: manifest.weight,
         })
@@ -193,8 +194,8 @@ impl Loader {
         Ok(Some(made.await?.map_err(|error| LoadError::Model(format!("assets: {error}")))?))
     }
 
-    /// Loads a version whose preparation survived, and found `batching` for its graphs. The module comes from the cache,
-    /// the weights from whoever has them.
+    /// Loads a version whose preparation survived, and found `batching` for its graphs, as far as its deployer is trusted.
+    /// The module comes from the cache, the weights from whoever has them.
     ///
     /// # Errors
     /// Says what did not load.
@@ -202,6 +203,7 @@ impl Loader {
         &self,
         manifest: &Manifest,
         batching: &BTreeMap<String, Calibration>,
+        trust: Trust,
         store: &Store,
     ) -> Result<Loaded, LoadError> {
         // Never compiled here: that, and what a module's initialiser does, is the preparation's work.
@@ -211,7 +213,7 @@ impl Loader {
         let mut graphs = BTreeMap::new();
         let mut weights = Vec::new();
         for (name, entry) in &manifest.graphs {
-            let options = self.options(&entry.options);
+            let options = self.options(&entry.options, trust);
             let shared = self.shared(&entry.digest, &options);
             let load = self.load_graph(&entry.digest, &options, store);
             let refused = |error: &dyn Display| LoadError::Model(format!("graph `{name}`: {error}"));
@@ -228,7 +230,7 @@ impl Loader {
         let kind = module.kind();
         let module_digest = module.digest().to_string();
         let imports = module.imports().to_vec();
-        let binding = self.binding(manifest, store).await?;
+        let binding = self.binding(manifest, trust, store).await?;
         let program = binding.program(&self.sandbox, module, graphs.clone(), self.engines.clone());
         let program = program.map_err(|error| LoadError::Model(format!("module: {error}")))?;
         let signature = match kind {

@@ -33,7 +33,7 @@ pub struct Revision {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Actor {
-    /// Whose token it was. There is one token, the operator's.
+    /// Whose token or key it was: `operator`, or a deployer's name.
     pub name: String,
     /// The address that the call came from.
     pub from: String,
@@ -59,6 +59,9 @@ pub struct Record {
     pub manifest: Manifest,
     /// When, as RFC 3339 in UTC.
     pub deployed: String,
+    /// The deployer whose key it was; none where it was the operator.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deployer: Option<String>,
     /// How its preparation went.
     pub preparation: Preparation,
 }

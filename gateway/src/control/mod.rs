@@ -1,6 +1,7 @@
 //! The control plane: deploy API, registry, store, and applying what was deployed.
 
 pub mod api;
+pub mod deployer;
 mod folder;
 mod known;
 pub mod load;

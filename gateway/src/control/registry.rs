@@ -8,12 +8,15 @@ use std::time::{Duration, Instant};
 use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard, RwLock, Semaphore};
 use windrose_engine::{Batching, Calibration};
 
+use super::deployer::{Trust, Who};
 use super::known::Known;
 use super::load::{LoadError, Loaded, Loader, module_digest};
 use super::log::{Actor, Change, Preparation, Record, Revision, now};
 use super::manifest::{GraphEntry, Invalid, Manifest};
 use super::prepare::{self, Event, PrepareError, Prepared, Status};
 use super::store::{Store, StoreError};
+use crate::config::deployers::Deployer;
+use crate::config::keys::KeyFile;
 use crate::snapshot::{Current, NotReady, Served, Snapshot, Unready};
 
 /// Why a change was not made. Messages are for the operator.
@@ -28,6 +31,9 @@ pub enum ChangeError {
     /// The preparation refused it.
     #[error("{0}")]
     Refused(String),
+    /// It is not the caller's to do.
+    #[error("{0}")]
+    Forbidden(String),
     /// There is no such model or version.
     #[error("{0}")]
     NotFound(String),
@@ -131,6 +137,8 @@ pub struct Registry {
     pub store: Store,
     /// What loads versions.
     pub loader: Loader,
+    /// Who may deploy beside the operator, where somebody may.
+    pub deployers: Option<Arc<KeyFile<Deployer>>>,
     current: Current,
     state: AsyncMutex<State>,
     /// One change of a model at a time.
@@ -154,6 +162,7 @@ impl Registry {
     pub async fn open(
         store: Store,
         loader: Loader,
+        deployers: Option<Arc<KeyFile<Deployer>>>,
         current: Current,
         bounds: Bounds,
     ) -> Result<Arc<Registry>, StoreError> {
@@ -174,6 +183,7 @@ impl Registry {
         let registry = Registry {
             store,
             loader,
+            deployers,
             current,
             names: Mutex::default(),
             preparing: Semaphore::new(bounds.preparations),
@@ -233,13 +243,19 @@ impl Registry {
 
     /// Loads; where the compiled module is gone, a child compiles it first.
     async fn load_lost(&self, record: &Record) -> Result<Loaded, ChangeError> {
-        let manifest = &record.manifest;
+        let (manifest, trust) = (&record.manifest, self.trust(record));
         if self.loader.needs_compile(manifest).await {
             let _permit = self.preparing.acquire().await;
             let (progress, _) = tokio::sync::mpsc::channel(1);
-            self.prepare(manifest, progress).await?;
+            self.prepare(manifest, trust, progress).await?;
         }
-        Ok(self.loader.load(manifest, &record.preparation.batching, &self.store).await?)
+        Ok(self.loader.load(manifest, &record.preparation.batching, trust, &self.store).await?)
+    }
+
+    /// How far a version is trusted, as the file of deployers says now.
+    fn trust(&self, record: &Record) -> Trust {
+        let named = |name: &String| self.deployers.as_ref()?.named(name);
+        record.deployer.as_ref().map_or(Trust::FULL, |name| named(name).map_or(Trust::LEAST, |found| Trust::of(&found)))
     }
 
     /// Compiles again, in a child, what the cache has lost while it was not in memory. Never returns.
@@ -256,7 +272,7 @@ impl Registry {
             }
             let Ok(_permit) = self.preparing.acquire().await else { return };
             let (progress, _) = tokio::sync::mpsc::channel(1);
-            match self.prepare(&record.manifest, progress).await {
+            match self.prepare(&record.manifest, self.trust(record), progress).await {
                 Ok(_) => tracing::info!(digest, "a module that the cache had lost was compiled again"),
                 Err(error) => tracing::error!(digest, %error, "a module that the cache has lost cannot be compiled"),
             }
@@ -282,32 +298,39 @@ impl Registry {
     ///
     /// # Errors
     /// Says what failed; nothing has changed then.
-    pub async fn deploy(&self, manifest: Manifest, actor: Actor, progress: Progress) -> Result<Deployed, ChangeError> {
+    pub async fn deploy(
+        &self,
+        manifest: Manifest,
+        who: &Who,
+        actor: Actor,
+        progress: Progress,
+    ) -> Result<Deployed, ChangeError> {
         manifest.check()?;
+        who.may(&manifest.name)?;
         let _place = self.admitted.try_acquire().map_err(|_| ChangeError::Busy)?;
         let _name = self.lock_name(&manifest.name).await;
-        if let Some(same) = self.same(&manifest).await {
+        let _using = self.sweeping.read().await;
+        self.check_blobs(&manifest, who).await?;
+        if let Some(same) = self.same(&manifest, who).await {
             return Ok(same);
         }
-        let _using = self.sweeping.read().await;
-        self.check_blobs(&manifest).await?;
         let prepared = match self.known(&manifest).await {
             Some(known) => known,
             None => {
                 let stage = Stage::start("wait", &progress);
                 let _permit = self.preparing.acquire().await.map_err(|_| ChangeError::Busy)?;
                 stage.done();
-                let prepared = self.prepare(&manifest, progress.clone()).await?;
+                let prepared = self.prepare(&manifest, who.trust(), progress.clone()).await?;
                 self.known.insert(&manifest, &prepared);
                 prepared
             }
         };
         let stage = Stage::start("load", &progress);
         let preparation = Preparation::from(prepared);
-        let loaded = self.loader.load(&manifest, &preparation.batching, &self.store).await?;
+        let loaded = self.loader.load(&manifest, &preparation.batching, who.trust(), &self.store).await?;
         stage.done();
         let stage = Stage::start("publish", &progress);
-        let revision = self.commit(manifest, preparation.clone(), loaded, actor).await?;
+        let revision = self.commit(manifest, preparation.clone(), loaded, (who, actor)).await?;
         stage.done();
         Ok(Deployed { revision, changed: true, preparation })
     }
@@ -316,20 +339,22 @@ impl Registry {
     ///
     /// # Errors
     /// Says what would fail.
-    pub async fn validate(&self, manifest: &Manifest, progress: Progress) -> Result<Prepared, ChangeError> {
+    pub async fn validate(&self, manifest: &Manifest, who: &Who, progress: Progress) -> Result<Prepared, ChangeError> {
         manifest.check()?;
+        who.may(&manifest.name)?;
         let _place = self.admitted.try_acquire().map_err(|_| ChangeError::Busy)?;
         let _using = self.sweeping.read().await;
-        self.check_blobs(manifest).await?;
+        self.check_blobs(manifest, who).await?;
         let _permit = self.preparing.acquire().await.map_err(|_| ChangeError::Busy)?;
-        self.prepare(manifest, progress).await
+        self.prepare(manifest, who.trust(), progress).await
     }
 
     /// Removes one version, or all of a model. Calls that are running finish.
     ///
     /// # Errors
-    /// [`ChangeError::NotFound`].
-    pub async fn delete(&self, name: &str, version: Option<&str>, actor: Actor) -> Result<u64, ChangeError> {
+    /// [`ChangeError::NotFound`]; [`ChangeError::Forbidden`].
+    pub async fn delete(&self, name: &str, version: Option<&str>, who: &Who, actor: Actor) -> Result<u64, ChangeError> {
+        who.may(name)?;
         let _name = self.lock_name(name).await;
         let number = {
             let mut state = self.state.lock().await;
@@ -387,12 +412,12 @@ impl Registry {
 
     // === what changes are made of ===
 
-    async fn prepare(&self, manifest: &Manifest, progress: Progress) -> Result<Prepared, ChangeError> {
+    async fn prepare(&self, manifest: &Manifest, trust: Trust, progress: Progress) -> Result<Prepared, ChangeError> {
         // The child opens files by path: what the store would not hand out must not reach it.
         for (_, digest) in manifest.blobs() {
             self.store.verify_blob(digest).await?;
         }
-        let mut job = self.loader.job(manifest, &self.store).await?;
+        let mut job = self.loader.job(manifest, trust, &self.store).await?;
         job.batching = self.known_batching(manifest).await;
         Ok(prepare::run(job, progress).await?)
     }
@@ -423,21 +448,23 @@ impl Registry {
         manifest.graphs.iter().filter_map(|(name, graph)| Some((name.clone(), of(graph)?))).collect()
     }
 
-    async fn check_blobs(&self, manifest: &Manifest) -> Result<(), ChangeError> {
+    async fn check_blobs(&self, manifest: &Manifest, who: &Who) -> Result<(), ChangeError> {
         let mut missing = Vec::new();
         for (field, digest) in manifest.blobs() {
-            if self.store.blob_size(digest).await?.is_none() {
+            if !self.store.has_blob(digest, who.uploader()).await? {
                 missing.push((field, digest.to_string()));
             }
         }
         if missing.is_empty() { Ok(()) } else { Err(ChangeError::Missing(missing)) }
     }
 
-    /// What is there, when it is just this and it answers.
-    async fn same(&self, manifest: &Manifest) -> Option<Deployed> {
+    /// What is there, when it is just this, of the same deployer, and it answers.
+    async fn same(&self, manifest: &Manifest, who: &Who) -> Option<Deployed> {
         let state = self.state.lock().await;
         let entry = state.entries.get(&(manifest.name.clone(), manifest.version.clone()))?;
-        let record = entry.record.as_ref().filter(|record| record.manifest == *manifest)?;
+        let is_same =
+            |record: &&Arc<Record>| record.manifest == *manifest && record.deployer.as_deref() == who.uploader();
+        let record = entry.record.as_ref().filter(is_same)?;
         let ready = matches!(entry.standing, Standing::Ready(_));
         let preparation = record.preparation.clone();
         ready.then_some(Deployed { revision: state.revision, changed: false, preparation })
@@ -448,10 +475,11 @@ impl Registry {
         manifest: Manifest,
         preparation: Preparation,
         loaded: Loaded,
-        actor: Actor,
+        (who, actor): (&Who, Actor),
     ) -> Result<u64, ChangeError> {
         let (name, version) = (manifest.name.clone(), manifest.version.clone());
-        let record = Record { manifest, deployed: now(), preparation };
+        let deployer = who.uploader().map(str::to_owned);
+        let record = Record { manifest, deployed: now(), deployer, preparation };
         let bytes = serde_json::to_vec(&record).map_err(|error| ChangeError::Host(error.to_string()))?;
         let digest = self.store.put_bytes(bytes.into()).await?;
         let entry = Entry {
@@ -495,7 +523,8 @@ impl Registry {
         if let Err(error) = self.store.prune(number, self.bounds.revisions).await {
             tracing::warn!(%error, "old revisions were not removed");
         }
-        tracing::info!(revision = number, change = ?revision.change, from = revision.by.from, "deployed state changed");
+        let (by, from) = (&revision.by.name, &revision.by.from);
+        tracing::info!(revision = number, change = ?revision.change, by, from, "deployed state changed");
         Ok(number)
     }
 

@@ -129,9 +129,57 @@ impl Store {
         if self.blob_size(digest).await?.is_some() {
             return Ok(false);
         }
+        self.write_blob(digest, body, limit).await?;
+        Ok(true)
+    }
+
+    /// As [`Store::put_blob`], for somebody who may name only what it has uploaded itself: what is there because of another
+    /// is read from the sender all the same, and counts as its own only when it is that.
+    ///
+    /// # Errors
+    /// As [`Store::put_blob`].
+    pub async fn put_blob_of<E: std::fmt::Display>(
+        &self,
+        uploader: &str,
+        digest: &str,
+        body: impl Stream<Item = Result<Bytes, E>>,
+        limit: u64,
+    ) -> Result<bool, StoreError> {
+        if self.has_blob(digest, Some(uploader)).await? {
+            return Ok(false);
+        }
+        match self.blob_size(digest).await? {
+            Some(_) => read_verified(digest, body, limit, None).await?,
+            None => self.write_blob(digest, body, limit).await?,
+        }
+        self.objects.put(&claim_key(uploader, digest), PutPayload::new()).await?;
+        Ok(true)
+    }
+
+    /// Whether a blob is here, and was uploaded by this one where one is named. It will not be swept for a while.
+    ///
+    /// # Errors
+    /// When the store cannot say.
+    pub async fn has_blob(&self, digest: &str, uploader: Option<&str>) -> Result<bool, StoreError> {
+        if let Some(uploader) = uploader {
+            match self.objects.head(&claim_key(uploader, digest)).await {
+                Ok(_) => {}
+                Err(object_store::Error::NotFound { .. }) => return Ok(false),
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(self.blob_size(digest).await?.is_some())
+    }
+
+    async fn write_blob<E: std::fmt::Display>(
+        &self,
+        digest: &str,
+        body: impl Stream<Item = Result<Bytes, E>>,
+        limit: u64,
+    ) -> Result<(), StoreError> {
         let upload = self.objects.put_multipart(&blob_key(digest)).await?;
         let mut writer = WriteMultipart::new_with_chunk_size(upload, PART);
-        match write_verified(&mut writer, digest, body, limit).await {
+        match read_verified(digest, body, limit, Some(&mut writer)).await {
             Ok(()) => writer.finish().await?,
             Err(error) => {
                 writer.abort().await?;
@@ -139,7 +187,7 @@ impl Store {
             }
         };
         self.touch(digest);
-        Ok(true)
+        Ok(())
     }
 
     /// Stores bytes that are at hand; returns their digest.
@@ -296,7 +344,23 @@ impl Store {
                 Err(error) => tracing::warn!(%digest, %error, "a blob that no model names was not removed"),
             }
         }
+        self.sweep_claims().await?;
         Ok(removed)
+    }
+
+    /// Removes claims to blobs that are gone: who uploads one again claims it again.
+    async fn sweep_claims(&self) -> Result<(), StoreError> {
+        let mut claims = self.objects.list(Some(&Key::from("claims")));
+        while let Some(claim) = claims.next().await {
+            let claim = claim?.location;
+            let Some(digest) = claim.filename() else { continue };
+            match self.objects.head(&blob_key(digest)).await {
+                Err(object_store::Error::NotFound { .. }) => self.objects.delete(&claim).await?,
+                Err(error) => return Err(error.into()),
+                Ok(_) => {}
+            }
+        }
+        Ok(())
     }
 
     fn touch(&self, digest: &str) {
@@ -309,11 +373,12 @@ impl Store {
     }
 }
 
-async fn write_verified<E: std::fmt::Display>(
-    writer: &mut WriteMultipart,
+/// Reads what is sent, writes it where a writer is given, and sees at its end that it is what the digest says.
+async fn read_verified<E: std::fmt::Display>(
     digest: &str,
     body: impl Stream<Item = Result<Bytes, E>>,
     limit: u64,
+    mut writer: Option<&mut WriteMultipart>,
 ) -> Result<(), StoreError> {
     let mut body = std::pin::pin!(body);
     let mut hash = Sha256::new();
@@ -325,8 +390,10 @@ async fn write_verified<E: std::fmt::Display>(
             return Err(StoreError::TooLarge { limit });
         }
         hash.update(&chunk);
-        writer.wait_for_capacity(2).await?;
-        writer.put(chunk);
+        if let Some(writer) = &mut writer {
+            writer.wait_for_capacity(2).await?;
+            writer.put(chunk);
+        }
     }
     let actual = hex(&hash.finalize());
     if actual == digest { Ok(()) } else { Err(StoreError::Digest { expected: digest.to_string(), actual }) }
@@ -334,6 +401,11 @@ async fn write_verified<E: std::fmt::Display>(
 
 fn blob_key(digest: &str) -> Key {
     Key::from_iter(["blobs", "sha256", digest])
+}
+
+/// Says that somebody has uploaded a blob.
+fn claim_key(uploader: &str, digest: &str) -> Key {
+    Key::from_iter(["claims", uploader, digest])
 }
 
 /// Twenty digits, so that the names sort as the numbers do.

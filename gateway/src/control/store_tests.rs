@@ -97,6 +97,30 @@ async fn sweeping_spares_what_is_named_young_or_asked_for() {
 }
 
 #[tokio::test]
+async fn an_upload_is_its_senders_until_the_blob_is_gone() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path()).unwrap();
+    let content = Bytes::from_static(b"content");
+    let digest = store.put_bytes(content.clone()).await.unwrap();
+    let send = |bytes: &'static [u8]| futures_util::stream::iter([Ok::<_, std::io::Error>(Bytes::from_static(bytes))]);
+    let has = async |who| store.has_blob(&digest, who).await.unwrap();
+    assert!(has(None).await && !has(Some("a")).await);
+    // What is there already is not taken on trust.
+    let wrong = store.put_blob_of("a", &digest, send(b"guessed"), 100).await;
+    assert!(matches!(wrong, Err(StoreError::Digest { .. })) && !has(Some("a")).await);
+    let long = store.put_blob_of("a", &digest, send(b"content"), 3).await;
+    assert!(matches!(long, Err(StoreError::TooLarge { limit: 3 })) && !has(Some("a")).await);
+    assert!(store.put_blob_of("a", &digest, send(b"content"), 100).await.unwrap());
+    assert!(!store.put_blob_of("a", &digest, send(b"never read"), 100).await.unwrap());
+    assert!(has(Some("a")).await && !has(Some("b")).await);
+    assert_eq!(store.sweep(&HashSet::from([digest.clone()]), Duration::ZERO).await.unwrap(), 0);
+    assert!(has(Some("a")).await, "what a model names stays its uploader's");
+    assert_eq!(store.sweep(&HashSet::new(), Duration::ZERO).await.unwrap(), 1);
+    store.put_bytes(content).await.unwrap();
+    assert!(has(None).await && !has(Some("a")).await, "an upload that was removed counts no more");
+}
+
+#[tokio::test]
 async fn a_pruned_log_is_still_a_chain() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(dir.path()).unwrap();

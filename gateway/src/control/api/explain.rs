@@ -2,17 +2,18 @@
 
 use std::sync::Arc;
 
-use axum::Json;
 use axum::extract::{Path, Query, State};
 use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 use windrose_route::{Call, Considered, Decision, Jurisdiction, Nanos, Purpose, Router, SECOND, Source};
 
 use super::types::ErrorBody;
-use super::{Api, fail};
+use super::{Api, fail, fail_change};
 use crate::admit::tenants::everybody;
 use crate::config::tenants::Tenant;
+use crate::control::deployer::Who;
 use crate::control::store::hex;
 use crate::error::{Error, Kind};
 use crate::fleet::{Replicated, To};
@@ -124,9 +125,13 @@ fn millis(nanos: f64) -> f64 {
     responses((status = 200, body = ExplainAnswer), (status = 400, body = ErrorBody), (status = 404, body = ErrorBody)))]
 pub async fn explain(
     State(api): State<Arc<Api>>,
+    Extension(who): Extension<Who>,
     Path(model): Path<String>,
     Query(asked): Query<Hypothetical>,
 ) -> Response {
+    if let Err(error) = who.may(&model) {
+        return fail_change(&error);
+    }
     let not_found = |message: String| fail(Error::new(Kind::NotFound, message));
     let Some(fleet) = &api.fleet else {
         return not_found("this gateway has no fleet: every request runs here".into());

@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use axum::Json;
 use axum::body::Body;
 use axum::extract::{ConnectInfo, Path, State};
 use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
 use http::header::{ACCEPT, CONTENT_LENGTH, CONTENT_TYPE, USER_AGENT};
 use http::{HeaderMap, StatusCode};
 use serde::Serialize;
@@ -16,14 +16,16 @@ use super::types::{
     ValidateAnswer, VersionView,
 };
 use super::{Api, Caller, error_body, fail, fail_change, openapi_json, view};
+use crate::control::deployer::Who;
 use crate::control::log::Actor;
 use crate::control::manifest::{Invalid, Manifest, is_digest};
 use crate::control::prepare::Event;
-use crate::control::registry::{ChangeError, Standing};
+use crate::control::registry::{ChangeError, Entry, Standing};
 use crate::control::store::StoreError;
 use crate::error::{Error, Kind};
 
 type Shared = State<Arc<Api>>;
+type By = Extension<Who>;
 
 /// The largest manifest, bytes.
 const MAX_MANIFEST: usize = 4 << 20;
@@ -31,9 +33,9 @@ const MAX_MANIFEST: usize = 4 << 20;
 const PROGRESS: usize = 64;
 
 /// The person or program that makes a change.
-fn actor(from: Caller, headers: &HeaderMap) -> Actor {
+fn actor(who: &Who, from: Caller, headers: &HeaderMap) -> Actor {
     let agent = headers.get(USER_AGENT).and_then(|value| value.to_str().ok()).unwrap_or("");
-    Actor { name: "operator".into(), from: from.address.to_string(), agent: agent.chars().take(200).collect() }
+    Actor { name: who.name().into(), from: from.address.to_string(), agent: agent.chars().take(200).collect() }
 }
 
 fn bad_digest(digest: &str) -> Response {
@@ -54,13 +56,13 @@ fn store_error(error: StoreError) -> Response {
     params(("sha256" = String, Path, description = "sha256, hex", pattern = "^[0-9a-f]{64}$")),
     responses((status = 200, description = "It is there."), (status = 400, description = "This is no digest."),
         (status = 404, description = "It is not.")))]
-pub async fn head_blob(State(api): Shared, Path(digest): Path<String>) -> Response {
+pub async fn head_blob(State(api): Shared, Extension(who): By, Path(digest): Path<String>) -> Response {
     if !is_digest(&digest) {
         return StatusCode::BAD_REQUEST.into_response();
     }
-    match api.registry.store.blob_size(&digest).await {
-        Ok(Some(_)) => StatusCode::OK.into_response(),
-        Ok(None) => Kind::NotFound.status().into_response(),
+    match api.registry.store.has_blob(&digest, who.uploader()).await {
+        Ok(true) => StatusCode::OK.into_response(),
+        Ok(false) => Kind::NotFound.status().into_response(),
         Err(error) => store_error(error),
     }
 }
@@ -72,7 +74,13 @@ pub async fn head_blob(State(api): Shared, Path(digest): Path<String>) -> Respon
     responses((status = 200, description = "It is there.", body = BlobAnswer),
         (status = 400, description = "The content is not what the digest says.", body = ErrorBody),
         (status = 413, description = "It is too large.", body = ErrorBody)))]
-pub async fn put_blob(State(api): Shared, Path(digest): Path<String>, headers: HeaderMap, body: Body) -> Response {
+pub async fn put_blob(
+    State(api): Shared,
+    Extension(who): By,
+    Path(digest): Path<String>,
+    headers: HeaderMap,
+    body: Body,
+) -> Response {
     if !is_digest(&digest) {
         return bad_digest(&digest);
     }
@@ -80,22 +88,36 @@ pub async fn put_blob(State(api): Shared, Path(digest): Path<String>, headers: H
     if length.is_some_and(|length| length > api.max_blob) {
         return store_error(StoreError::TooLarge { limit: api.max_blob });
     }
-    match api.registry.store.put_blob(&digest, body.into_data_stream(), api.max_blob).await {
+    let (store, body) = (&api.registry.store, body.into_data_stream());
+    let put = match who.uploader() {
+        None => store.put_blob(&digest, body, api.max_blob).await,
+        Some(uploader) => store.put_blob_of(uploader, &digest, body, api.max_blob).await,
+    };
+    match put {
         Ok(new) => Json(BlobAnswer { digest, new }).into_response(),
         Err(error) => store_error(error),
     }
 }
 
-/// What is deployed.
+/// What is deployed; to a deployer, what is its own of that.
 #[utoipa::path(get, path = "/v1/models", responses((status = 200, body = ModelsAnswer)))]
-pub async fn list_models(State(api): Shared) -> Json<ModelsAnswer> {
-    Json(ModelsAnswer { models: view::models(&api.registry.entries().await) })
+pub async fn list_models(State(api): Shared, Extension(who): By) -> Json<ModelsAnswer> {
+    Json(ModelsAnswer { models: view::models(&own_entries(&api, &who).await) })
+}
+
+async fn own_entries(api: &Api, who: &Who) -> Vec<Entry> {
+    let mut entries = api.registry.entries().await;
+    entries.retain(|entry| who.owns(&entry.name));
+    entries
 }
 
 /// One model and its versions.
 #[utoipa::path(get, path = "/v1/models/{name}", params(("name" = String, Path)),
     responses((status = 200, body = ModelView), (status = 404, body = ErrorBody)))]
-pub async fn get_model(State(api): Shared, Path(name): Path<String>) -> Response {
+pub async fn get_model(State(api): Shared, Extension(who): By, Path(name): Path<String>) -> Response {
+    if let Err(error) = who.may(&name) {
+        return fail_change(&error);
+    }
     let models = view::models(&api.registry.entries().await);
     match models.into_iter().find(|model| model.name == name) {
         Some(model) => Json(model).into_response(),
@@ -108,18 +130,27 @@ pub async fn get_model(State(api): Shared, Path(name): Path<String>) -> Response
     responses((status = 200, body = DeleteAnswer), (status = 404, body = ErrorBody)))]
 pub async fn delete_model(
     State(api): Shared,
+    Extension(who): By,
     ConnectInfo(from): ConnectInfo<Caller>,
     Path(name): Path<String>,
     headers: HeaderMap,
 ) -> Response {
-    delete(api, name, None, actor(from, &headers)).await
+    let actor = actor(&who, from, &headers);
+    delete(api, name, None, (who, actor)).await
 }
 
 /// One version: its manifest, what it imports and was granted, its limits, graphs and engines.
 #[utoipa::path(get, path = "/v1/models/{name}/versions/{version}",
     params(("name" = String, Path), ("version" = String, Path)),
     responses((status = 200, body = VersionView), (status = 404, body = ErrorBody)))]
-pub async fn get_version(State(api): Shared, Path((name, version)): Path<(String, String)>) -> Response {
+pub async fn get_version(
+    State(api): Shared,
+    Extension(who): By,
+    Path((name, version)): Path<(String, String)>,
+) -> Response {
+    if let Err(error) = who.may(&name) {
+        return fail_change(&error);
+    }
     match api.registry.entry(&name, &version).await {
         Some(entry) => Json(view::version(&entry)).into_response(),
         None => fail(Error::new(Kind::NotFound, format!("there is no version `{version}` of model `{name}`"))),
@@ -132,16 +163,18 @@ pub async fn get_version(State(api): Shared, Path((name, version)): Path<(String
     responses((status = 200, body = DeleteAnswer), (status = 404, body = ErrorBody)))]
 pub async fn delete_version(
     State(api): Shared,
+    Extension(who): By,
     ConnectInfo(from): ConnectInfo<Caller>,
     Path((name, version)): Path<(String, String)>,
     headers: HeaderMap,
 ) -> Response {
-    delete(api, name, Some(version), actor(from, &headers)).await
+    let actor = actor(&who, from, &headers);
+    delete(api, name, Some(version), (who, actor)).await
 }
 
 /// In a task of its own: a caller that goes away does not leave a change half made.
-async fn delete(api: Arc<Api>, name: String, version: Option<String>, actor: Actor) -> Response {
-    let task = tokio::spawn(async move { api.registry.delete(&name, version.as_deref(), actor).await });
+async fn delete(api: Arc<Api>, name: String, version: Option<String>, (who, actor): (Who, Actor)) -> Response {
+    let task = tokio::spawn(async move { api.registry.delete(&name, version.as_deref(), &who, actor).await });
     match joined(task.await) {
         Ok(revision) => Json(DeleteAnswer { revision }).into_response(),
         Err(error) => fail_change(&error),
@@ -161,6 +194,7 @@ async fn delete(api: Arc<Api>, name: String, version: Option<String>, actor: Act
         (status = 429, description = "Too many deployments wait.", body = ErrorBody)))]
 pub async fn put_version(
     State(api): Shared,
+    Extension(who): By,
     ConnectInfo(from): ConnectInfo<Caller>,
     Path((name, version)): Path<(String, String)>,
     headers: HeaderMap,
@@ -176,10 +210,10 @@ pub async fn put_version(
             return fail_change(&Invalid { field: field.into(), message }.into());
         }
     }
-    let actor = actor(from, &headers);
+    let actor = actor(&who, from, &headers);
     let (progress, events) = mpsc::channel(PROGRESS);
     let task = tokio::spawn(async move {
-        let deployed = api.registry.deploy(manifest, actor, progress).await?;
+        let deployed = api.registry.deploy(manifest, &who, actor, progress).await?;
         let (revision, changed, preparation) = (deployed.revision, deployed.changed, deployed.preparation);
         Ok(DeployAnswer { name, version, revision, changed, preparation })
     });
@@ -192,23 +226,23 @@ pub async fn put_version(
             (ValidateAnswer = "application/json"), (ProgressLine<ValidateAnswer> = "application/x-ndjson"))),
         (status = 400, body = ErrorBody), (status = 409, body = ErrorBody), (status = 413, body = ErrorBody),
         (status = 429, body = ErrorBody)))]
-pub async fn validate(State(api): Shared, headers: HeaderMap, body: Body) -> Response {
+pub async fn validate(State(api): Shared, Extension(who): By, headers: HeaderMap, body: Body) -> Response {
     let manifest = match read_manifest(body).await {
         Ok(manifest) => manifest,
         Err(refused) => return refused,
     };
     let (progress, events) = mpsc::channel(PROGRESS);
     let task = tokio::spawn(async move {
-        let prepared = api.registry.validate(&manifest, progress).await?;
-        Ok(view::validated(prepared, &api.registry.loader.granted(&manifest.grants)))
+        let prepared = api.registry.validate(&manifest, &who, progress).await?;
+        Ok(view::validated(prepared, &api.registry.loader.granted(&manifest.grants, who.trust())))
     });
     answer(&headers, events, task).await
 }
 
-/// How the gateway stands.
+/// How the gateway stands; of models, to a deployer, its own.
 #[utoipa::path(get, path = "/v1/status", responses((status = 200, body = StatusAnswer)))]
-pub async fn status(State(api): Shared) -> Json<StatusAnswer> {
-    let entries = api.registry.entries().await;
+pub async fn status(State(api): Shared, Extension(who): By) -> Json<StatusAnswer> {
+    let entries = own_entries(&api, &who).await;
     let count = |wanted: fn(&Standing) -> bool| entries.iter().filter(|entry| wanted(&entry.standing)).count();
     let models_ready = count(|standing| matches!(standing, Standing::Ready(_)));
     let engines = api.registry.loader.engines.available().iter().map(EngineView::from).collect();
@@ -225,9 +259,12 @@ pub async fn status(State(api): Shared) -> Json<StatusAnswer> {
     })
 }
 
-/// Metrics for Prometheus.
+/// Metrics for Prometheus, for the operator only.
 #[utoipa::path(get, path = "/metrics", responses((status = 200, body = String, content_type = "application/openmetrics-text")))]
-pub async fn metrics(State(api): Shared) -> Response {
+pub async fn metrics(State(api): Shared, Extension(who): By) -> Response {
+    if let Err(error) = who.may_all() {
+        return fail_change(&error);
+    }
     let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     ([(CONTENT_TYPE, kind)], api.telemetry.encode()).into_response()
 }

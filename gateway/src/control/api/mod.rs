@@ -22,6 +22,7 @@ use utoipa::{Modify, OpenApi};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+use super::deployer::Who;
 use super::registry::{ChangeError, Registry};
 use super::token::Token;
 use crate::admit::tenants::Door;
@@ -36,7 +37,7 @@ use types::{ErrorBody, MissingBlob};
 pub struct Api {
     /// What is deployed.
     pub registry: Arc<Registry>,
-    /// What every call must show.
+    /// What the operator's calls show.
     pub token: Token,
     /// For `/metrics`.
     pub telemetry: Arc<Telemetry>,
@@ -52,11 +53,21 @@ pub struct Api {
     pub started: Instant,
 }
 
+impl Api {
+    fn who(&self, token: &str) -> Option<Who> {
+        if self.token.is(token) {
+            return Some(Who::Operator);
+        }
+        self.registry.deployers.as_ref()?.of_key(token).map(Who::Deployer)
+    }
+}
+
 #[derive(OpenApi)]
 #[openapi(
     info(
         title = "Windrose control API",
-        description = "Deploy, inspect and remove models. Every call needs the token of the gateway's data folder.",
+        description = "Deploy, inspect and remove models. Every call needs the token of the gateway's data folder, or a \
+            deployer's key, which is for that deployer's models only: 403 for anything else.",
         license(name = "Apache-2.0", identifier = "Apache-2.0")
     ),
     modifiers(&BearerToken),
@@ -152,14 +163,17 @@ async fn identify(ConnectInfo(caller): ConnectInfo<Caller>, request: Request, ne
     turn.tie(response).map(axum::body::Body::new)
 }
 
-/// Refuses every call without the token, before anything of it is read.
-async fn authorize(State(api): State<Arc<Api>>, request: Request, next: Next) -> Response {
+/// Refuses every call without the token or a deployer's key, before anything of it is read.
+async fn authorize(State(api): State<Arc<Api>>, mut request: Request, next: Next) -> Response {
     let header = request.headers().get(http::header::AUTHORIZATION);
     let (scheme, token) = header.and_then(|value| value.to_str().ok()?.split_once(' ')).unwrap_or_default();
-    if scheme.eq_ignore_ascii_case("bearer") && api.token.is(token.trim()) {
+    let who = if scheme.eq_ignore_ascii_case("bearer") { api.who(token.trim()) } else { None };
+    if let Some(who) = who {
+        request.extensions_mut().insert(who);
         return next.run(request).await;
     }
-    let message = "this call needs `Authorization: Bearer` with the token of the gateway's data folder";
+    let message =
+        "this call needs `Authorization: Bearer` with the token of the gateway's data folder, or a deployer's key";
     let mut refused = fail(Error::new(Kind::Unauthorized, message));
     refused.headers_mut().insert(http::header::WWW_AUTHENTICATE, http::HeaderValue::from_static("Bearer"));
     refused
@@ -169,6 +183,7 @@ fn error_of(error: &ChangeError) -> Error {
     let kind = match error {
         ChangeError::Invalid(_) | ChangeError::Refused(_) => Kind::InvalidInput,
         ChangeError::Missing(_) => Kind::Conflict,
+        ChangeError::Forbidden(_) => Kind::Forbidden,
         ChangeError::NotFound(_) => Kind::NotFound,
         ChangeError::Busy => Kind::Overloaded,
         ChangeError::Host(_) => Kind::Internal,
@@ -176,7 +191,7 @@ fn error_of(error: &ChangeError) -> Error {
     Error::new(kind, error.to_string())
 }
 
-/// The body of an error. The caller holds the operator's token, so it may see what is ours.
+/// The body of an error.
 fn error_body(error: &ChangeError) -> ErrorBody {
     let missing = match error {
         ChangeError::Missing(missing) => {

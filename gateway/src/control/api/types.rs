@@ -116,6 +116,9 @@ pub struct VersionSummary {
     /// When it was deployed, RFC 3339.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deployed: Option<String>,
+    /// The deployer whose key it was; absent where it was the operator.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deployer: Option<String>,
 }
 
 /// How a version stands.

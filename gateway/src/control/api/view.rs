@@ -43,6 +43,7 @@ fn summary(entry: &Entry) -> VersionSummary {
         kind: kind.map(str::to_string),
         description: record.map(|record| record.manifest.description.clone()).unwrap_or_default(),
         deployed: record.map(|record| record.deployed.clone()),
+        deployer: record.and_then(|record| record.deployer.clone()),
     }
 }
 

@@ -1,0 +1,172 @@
+"""Who deploys: keys for some models, how far what they deploy is trusted, and what they see of others."""
+
+import hashlib
+import json
+import subprocess
+
+import pytest
+from fleet import ADD, answers
+from harness import BINARY, Gateway, wait_until
+
+IDENTITY = ADD / "identity_fp32.onnx"
+BODY = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 2], "data": [1.5, 2.5]}]}
+
+
+class Deployers:
+    """A file of deployers, and their keys."""
+
+    def __init__(self, gateway: Gateway, file):
+        self.gateway, self.file, self.keys, self.entries = gateway, file, {}, {}
+
+    def add(self, name: str, *arguments: str):
+        made = json.loads(self.gateway.cli("deployer", name, *arguments, "--json").stdout)
+        self.keys[name] = made["key"]
+        about = "".join(f"{key} = {json.dumps(made[key])}\n" for key in ("models", "isolation", "grants"))
+        self.entries[name] = f'[[deployer]]\nname = "{name}"\nkeys = ["{made["sha256"]}"]\n{about}'
+        self.write()
+        wait_until(lambda: self.ask(name, "GET", "/v1/status").status == 200, 10, f"{name} to be let in")
+
+    def write(self):
+        self.file.write_text("".join(self.entries.values()))
+
+    def ask(self, name: str, method: str, path: str, body: bytes | None = None):
+        headers = {"authorization": f"Bearer {self.keys[name]}"}
+        return self.gateway.call(method, self.gateway.control_url + path, body, headers)
+
+    def cli(self, name: str, *arguments) -> subprocess.CompletedProcess:
+        """What this deployer types."""
+        environment = self.gateway.environment() | {"WINDROSE_TOKEN": self.keys[name]}
+        environment["WINDROSE_CONTROL_URL"] = self.gateway.control_url
+        command = [str(part) for part in (BINARY, *arguments)]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+
+
+@pytest.fixture
+def gateway(make_gateway, tmp_path):
+    (tmp_path / "deployers.toml").write_text("")
+    return make_gateway(control__deployers=str(tmp_path / "deployers.toml"), ceiling__network='["example.org"]')
+
+
+@pytest.fixture
+def deployers(gateway, tmp_path):
+    return Deployers(gateway, tmp_path / "deployers.toml")
+
+
+def inspected(gateway, model: str) -> dict:
+    return json.loads(gateway.cli("inspect", model, "--json").stdout)
+
+
+def isolation(gateway, model: str) -> str:
+    (graph,) = inspected(gateway, model)["loaded"]["graphs"].values()
+    return graph["isolation"]
+
+
+def test_a_deployer_deploys_its_own_models_and_nothing_else(gateway, deployers):
+    gateway.cli("deploy", IDENTITY, "--name", "plain")
+    deployers.add("acme")
+    done = deployers.cli("acme", "deploy", IDENTITY, "--name", "acme-one")
+    assert done.returncode == 0, done.stderr
+    assert answers(gateway, "acme-one", BODY).status == 200
+    about = inspected(gateway, "acme-one")
+    assert about["deployer"] == "acme" and "deployer" not in inspected(gateway, "plain")
+    assert ", by acme" in gateway.cli("inspect", "acme-one").stdout
+    for arguments in (
+        ("deploy", IDENTITY, "--name", "plain"),
+        ("validate", IDENTITY, "--name", "plain"),
+        ("inspect", "plain"),
+        ("delete", "plain", "--yes"),
+    ):
+        refused = deployers.cli("acme", *arguments)
+        said = refused.stdout + refused.stderr
+        assert refused.returncode == 1 and "model `plain` is not one of deployer `acme`: acme-*" in said, (arguments, said)
+    assert answers(gateway, "plain", BODY).status == 200
+    # It sees what is its own.
+    models = json.loads(deployers.cli("acme", "models", "--json").stdout)["models"]
+    assert [model["name"] for model in models] == ["acme-one"]
+    assert deployers.ask("acme", "GET", "/v1/status").json()["models_ready"] == 1
+    assert deployers.ask("acme", "GET", "/v1/explain/plain").status == 403
+    metrics = deployers.ask("acme", "GET", "/metrics")
+    assert metrics.status == 403 and b"plain" not in metrics.body
+    assert deployers.cli("acme", "delete", "acme-one", "--yes").returncode == 0
+    assert answers(gateway, "acme-one", BODY).status == 404
+    # Who did it is in the log of revisions.
+    log = [json.loads(file.read_text()) for file in sorted((gateway.folder / "data/store/log").iterdir())]
+    assert [revision["by"]["name"] for revision in log] == ["operator", "acme", "acme"]
+
+
+def test_the_graphs_of_a_deployer_run_in_a_child(gateway, deployers):
+    gateway.cli("deploy", IDENTITY, "--name", "plain")
+    deployers.add("acme", "--models", "acme-*,shared")
+    deployers.add("trusted", "--trusted-graphs", "--models", "*")
+    for name, model in (("acme", "acme-one"), ("acme", "shared"), ("trusted", "other")):
+        done = deployers.cli(name, "deploy", IDENTITY, "--name", model)
+        assert done.returncode == 0, done.stderr
+    expected = {"plain": "process", "acme-one": "child", "shared": "child", "other": "process"}
+    assert {model: isolation(gateway, model) for model in expected} == expected
+    # It is whose deployment it is, not whose content: the operator's of just the same runs in this process.
+    gateway.cli("deploy", IDENTITY, "--name", "shared")
+    assert isolation(gateway, "shared") == "process" and "deployer" not in inspected(gateway, "shared")
+    # After a restart the file counts as it is then: nothing is known of who is not there.
+    del deployers.entries["trusted"]
+    deployers.write()
+    gateway.stop()
+    gateway.start()
+    expected |= {"shared": "process", "other": "child"}
+    assert {model: isolation(gateway, model) for model in expected} == expected
+    assert all(answers(gateway, model, BODY).status == 200 for model in expected)
+
+
+def test_nothing_is_granted_to_a_deployer_unless_the_file_says_so(gateway, deployers, tmp_path):
+    def granted(name: str, model: str) -> list[str]:
+        folder = tmp_path / model
+        folder.mkdir()
+        (folder / "windrose.toml").write_text(
+            f'name = "{model}"\n[grants]\nnetwork = ["example.org"]\n[graphs.model]\nfile = "{IDENTITY}"\n'
+        )
+        done = deployers.cli(name, "deploy", folder)
+        assert done.returncode == 0, done.stderr
+        return inspected(gateway, model)["loaded"]["grants"]["in_force"]["network"]
+
+    deployers.add("acme")
+    deployers.add("bolt", "--grants")
+    assert granted("acme", "acme-one") == []
+    assert granted("bolt", "bolt-one") == ["example.org"]
+
+
+def test_a_deployer_names_only_files_that_it_has_uploaded(gateway, deployers):
+    """Answers to clients name digests: they are no secret, the files are."""
+    gateway.cli("deploy", IDENTITY, "--name", "plain")
+    content = IDENTITY.read_bytes()
+    digest = hashlib.sha256(content).hexdigest()
+    deployers.add("acme")
+    deployers.add("bolt")
+    manifest = inspected(gateway, "plain")["manifest"] | {"name": "acme-one"}
+
+    def deploy():
+        return deployers.ask("acme", "PUT", f"/v1/models/acme-one/versions/{manifest['version']}", json.dumps(manifest).encode())
+
+    assert deployers.ask("acme", "HEAD", f"/v1/blobs/{digest}").status == 404
+    refused = deploy()
+    assert refused.status == 409 and digest in refused.json()["missing"][0]["digest"]
+    # Somebody else's upload is not its own, and neither is one of other content.
+    assert deployers.ask("bolt", "PUT", f"/v1/blobs/{digest}", content).status == 200
+    assert deployers.ask("acme", "PUT", f"/v1/blobs/{digest}", content[:-1] + b"?").status == 400
+    assert deploy().status == 409
+    assert deployers.ask("acme", "PUT", f"/v1/blobs/{digest}", content).json()["new"]
+    assert deployers.ask("acme", "HEAD", f"/v1/blobs/{digest}").status == 200
+    assert not deployers.ask("acme", "PUT", f"/v1/blobs/{digest}", content).json()["new"]
+    assert deploy().status == 200
+
+
+def test_a_key_that_is_nobodys_lets_nobody_in(gateway, deployers):
+    deployers.add("acme")
+    deployers.entries["acme"] = deployers.entries["acme"].replace("keys = [", "keys = [] # [")
+    deployers.write()
+    wait_until(lambda: deployers.ask("acme", "GET", "/v1/status").status == 401, 10, "the key to be void")
+    # A file that is wrong changes nothing, and stops a start.
+    deployers.file.write_text("[[deployer]]\nnome = 1\n")
+    wait_until(lambda: "the file of deployers is wrong" in gateway.tail(), 10, "the log")
+    assert deployers.ask("acme", "GET", "/v1/status").status == 401
+    gateway.stop()
+    done = gateway.cli("serve", check=False)
+    assert done.returncode == 2 and "control.deployers" in done.stderr, done.stderr
