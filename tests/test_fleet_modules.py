@@ -1,6 +1,7 @@
 """Modules in a fleet: what one does itself is no site's fault, and what it was granted decides whether a request may run
 twice."""
 
+import http.client
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -57,6 +58,27 @@ def test_what_a_module_does_itself_is_passed_on_and_is_no_sites_fault(make_fleet
         assert arrived == 6, f"{kind} was tried again"
     assert metric(entry, "windrose_site_ejections") == 0 == metric(entry, "windrose_site_attempts", ended="failed")
     assert entry.infer("hostile", X, parameters={"act": "none"}).status == 200
+
+
+def test_nor_is_what_it_does_after_the_head_of_its_answer(make_fleet, tmp_path):
+    fleet = make_fleet("entry", "one", "two")
+    sites = [fleet.start(name) for name in ("one", "two")]
+    for site in sites:
+        deploy(site, tmp_path, "hostile", "hostile-http", [])
+    entry = fleet.start("entry")
+    granted_less(entry, "hostile", 2)
+    for _ in range(6):
+        # The entry holds what is small: its client sees an error, and not the beginning of an answer.
+        answer = entry.get("/models/hostile/trap-after-head")
+        assert (answer.status, answer.headers["windrose-error"]) == (502, "guest_failed"), answer.body
+        assert answer.headers["windrose-attempts"] == "1"
+        # What is large has begun at the client, and breaks off there.
+        with pytest.raises(http.client.HTTPException):
+            entry.get("/models/hostile/flood")
+    arrived = [metric(site, "windrose_requests", model="hostile", kind="guest_trapped") for site in sites]
+    assert sum(arrived) == 6, arrived
+    assert metric(entry, "windrose_site_ejections") == 0 == metric(entry, "windrose_site_attempts", ended="cut")
+    assert entry.get("/models/hostile/").body == b"well"
 
 
 @pytest.fixture

@@ -23,12 +23,13 @@ class Listener:
     """A site of a fleet that offers what another does, and keeps the headers of what it is asked."""
 
     def __init__(self, fleet: Fleet, name: str, catalog: bytes):
-        self.catalog, self.heard = catalog, []
+        self.catalog, self.heard, self.catalogs, self.load = catalog, [], [], None
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(fleet.certificates / f"{name}.pem", fleet.certificates / f"{name}-key.pem")
         context.load_verify_locations(fleet.certificates / "authority.pem")
         context.verify_mode = ssl.CERT_REQUIRED
         context.set_alpn_protocols(["h2"])
+        self.standing = json.dumps({"generation": json.loads(catalog)["generation"], "ready": []}).encode()
         self.context, self.server = context, socket.create_server(("127.0.0.1", fleet.ports[name]))
         threading.Thread(target=self._accept, daemon=True).start()
 
@@ -58,16 +59,19 @@ class Listener:
 
     def _answer(self, said, stream: int, headers: dict[str, str]):
         path = headers[":path"]
-        if path == "/windrose/catalog":
+        if path.startswith("/windrose/catalog"):
+            self.catalogs.append(path)
+            if path != "/windrose/catalog":
+                return  # Nothing changes.
             body = self.catalog
-        elif path.startswith("/windrose/catalog"):
-            return  # Nothing changes.
         elif path.startswith("/windrose/"):
-            body = b"[]"
+            body = self.standing
         else:
             self.heard.append(headers)
             body = json.dumps({"model_name": MODEL, "outputs": OUTPUTS}).encode()
         answer = [(":status", "200"), ("content-type", "application/json"), ("content-length", str(len(body)))]
+        if self.load and not path.startswith("/windrose/"):
+            answer.append(("windrose-load", self.load))
         said.send_headers(stream, answer)
         said.send_data(stream, body, end_stream=True)
 
@@ -99,6 +103,33 @@ def listener(tmp_path):
         fleet.stop()
         if listener:
             listener.stop()
+
+
+def test_an_answer_or_a_probe_of_another_catalogue_has_it_fetched_at_once(listener):
+    """Whatever became of the question that waits for a change: here it is never answered."""
+    entry, site, _ = listener
+    known = json.loads(site.catalog)["generation"]
+    whole = lambda: site.catalogs.count("/windrose/catalog")  # noqa: E731
+    waiting = lambda: site.catalogs[-1] == f"/windrose/catalog?after={known}"  # noqa: E731
+
+    site.load = f"0 0 1 5 {known} ready"
+    wait_until(waiting, 10, "the entry to wait for a change")
+    before = whole()
+    assert answers(entry, MODEL, BODY).status == 200 and waiting() and whole() == before
+
+    site.catalog = json.dumps(json.loads(site.catalog) | {"generation": known + 1}).encode()
+    site.load = f"0 0 1 5 {known + 1} ready"
+    assert answers(entry, MODEL, BODY).status == 200
+    wait_until(lambda: whole() > before, 10, "the catalogue to be fetched after an answer")
+    known += 1
+    site.standing = json.dumps({"generation": known, "ready": []}).encode()
+    wait_until(waiting, 10, "the entry to wait for a change")
+
+    before, known = whole(), known + 1
+    site.catalog = json.dumps(json.loads(site.catalog) | {"generation": known}).encode()
+    site.load = None
+    site.standing = json.dumps({"generation": known, "ready": []}).encode()
+    wait_until(lambda: whole() > before, 10, "the catalogue to be fetched after a probe")
 
 
 def test_what_travels_along(listener):

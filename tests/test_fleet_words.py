@@ -42,7 +42,7 @@ WORDS = {
     "windrose-hops": "1",
     "windrose-tenant": "somebody",
     "windrose-probe": "golden",
-    "windrose-load": "1 1 1 1",
+    "windrose-load": "1 1 1 1 1 ready",
     "windrose-rest-ms": "60000",
     "windrose-origin": "module",
 }
@@ -83,6 +83,9 @@ class Peer:
 
     def golden(self, digest: str) -> int:
         return self.client.get(f"{self.base}/windrose/golden/{digest}").status_code
+
+    def ready(self) -> dict:
+        return self.client.get(f"{self.base}/windrose/load").json()
 
     def infer(self, **words: str) -> httpx.Response:
         said = {
@@ -200,8 +203,15 @@ def test_a_site_keeps_the_deadline_that_it_is_told(pair):
 
 def test_a_refusal_says_how_much_there_is_to_do_and_when_to_come_back(pair, tmp_path):
     one, peer = pair
-    for refused, status in ((peer.infer(digest="0" * 64), 421), (peer.infer(rules="request deny=us"), 503)):
-        assert refused.status_code == status and re.fullmatch(r"\d+ \d+ \d+ \d+", refused.headers["windrose-load"])
+    generations = {peer.ready()["generation"]}
+    asked = [(peer.infer(), 200, "ready"), (peer.infer(digest="0" * 64), 421, "unready")]
+    for answer, status, ready in [*asked, (peer.infer(rules="request deny=us"), 503, "ready")]:
+        said = re.fullmatch(r"\d+ \d+ \d+ \d+ (\d+) (ready|unready)", answer.headers["windrose-load"])
+        assert (answer.status_code, said[2]) == (status, ready), answer.headers
+        generations.add(int(said[1]))
+    assert len(generations) == 1
+    # The cheap probe says the same, by digest.
+    assert [entry[:3] for entry in peer.ready()["ready"]] == [[MODEL, "1", peer.digest]]
     fleet = Fleet(tmp_path / "fleet", SITES)
     try:
         narrow = fleet.start("one")

@@ -2,11 +2,12 @@
 
 import json
 import subprocess
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import flooding
 import pytest
-from fleet import ADD, Fleet, answers, explained
+from fleet import ADD, Fleet, answers, explained, metric
 from harness import BINARY, wait_until
 
 MODEL = "rows"
@@ -148,6 +149,50 @@ def test_nor_in_a_fleet(tmp_path):
             if name == "one":
                 gateway.deploy(flooding.project(tmp_path / "loop"))
             assert quiet_beside_a_flood(gateway, keys) == ([200] * 100, {200, 429}), name
+    finally:
+        fleet.stop()
+
+
+# The shortest time for which a site that refuses wants to be left alone.
+REST_S = 0.1
+
+
+def test_what_every_site_refuses_a_tenant_is_refused_at_the_entry(tmp_path):
+    fleet = Fleet(tmp_path / "fleet", ["entry", "one"])
+    keys = Keys(tmp_path / "tenants.toml")
+    keys.write()
+    long = {"inputs": [flooding.BODY["inputs"][0] | {"data": [2_000_000_000]}, flooding.BODY["inputs"][1]]}
+    try:
+        fleet.start("one").deploy(flooding.project(tmp_path / "loop"))
+        entry = fleet.start("entry", **{"data.tenants": str(keys.file)})
+        for name in ("loud", "quiet"):
+            keys.add(entry, name)
+        wait_until(lambda: answers(entry, flooding.MODEL, flooding.BODY, **keys.of("loud")).status == 200, 30, "an answer")
+
+        def ask(name: str, body: dict = flooding.BODY, **headers):
+            return answers(entry, flooding.MODEL, body, **keys.of(name), **headers)
+
+        def tries(**how) -> float:
+            return metric(entry, "windrose_site_attempts", site="one", **how)
+
+        with ThreadPoolExecutor(16) as busy:
+            held = [busy.submit(ask, "loud", long, windrose_timeout_ms="20000") for _ in range(16)]
+            wait_until(lambda: ask("loud", windrose_timeout_ms="20000").status == 429, 15, "a refusal")
+            began, before, refused = time.monotonic(), tries(ended="overloaded"), 0
+            # None of its own is done meanwhile, so that each word of the site's holds for its time.
+            while refused < 3 * (2 + (time.monotonic() - began) / REST_S):
+                answer = ask("loud")
+                assert (answer.status, answer.headers["retry-after"]) == (429, "1"), answer.body
+                refused += 1
+                assert time.monotonic() - began < 12, f"{refused} refusals"
+            reached = tries(ended="overloaded") - before
+            assert reached <= 2 + (time.monotonic() - began) / REST_S, f"{reached} of {refused} reached the site"
+            # Another's request reaches it.
+            before = tries()
+            ask("quiet", windrose_timeout_ms="200")
+            assert tries() > before
+            for one in held:
+                one.cancel()
     finally:
         fleet.stop()
 

@@ -129,9 +129,15 @@ pub enum Verdict {
         /// From `Retry-After`.
         until: Option<Nanos>,
     },
-    /// Whose request it is has its share of the server, which may have room for others: it may try elsewhere, and nothing is
-    /// kept from the server for it.
-    OverShare,
+    /// Whose request it is has its share of the server, which may have room for others: it may try elsewhere, and no other's
+    /// request is kept from the server for it.
+    OverShare {
+        /// From `Retry-After`: until then that tenant's requests are.
+        until: Option<Nanos>,
+    },
+    /// The server says that the client's deadline passed: there is no more time anywhere else, and it counts as a lost race
+    /// does.
+    TooLate,
     /// The server says that it does not serve this model or digest, and so did not run it.
     NotHere,
 }
@@ -179,10 +185,23 @@ struct Attempt {
     beside: u32,
     trial: bool,
     state: State,
+    /// That delay comes of the replica's own history.
+    known: bool,
     /// It ended with an error status.
     failed_by_status: bool,
+    /// What that counted against its replica.
+    blamed: f64,
     /// Its answer is an error of the module's own.
     modules: bool,
+}
+
+/// Why an attempt that runs is given up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Why {
+    /// Another was quicker, or is to be asked in its place, or the client has gone.
+    Lost,
+    /// The client's time is over.
+    Deadline,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -249,7 +268,7 @@ impl Attempts {
     /// an event.
     pub fn poll(&mut self, router: &mut Router, now: Nanos) -> Action {
         if matches!(self.phase, Phase::Open) && now >= self.call.deadline {
-            self.give_up(router, now);
+            self.give_up(router, Why::Deadline, now);
             self.phase = Phase::Lost(self.failure(Reason::Deadline));
         }
         if self.cancel != 0 {
@@ -292,6 +311,7 @@ impl Attempts {
             (State::Running, event) => self.failed(router, attempt, event, now),
             (State::Streaming, Event::Complete | Event::Whole { .. }) => {
                 self.end(router, attempt, Ending::Uncounted, now);
+                self.leaves_room(router, self.replicas[index], now);
             }
             (State::Streaming, Event::Head(_) | Event::Overflow) => {}
             (State::Streaming, _) => self.end(router, attempt, Ending::Failed { weight: 1.0 }, now),
@@ -306,15 +326,14 @@ impl Attempts {
                 self.end(router, AttemptId(index), Ending::Uncounted, now);
             }
         }
-        self.give_up(router, now);
+        self.give_up(router, Why::Lost, now);
         (self.phase, self.cancel) = (Phase::Over, 0);
     }
 
     /// Nothing runs: the first attempt, or another, or the end.
     fn advance(&mut self, router: &mut Router, now: Nanos) -> Action {
         if self.count == 0 {
-            router.retries.request(now);
-            router.hedges.request(now);
+            router.budgets.request(now);
         } else if !self.last.again || self.count >= limit(router) {
             return self.lose(router, self.exhausted(), now);
         } else if now < self.not_before {
@@ -324,7 +343,7 @@ impl Attempts {
         match self.choose(router, purpose, now) {
             Ok(replica) => {
                 let costs = purpose == Purpose::Retry && !self.last.free;
-                if costs && !router.retries.take() {
+                if costs && !router.budgets.take_retry() {
                     let reason = if self.last.overloaded { Reason::Overloaded } else { Reason::Budget };
                     return self.lose(router, reason, now);
                 }
@@ -346,22 +365,22 @@ impl Attempts {
             let open = self.call.again() && self.count < limit(router);
             let hedge = std::mem::replace(&mut self.hedge_next, false);
             if hedge {
-                let may = open && self.call.hedging != Hedging::Never && router.hedges.left() >= 1.0;
+                let may = open && self.call.hedging != Hedging::Never && router.budgets.left().1 >= 1.0;
                 if may && let Ok(replica) = self.choose(router, Purpose::Hedge, now) {
-                    router.hedges.take();
+                    router.budgets.take_hedge();
                     return self.send(router, replica, Purpose::Hedge, now);
                 }
                 self.late_at = self.given_up_at();
             }
             if now >= self.late_at {
                 let waited = self.newest().map_or(0, |this| now.saturating_sub(this.sent_at));
-                let least = if waited < AS_GOOD_AS_FAILED { router.retries.kept() } else { 0.0 };
+                let least = if waited < AS_GOOD_AS_FAILED { router.budgets.kept_retries() } else { 0.0 };
                 if open
-                    && router.retries.left() >= least.max(1.0)
+                    && router.budgets.left().0 >= least.max(1.0)
                     && let Some(replica) = self.instead(router, now)
                 {
-                    router.retries.take();
-                    self.give_up(router, now);
+                    router.budgets.take_retry();
+                    self.give_up(router, Why::Lost, now);
                     return self.send(router, replica, Purpose::Retry, now);
                 }
                 // A budget or a replica may come back: look again once it has waited twice as long.
@@ -400,7 +419,9 @@ impl Attempts {
             beside,
             trial,
             state: State::Running,
+            known: router.has_history(replica),
             failed_by_status: false,
+            blamed: 0.0,
             modules: false,
         };
         self.sent[usize::from(index)] = Some(attempt);
@@ -425,16 +446,24 @@ impl Attempts {
             router.answered(replica, ending, trial, now);
         } else {
             router.end(replica, ending, trial, now);
+            self.leaves_room(router, replica, now);
         }
-        self.give_up(router, now);
+        self.give_up(router, Why::Lost, now);
         self.phase = Phase::Won(winner);
+    }
+
+    /// The whole answer came: a place of the tenant's is free there.
+    fn leaves_room(&self, router: &mut Router, replica: ReplicaId, now: Nanos) {
+        if let Some(tenant) = &self.call.tenant {
+            router.has_room_for(replica, tenant, now);
+        }
     }
 
     fn failed(&mut self, router: &mut Router, attempt: AttemptId, event: Event, now: Nanos) {
         let index = usize::from(attempt.0);
         let Some(Some(this)) = self.sent.get_mut(index) else { return };
         let waited = now.saturating_sub(this.sent_at);
-        let again = self.call.again();
+        let mut again = self.call.again();
         self.last = LastFailure { again, headed: self.last.headed, ..LastFailure::default() };
         let blame = Ending::Failed { weight: 1.0 };
         let ending = match event {
@@ -450,7 +479,10 @@ impl Attempts {
                 (self.last.overloaded, self.last.headed) = (true, Some(attempt));
                 Ending::Overloaded { sent: this.sent_at, beside: this.beside, until }
             }
-            Event::Head(Verdict::OverShare) => {
+            Event::Head(Verdict::OverShare { until }) => {
+                if let Some(tenant) = &self.call.tenant {
+                    router.over_share(self.replicas[index], tenant, until, now);
+                }
                 (self.last.overloaded, self.last.over_share, self.last.headed) = (true, true, Some(attempt));
                 Ending::Uncounted
             }
@@ -459,8 +491,14 @@ impl Attempts {
                 Ending::NotHere
             }
             Event::Head(Verdict::Failed) => {
-                (this.failed_by_status, self.last.headed) = (true, Some(attempt));
+                (this.failed_by_status, this.blamed, self.last.headed) = (true, 1.0, Some(attempt));
                 blame
+            }
+            Event::Head(Verdict::TooLate) => {
+                let weight = this.lateness(waited, Why::Deadline);
+                (this.failed_by_status, this.blamed, self.last.headed) = (true, weight, Some(attempt));
+                (again, self.last.again) = (false, false);
+                Ending::Unanswered { waited, weight }
             }
             Event::TimedOut => Ending::Unanswered { waited, weight: 1.0 },
             _ => blame,
@@ -480,12 +518,12 @@ impl Attempts {
 
     /// Ends and cancels every attempt that still runs. What that says about a replica depends on nothing but how long
     /// it had been asked, against its own history: one that lost a race while it was not late is not to blame.
-    fn give_up(&mut self, router: &mut Router, now: Nanos) {
+    fn give_up(&mut self, router: &mut Router, why: Why, now: Nanos) {
         for index in 0..self.count {
             let Some(Some(this)) = self.sent.get(usize::from(index)) else { continue };
             if this.state == State::Running {
                 let waited = now.saturating_sub(this.sent_at);
-                let weight = (waited as f64 / this.delay.max(1) as f64 - 1.0).clamp(0.0, 1.0);
+                let weight = this.lateness(waited, why);
                 self.end(router, AttemptId(index), Ending::Unanswered { waited, weight }, now);
                 self.cancel |= 1 << index;
             }
@@ -517,8 +555,8 @@ impl Attempts {
     fn forgive(&mut self, router: &mut Router, now: Nanos) {
         let attempts = || self.sent.iter().flatten();
         if self.count >= 2 && attempts().all(|attempt| attempt.failed_by_status) {
-            for replica in &self.replicas[..usize::from(self.count)] {
-                router.forgive(*replica, 1.0, now);
+            for (replica, attempt) in self.replicas.iter().zip(attempts()) {
+                router.forgive(*replica, attempt.blamed, now);
             }
         }
     }
@@ -548,6 +586,18 @@ impl Attempts {
 
     fn streaming(&self) -> bool {
         (0..self.count).any(|index| self.state_of(index) == State::Streaming)
+    }
+}
+
+impl Attempt {
+    /// How much it counts against its replica that it was asked for so long in vain: nothing up to the hedge's delay, a whole
+    /// failure from twice that. How long the client would wait is the client's choice, so that a deadline counts by nothing but
+    /// the replica's own history.
+    fn lateness(&self, waited: Nanos, why: Why) -> f64 {
+        if why == Why::Deadline && !self.known {
+            return 0.0;
+        }
+        (waited as f64 / self.delay.max(1) as f64 - 1.0).clamp(0.0, 1.0)
     }
 }
 

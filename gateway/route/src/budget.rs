@@ -1,5 +1,8 @@
 //! Budgets: extra attempts as a share of requests, with a reserve for the start of an outage.
 
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::settings::Settings;
 use crate::time::{Nanos, SECOND};
 
 /// What a budget holds at least, so that a quiet model survives an outage as well.
@@ -29,6 +32,79 @@ pub(crate) struct Budget {
     latest: f64,
     last: Nanos,
 }
+
+/// The budgets of one model. The routers of its versions share them, so that a new version begins with what is left and not
+/// with a reserve of its own; the times that those routers are told must count from one moment.
+#[derive(Clone, Debug)]
+pub struct Budgets(Arc<Mutex<Both>>);
+
+/// Both kinds of extra attempts.
+#[derive(Debug)]
+struct Both {
+    retries: Budget,
+    hedges: Budget,
+}
+
+// === impl Budgets ===
+
+impl Budgets {
+    pub(crate) fn new(settings: &Settings) -> Budgets {
+        Budgets(Arc::new(Mutex::new(Both::new(settings))))
+    }
+
+    /// Other shares. Nothing changes where they are the same.
+    pub(crate) fn configure(&self, settings: &Settings) {
+        let (mut both, other) = (self.both(), Both::new(settings));
+        let terms = |both: &Both| [&both.retries, &both.hedges].map(|budget| (budget.share, budget.reserve));
+        if terms(&both) != terms(&other) {
+            *both = other;
+        }
+    }
+
+    /// A request came in.
+    pub(crate) fn request(&self, now: Nanos) {
+        let mut both = self.both();
+        both.retries.request(now);
+        both.hedges.request(now);
+    }
+
+    /// Takes a retry, if there is one.
+    pub(crate) fn take_retry(&self) -> bool {
+        self.both().retries.take()
+    }
+
+    /// Takes a hedge, if there is one.
+    pub(crate) fn take_hedge(&self) -> bool {
+        self.both().hedges.take()
+    }
+
+    /// What the merely late leave of the retries for that which fails for certain.
+    pub(crate) fn kept_retries(&self) -> f64 {
+        self.both().retries.kept()
+    }
+
+    /// How many retries and hedges are left.
+    pub(crate) fn left(&self) -> (f64, f64) {
+        let both = self.both();
+        (both.retries.left(), both.hedges.left())
+    }
+
+    /// Held for a few instructions.
+    fn both(&self) -> MutexGuard<'_, Both> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Both {
+    fn new(settings: &Settings) -> Both {
+        Both {
+            retries: Budget::new(settings.retries, settings.reserve),
+            hedges: Budget::new(settings.hedges, settings.reserve),
+        }
+    }
+}
+
+// === impl Budget ===
 
 impl Budget {
     pub(crate) fn new(share: f64, reserve: Nanos) -> Budget {

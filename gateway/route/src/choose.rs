@@ -265,6 +265,9 @@ impl Router {
             return Err(Refusal::KeepsJobs);
         }
         slot.health.admits(self.settings.slow_start, draw, !ask.call.again(), ask.now)?;
+        if let Some(until) = ask.call.tenant.as_ref().and_then(|tenant| slot.shares.until(tenant, ask.now)) {
+            return Err(Refusal::OverShare { until });
+        }
         if !slot.limit.admits(slot.in_flight) {
             return Err(Refusal::Full { limit: slot.limit.now() });
         }
@@ -391,7 +394,7 @@ impl Found {
         let nobody = &mut self.nobody;
         match refusal {
             Refusal::Law(breach) => nobody.breach = nobody.breach.or(Some(breach)),
-            Refusal::RetryAfter { until } => {
+            Refusal::RetryAfter { until } | Refusal::OverShare { until } => {
                 nobody.overloaded = true;
                 nobody.retry_at = Some(nobody.retry_at.map_or(until, |at| at.min(until)));
             }
@@ -404,7 +407,7 @@ impl Found {
         let rank = match refusal {
             Refusal::Warming { .. } => u8::from(tried) * 2,
             Refusal::Ejected { .. } => 1 + u8::from(tried) * 2,
-            Refusal::RetryAfter { .. } | Refusal::Full { .. } | Refusal::Tried => {
+            Refusal::RetryAfter { .. } | Refusal::OverShare { .. } | Refusal::Full { .. } | Refusal::Tried => {
                 self.all_wrong = false;
                 return;
             }

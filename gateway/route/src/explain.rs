@@ -38,6 +38,11 @@ pub enum Refusal {
         /// Then.
         until: Nanos,
     },
+    /// It said when the tenant whose request it is may come back; it may have room for others.
+    OverShare {
+        /// Then.
+        until: Nanos,
+    },
     /// It has as many requests as it can take.
     Full {
         /// The adaptive limit.
@@ -65,6 +70,7 @@ impl Refusal {
             Refusal::Wrong => "wrong",
             Refusal::Ejected { .. } => "ejected",
             Refusal::RetryAfter { .. } => "retry_after",
+            Refusal::OverShare { .. } => "over_share",
             Refusal::Full { .. } => "full",
             Refusal::Warming { .. } => "warming",
         }
@@ -90,6 +96,7 @@ impl fmt::Display for Refusal {
             Refusal::Wrong => f.write_str("it answered a golden input wrongly"),
             Refusal::Ejected { .. } => f.write_str("ejected after failures"),
             Refusal::RetryAfter { .. } => f.write_str("it asked to come back later"),
+            Refusal::OverShare { .. } => f.write_str("it asked this tenant to come back later"),
             Refusal::Full { limit } => write!(f, "it has {limit} requests, its limit"),
             Refusal::Warming { share } => write!(f, "warming up: {:.0}% of its traffic", share * 100.0),
         }

@@ -158,7 +158,7 @@ impl Health {
     /// Takes back what `failed` counted for one failure: the request itself was to blame.
     pub(crate) fn forgiven(&mut self, weight: f64) {
         self.failing = (self.failing - weight).max(0.0);
-        self.row = self.row.saturating_sub(1);
+        self.row = self.row.saturating_sub(u32::from(weight >= 1.0));
     }
 
     /// It asked for nothing before `until`.

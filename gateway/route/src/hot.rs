@@ -115,7 +115,7 @@ impl Hot {
             generation: slot.generation,
             jurisdiction: slot.jurisdiction,
             there: true,
-            plain: slot.unfit.is_none() && slot.health.plain(),
+            plain: slot.unfit.is_none() && slot.health.plain() && slot.shares.is_empty(),
             full: !slot.limit.admits(slot.in_flight),
             out: slot.health.ejected().is_some(),
             withdraws: replica.nature.withdraws(),

@@ -41,6 +41,8 @@
 //! - **An error status is not an answer** unless it is the caller's ([`Verdict::Answer`]) or the module's own
 //!   ([`Verdict::Module`]). The bodies of failed
 //!   attempts can be dropped, except that of the last one with a head, which [`Failure::attempt`] may name.
+//! - **A deadline is the client's** ([`Verdict::TooLate`]): no other replica has more time, so nothing is tried again. It says
+//!   of a replica what a lost race says.
 //! - **Cancelled attempts** are reset; events that still come from them change nothing.
 //! - **A request that is dropped** before [`Action::Done`] must be [abandoned](Attempts::abandon), or its replicas keep
 //!   it in their count of requests in flight.
@@ -79,9 +81,11 @@ mod random;
 mod replica;
 mod router;
 mod settings;
+mod shares;
 mod time;
 
 pub use attempts::{Action, AttemptId, Attempts, Event, Failure, MAX_ATTEMPTS, Reason, Verdict};
+pub use budget::Budgets;
 pub use call::{Call, Hedging};
 pub use explain::{Candidate, Considered, Decision, Explanation, Purpose, Refusal, SHOWN};
 pub use health::Ejection;

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use crate::budget::Budget;
+use crate::budget::Budgets;
 use crate::choose::Scratch;
 use crate::explain::{Decision, Refusal};
 use crate::health::{Ejection, Health};
@@ -14,6 +14,7 @@ use crate::limit::Limit;
 use crate::random::Random;
 use crate::replica::{Load, Nature, Replica, ReplicaId, Serves};
 use crate::settings::Settings;
+use crate::shares::Shares;
 use crate::time::{MILLISECOND, Nanos};
 
 /// Changes that are kept until somebody takes them.
@@ -35,8 +36,7 @@ pub struct Router {
     pub(crate) terms: Vec<Terms>,
     /// Every jurisdiction in the fleet, once; a slot has its index.
     pub(crate) jurisdictions: Vec<Option<Jurisdiction>>,
-    pub(crate) retries: Budget,
-    pub(crate) hedges: Budget,
+    pub(crate) budgets: Budgets,
     pub(crate) scratch: Scratch,
     /// Decisions that are kept, each with its number.
     pub(crate) decisions: VecDeque<(u64, Decision)>,
@@ -65,6 +65,8 @@ pub(crate) struct Slot {
     pub(crate) history: History,
     pub(crate) health: Health,
     pub(crate) limit: Limit,
+    /// Whom it refused for having their share of it.
+    pub(crate) shares: Shares,
 }
 
 /// How a probe ended.
@@ -126,9 +128,15 @@ pub(crate) enum Ending {
 impl Router {
     /// A router without replicas. One seed gives one sequence of decisions.
     pub fn new(settings: Settings, random: Random) -> Router {
+        let budgets = Budgets::new(&settings);
+        Router::sharing(settings, random, budgets)
+    }
+
+    /// As [`Router::new`], with the budgets of another version of the model.
+    pub fn sharing(settings: Settings, random: Random, budgets: Budgets) -> Router {
+        budgets.configure(&settings);
         Router {
-            retries: Budget::new(settings.retries, settings.reserve),
-            hedges: Budget::new(settings.hedges, settings.reserve),
+            budgets,
             settings,
             random,
             slots: Vec::new(),
@@ -147,12 +155,7 @@ impl Router {
 
     /// Other settings; what was observed stays.
     pub fn configure(&mut self, settings: Settings) {
-        if (settings.retries, settings.hedges, settings.reserve)
-            != (self.settings.retries, self.settings.hedges, self.settings.reserve)
-        {
-            self.retries = Budget::new(settings.retries, settings.reserve);
-            self.hedges = Budget::new(settings.hedges, settings.reserve);
-        }
+        self.budgets.configure(&settings);
         self.settings = settings;
         self.judge_all();
     }
@@ -220,6 +223,7 @@ impl Router {
         let read = (self.hot.get_mut(index), self.terms.get_mut(index));
         if let (Some(slot), (Some(hot), Some(terms))) = (at(&mut self.slots, id), read) {
             slot.health.settle(slow_start, now);
+            slot.shares.settle(now);
             *hot = Hot::of(slot, service);
             *terms = Terms::of(slot, self.settings.service);
         }
@@ -304,7 +308,12 @@ impl Router {
 
     /// Retries and hedges that the budgets allow at this moment.
     pub fn budgets(&self) -> (f64, f64) {
-        (self.retries.left(), self.hedges.left())
+        self.budgets.left()
+    }
+
+    /// The budgets, for the router of another version of the model.
+    pub fn shared_budgets(&self) -> Budgets {
+        self.budgets.clone()
     }
 
     /// Takes the ejections and returns since the last time, the oldest first; at most the last 64.
@@ -325,6 +334,27 @@ impl Router {
             distance.saturating_mul(2).saturating_add(self.settings.service.saturating_mul(5))
         };
         slot.history.late().unwrap_or_else(guess).clamp(least, most.max(least))
+    }
+
+    /// Whether a replica has a history by which an answer of its own is late.
+    pub(crate) fn has_history(&self, id: ReplicaId) -> bool {
+        self.slot(id).is_some_and(|slot| slot.history.late().is_some())
+    }
+
+    /// A replica refused a tenant for having its share of it; until then if it said so. Where it did not, nothing is kept.
+    pub(crate) fn over_share(&mut self, id: ReplicaId, tenant: &Arc<str>, until: Option<Nanos>, now: Nanos) {
+        let latest = now.saturating_add(self.settings.retry_after);
+        if let (Some(slot), Some(until)) = (at(&mut self.slots, id), until) {
+            slot.shares.refuse(tenant, until.min(latest));
+        }
+        self.refresh(id, now);
+    }
+
+    /// One of a tenant's requests at a replica is done, so that it has room for another.
+    pub(crate) fn has_room_for(&mut self, id: ReplicaId, tenant: &str, now: Nanos) {
+        let Some(slot) = at(&mut self.slots, id).filter(|slot| !slot.shares.is_empty()) else { return };
+        slot.shares.admit(tenant);
+        self.refresh(id, now);
     }
 
     /// A request goes out. Gives how many others are in flight there, and whether it is the one that tries whether an
@@ -434,6 +464,7 @@ impl Slot {
             history: History::new(),
             health,
             limit: Limit::new(bounds),
+            shares: Shares::default(),
         }
     }
 

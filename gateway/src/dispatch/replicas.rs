@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, Sleep, sleep_until};
 use windrose_route::{
-    Action, AttemptId, Attempts, Call, Event, Failure, NEVER, Nanos, Purpose, ReplicaId, Router, Verdict,
+    Action, AttemptId, Attempts, Budgets, Call, Event, Failure, NEVER, Nanos, Purpose, ReplicaId, Router, Verdict,
 };
 
 /// The router of one model, as all its requests share it. It is locked for a microsecond at a time.
@@ -87,6 +87,12 @@ impl Replicas {
     /// Shares a router.
     pub fn new(router: Router) -> Arc<Replicas> {
         Arc::new(Replicas { router: Mutex::new(router), origin: Instant::now(), timers: Mutex::default() })
+    }
+
+    /// Shares the router of another version of the same model: with its budgets, and so with its time.
+    pub fn beside(&self, make: impl FnOnce(Budgets) -> Router) -> Arc<Replicas> {
+        let router = make(self.lock().shared_budgets());
+        Arc::new(Replicas { router: Mutex::new(router), origin: self.origin, timers: Mutex::default() })
     }
 
     /// The router. Nobody may wait while holding it.
@@ -368,6 +374,18 @@ mod tests {
             }
             assert_eq!(in_flight(&replicas), 0);
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn versions_of_a_model_have_one_time_and_one_budget() {
+        let old = replicas(&["near", "far"]);
+        tokio::time::advance(Duration::from_secs(5)).await;
+        let new = old.beside(|budgets| Router::sharing(Settings::default(), Random::seeded(7), budgets));
+        assert_eq!((old.now(), new.now()), (5 * SECOND, 5 * SECOND));
+        let before = new.lock().budgets().0;
+        let lost = run(&old, call(&old), |_, _, _| Box::pin(std::future::ready(Outcome::<()>::Reset)));
+        assert!(lost.await.is_err());
+        assert!(new.lock().budgets().0 < before);
     }
 
     #[tokio::test(start_paused = true)]

@@ -10,8 +10,9 @@ use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use super::catalog::Catalog;
 use super::tls::{Identity, modified};
 use super::upstream::{Answer, Outgoing, Peer, SendError, Upstream};
+use super::wire::Standing;
 use super::{Fleet, probe, wire};
-use crate::config::fleet::FleetFile;
+use crate::config::fleet::{FleetFile, parse_digest};
 
 /// Where a peer says what it serves; `?after=N` waits until that is another content than N.
 pub const CATALOG: &str = "/windrose/catalog";
@@ -105,7 +106,14 @@ async fn follow_catalog(fleet: &Weak<Fleet>, site: &str, peer: &Peer) {
             None => CATALOG.to_owned(),
             Some(generation) => format!("{CATALOG}?after={generation}"),
         };
-        let asked = timeout(POLL + Duration::from_secs(5), get(peer, &path)).await;
+        let asked = tokio::select! {
+            asked = timeout(POLL + Duration::from_secs(5), get(peer, &path)) => asked,
+            // It answered from another catalogue than the one that is known: whatever became of the question, it is asked anew.
+            () = peer.is_stale(), if after.is_some() => {
+                after = None;
+                continue;
+            }
+        };
         let catalog = match asked {
             Ok(Ok(bytes)) => serde_json::from_slice::<Catalog>(&bytes).ok(),
             Ok(Err(_)) | Err(_) => None,
@@ -115,7 +123,8 @@ async fn follow_catalog(fleet: &Weak<Fleet>, site: &str, peer: &Peer) {
             Some(catalog) => {
                 heard = Instant::now();
                 after = Some(catalog.generation);
-                fleet.take_offers(site, Some(catalog.ready));
+                peer.knows(catalog.generation);
+                fleet.take_offers(site, Some(catalog));
                 drop(fleet);
                 sleep(PACE).await;
             }
@@ -138,18 +147,24 @@ async fn follow_load(fleet: &Weak<Fleet>, site: &str, peer: &Peer) {
             let took = started.elapsed();
             let Some(fleet) = fleet.upgrade() else { return };
             fleet.take_round_trip(site, took);
-            if let Ok(loads) = serde_json::from_slice::<Vec<(String, String, [u64; 4])>>(&bytes) {
-                take_loads(&fleet, site, &loads);
+            if let Ok(standing) = serde_json::from_slice(&bytes) {
+                take_standing(&fleet, site, &standing);
+                peer.speaks_of(standing.generation);
             }
         }
         sleep(PROBE).await;
     }
 }
 
-fn take_loads(fleet: &Fleet, site: &str, loads: &[(String, String, [u64; 4])]) {
+fn take_standing(fleet: &Fleet, site: &str, standing: &Standing) {
     let table = fleet.table();
-    for (model, version, load) in loads {
+    for (model, version, digest, load) in &standing.ready {
         let Some(found) = table.find(model, Some(version)) else { continue };
+        let place = found.places.get(site).and_then(|place| place.digest);
+        // Of another digest than the table has: the catalogue follows.
+        if place.is_none() || place != parse_digest(digest) {
+            continue;
+        }
         let now = found.replicas.now();
         let mut router = found.replicas.lock();
         if let Some(id) = router.find(site) {

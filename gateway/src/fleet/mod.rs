@@ -148,6 +148,16 @@ impl Fleet {
         self.catalog.subscribe()
     }
 
+    /// The generation of what peers are told.
+    pub fn generation(&self) -> u64 {
+        self.catalog.borrow().generation
+    }
+
+    /// Whether peers are told that something is ready here; not in the shutdown.
+    pub fn is_serving(&self) -> bool {
+        !self.leaving.load(Ordering::Relaxed)
+    }
+
     /// Tells the peers that nothing is ready here any more. The shutdown begins with it.
     pub fn leave(&self) {
         self.leaving.store(true, Ordering::Relaxed);
@@ -264,13 +274,14 @@ impl Fleet {
     }
 
     /// Takes over what a peer says it serves; `None` when nobody knows any more.
-    fn take_offers(&self, site: &str, offers: Option<Vec<Offer>>) {
+    fn take_offers(&self, site: &str, offers: Option<Catalog>) {
         let mut building = self.building();
         let Some(state) = building.sites.get_mut(site) else { return };
-        if state.offers.as_deref() != offers.as_ref() {
-            tracing::info!(site, ready = offers.as_ref().map(Vec::len), "what a peer serves has changed");
-            state.offers = offers.map(Arc::new);
+        if state.offers.as_deref() != offers.as_ref().map(|told| &told.ready) {
+            let (ready, generation) = offers.as_ref().map(|told| (told.ready.len(), told.generation)).unzip();
+            state.offers = offers.map(|told| Arc::new(told.ready));
             self.rebuild(&building);
+            tracing::info!(site, ready, generation, "what a peer serves has changed");
         }
     }
 
@@ -339,6 +350,8 @@ impl Fleet {
             let other = now.ready != ready;
             if other {
                 *now = Arc::new(Catalog::of(ready));
+                let (ready, generation) = (now.ready.len(), now.generation);
+                tracing::info!(ready, generation, "peers are told what is served here");
             }
             other
         });

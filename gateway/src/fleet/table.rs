@@ -109,6 +109,11 @@ impl Table {
         }
     }
 
+    /// Every version of a model.
+    pub fn versions(&self, model: &str) -> impl Iterator<Item = &Arc<Replicated>> {
+        self.models.get(model).into_iter().flat_map(|versions| versions.all.iter().map(|(_, found)| found))
+    }
+
     /// Whether it was built of this snapshot.
     pub fn is_of(&self, snapshot: &Arc<Snapshot>) -> bool {
         self.snapshot.as_ref().is_some_and(|mine| Arc::ptr_eq(mine, snapshot))
@@ -139,10 +144,13 @@ impl Replicated {
         let router = self.replicas.lock();
         let all = router.ids().filter_map(|id| router.replica(id));
         let elsewhere = all.filter(|replica| replica.nature != Nature::Local).cloned().collect();
-        let mut reads = Router::new(router.settings().clone(), Random::seeded(rand::random()));
+        let settings = router.settings().clone();
         drop(router);
-        reads.update(elsewhere, 0);
-        Replicas::new(reads)
+        self.replicas.beside(|budgets| {
+            let mut reads = Router::sharing(settings, Random::seeded(rand::random()), budgets);
+            reads.update(elsewhere, 0);
+            reads
+        })
     }
 }
 
@@ -173,8 +181,12 @@ impl Builder<'_> {
         let mut names: Vec<String> = found.keys().cloned().collect();
         names.sort_by(|a, b| compare_versions(b, a));
         let mut versions = Versions::default();
+        // One that was there before, or the first of those that are new: its budgets are the model's.
+        let mut beside = self.before.versions(model).next().map(|before| before.replicas.clone());
         for (at, name) in names.into_iter().enumerate() {
-            let replicated = Arc::new(self.replicated(model, &name, found.remove(&name).unwrap_or_default(), at == 0));
+            let found = found.remove(&name).unwrap_or_default();
+            let replicated = Arc::new(self.replicated((model, &name), found, at == 0, beside.as_deref()));
+            beside.get_or_insert_with(|| replicated.replicas.clone());
             if at == 0 {
                 versions.highest = Some(replicated.clone());
             }
@@ -215,7 +227,13 @@ impl Builder<'_> {
         all
     }
 
-    fn replicated(&self, model: &str, version: &str, found: Vec<Found>, highest: bool) -> Replicated {
+    fn replicated(
+        &self,
+        (model, version): (&str, &str),
+        found: Vec<Found>,
+        highest: bool,
+        beside: Option<&Replicas>,
+    ) -> Replicated {
         let told = self.building.file.models.get(model).cloned().unwrap_or_default();
         let digests = allowed(model, version, &told, &found);
         let may = || found.iter().filter(|f| digests.contains(&f.offer.parts.digest()));
@@ -236,8 +254,13 @@ impl Builder<'_> {
         places.extend(foreign().map(|s| s.foreign_place(model, &self.fleet.telemetry)));
         let settings = Settings { policy: told.policy, digests, needs, ..Settings::default() };
         let before = self.before.find(model, Some(version)).map(|before| before.replicas.clone());
-        let shared =
-            before.unwrap_or_else(|| Replicas::new(Router::new(settings.clone(), Random::seeded(rand::random()))));
+        let shared = before.unwrap_or_else(|| {
+            let random = Random::seeded(rand::random());
+            match beside {
+                Some(other) => other.beside(|budgets| Router::sharing(settings.clone(), random, budgets)),
+                None => Replicas::new(Router::new(settings.clone(), random)),
+            }
+        });
         let now = shared.now();
         let mut router = shared.lock();
         if *router.settings() != settings {

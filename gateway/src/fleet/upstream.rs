@@ -2,7 +2,7 @@
 //! connections to each foreign server.
 
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -16,7 +16,7 @@ use http_body_util::BodyExt;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, timeout};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::ClientConfig;
@@ -25,6 +25,7 @@ use tokio_util::sync::CancellationToken;
 use super::addresses::Addresses;
 use super::keeper::{CONNECT, CONNECTIONS, Keeper, Pool, dial};
 use super::tls::Identity;
+use super::wire;
 use crate::http::Received;
 
 /// Idle connections to a foreign server that are kept.
@@ -42,6 +43,8 @@ pub enum SendError {
     Refused,
     /// It broke off.
     Reset,
+    /// The module failed after the head of its answer, as the peer says.
+    Module,
 }
 
 /// The body of a request.
@@ -73,6 +76,11 @@ pub struct Peer {
     pool: Arc<Pool>,
     next: AtomicUsize,
     stop: CancellationToken,
+    /// The generation of the peer's catalogue that is known here, and the one that it spoke of last.
+    known: AtomicU64,
+    spoken: AtomicU64,
+    /// They are two.
+    stale: Notify,
 }
 
 /// The connections to a foreign server.
@@ -107,7 +115,29 @@ impl Peer {
                 tokio::select! { () = keeper.keep() => {}, () = stop.cancelled() => {} }
             });
         }
-        Peer { pool, next: AtomicUsize::new(0), stop }
+        let (known, spoken, stale) = Default::default();
+        Peer { pool, next: AtomicUsize::new(0), stop, known, spoken, stale }
+    }
+
+    /// The peer spoke of this generation of its catalogue.
+    pub fn speaks_of(&self, generation: u64) {
+        self.spoken.store(generation, Ordering::Relaxed);
+        if self.known.load(Ordering::Relaxed) != generation {
+            self.stale.notify_one();
+        }
+    }
+
+    /// This generation of its catalogue is known.
+    pub fn knows(&self, generation: u64) {
+        self.known.store(generation, Ordering::Relaxed);
+        self.spoken.store(generation, Ordering::Relaxed);
+    }
+
+    /// Waits until the peer speaks of another generation than the one that is known.
+    pub async fn is_stale(&self) {
+        while self.known.load(Ordering::Relaxed) == self.spoken.load(Ordering::Relaxed) {
+            self.stale.notified().await;
+        }
     }
 
     /// Sends a request and waits for the head of its answer. A dropped future resets the stream.
@@ -177,6 +207,7 @@ fn failure(error: &h2::Error) -> SendError {
     let unseen = error.is_go_away() && error.is_remote() && error.reason() == Some(Reason::NO_ERROR);
     match error.reason() {
         Some(Reason::REFUSED_STREAM) => SendError::Refused,
+        Some(reason) if error.is_remote() && reason == wire::module_failed() => SendError::Module,
         _ if unseen => SendError::Refused,
         _ => SendError::Reset,
     }
@@ -318,7 +349,7 @@ impl Answer {
                     let _ = stream.flow_control().release_capacity(data.len());
                     Some(Ok(data))
                 }
-                Some(Err(_)) => Some(Err(SendError::Reset)),
+                Some(Err(error)) => Some(Err(failure(&error))),
                 None => None,
             }),
             Answer::Foreign(body) => loop {

@@ -8,6 +8,7 @@ use http::header::{
     CONNECTION, EXPECT, HOST, HeaderMap, HeaderName, HeaderValue, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRAILER,
     TRANSFER_ENCODING, UPGRADE,
 };
+use serde::{Deserialize, Serialize};
 use windrose_engine::default_tenant;
 use windrose_route::{Digest, Jurisdiction, Load, Rules, Source};
 
@@ -43,7 +44,7 @@ const HOPS: HeaderName = HeaderName::from_static("windrose-hops");
 const TENANT: HeaderName = HeaderName::from_static("windrose-tenant");
 /// That it is nobody's request but a probe, and of which kind.
 const PROBE: HeaderName = HeaderName::from_static("windrose-probe");
-/// Load of the model that answered.
+/// How a site stands that answered: [`Report`].
 pub const LOAD: HeaderName = HeaderName::from_static("windrose-load");
 
 /// Milliseconds for which nothing is to come after a refusal for having too much to do.
@@ -53,6 +54,9 @@ const ORIGIN: HeaderName = HeaderName::from_static("windrose-origin");
 
 /// The names that only gateways use.
 static INTERNAL: [HeaderName; 10] = [REMAINING, DIGEST, RULES, ATTEMPT, HOPS, TENANT, PROBE, LOAD, REST, ORIGIN];
+
+/// What resets the stream of an answer whose module failed after its head, as the number of an HTTP/2 error.
+const MODULE_FAILED: u32 = u32::from_be_bytes(*b"wrmf");
 
 /// A client's wishes; each can only make the rules stricter.
 const ALLOW: HeaderName = HeaderName::from_static("windrose-allow");
@@ -68,6 +72,9 @@ const MAX_TENANT: usize = 128;
 const RESTS: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
 /// The one kind of probe that is an inference.
 const GOLDEN: &str = "golden";
+/// Whether a digest is ready.
+const READY: &str = "ready";
+const UNREADY: &str = "unready";
 /// The one origin that is told.
 const MODULE: &str = "module";
 
@@ -296,19 +303,53 @@ pub fn is_of_module(headers: &HeaderMap) -> bool {
     headers.get(&ORIGIN).is_some_and(|origin| origin == MODULE)
 }
 
-/// A load as one header: requests in flight, of these queued, how many run at once, engine time in microseconds.
-pub fn load_header(load: &Load) -> HeaderValue {
-    let [in_flight, queued, parallel, micros] = load_numbers(load);
-    let text = format!("{in_flight} {queued} {parallel} {micros}");
-    passing(HeaderValue::from_str(&text).unwrap_or_else(|_| HeaderValue::from_static("0 0 0 0")))
+/// The reset of an answer whose module failed after its head, so that it is told from a site that broke off.
+pub fn module_failed() -> h2::Reason {
+    MODULE_FAILED.into()
 }
 
-/// Reads what [`load_header`] writes.
-pub fn load_of(headers: &HeaderMap) -> Option<Load> {
-    let mut numbers = headers.get(&LOAD)?.to_str().ok()?.split(' ').map(str::parse::<u64>);
-    let mut next = || numbers.next()?.ok();
-    let (in_flight, queued, parallel, micros) = (next()?, next()?, next()?, next()?);
-    Some(load_from([in_flight, queued, parallel, micros]))
+/// What a site says of itself with every answer to a peer.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Report {
+    /// Load of the model that was asked for.
+    pub load: Load,
+    /// Of the site's catalogue: another number means that something else is ready there than before.
+    pub generation: u64,
+    /// Whether the digest that was asked for is ready.
+    pub ready: bool,
+}
+
+impl Report {
+    /// It as one header: requests in flight, of these queued, how many run at once, engine time in microseconds, the
+    /// catalogue's generation, and a word.
+    pub fn header(&self) -> HeaderValue {
+        let [in_flight, queued, parallel, micros] = load_numbers(&self.load);
+        let (generation, word) = (self.generation, if self.ready { READY } else { UNREADY });
+        let text = format!("{in_flight} {queued} {parallel} {micros} {generation} {word}");
+        passing(HeaderValue::from_str(&text).unwrap_or_else(|_| HeaderValue::from_static("0 0 0 0 0 unready")))
+    }
+
+    /// Reads what [`Report::header`] writes.
+    pub fn of(headers: &HeaderMap) -> Option<Report> {
+        let mut words = headers.get(&LOAD)?.to_str().ok()?.split(' ');
+        let mut next = || words.next()?.parse::<u64>().ok();
+        let (load, generation) = (load_from([next()?, next()?, next()?, next()?]), next()?);
+        let ready = match words.next()? {
+            READY => true,
+            UNREADY => false,
+            _ => return None,
+        };
+        Some(Report { load, generation, ready })
+    }
+}
+
+/// What a site says of itself to a peer that asks for nothing else.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Standing {
+    /// Of the site's catalogue.
+    pub generation: u64,
+    /// What is ready: model, version, digest, and the four numbers of its load.
+    pub ready: Vec<(String, String, String, [u64; 4])>,
 }
 
 /// A load from its four numbers.
@@ -397,12 +438,17 @@ mod tests {
     }
 
     #[test]
-    fn loads_round_trip() {
+    fn what_a_site_says_of_itself_round_trips() {
         let load = Load { in_flight: 3, queued: 1, parallel: 2, engine_time: 5_000 };
         let mut headers = HeaderMap::new();
-        headers.insert(LOAD, load_header(&load));
-        assert_eq!(load_of(&headers), Some(load));
-        headers.insert(LOAD, HeaderValue::from_static("1 2 x 4"));
-        assert_eq!(load_of(&headers), None);
+        for ready in [true, false] {
+            let report = Report { load, generation: u64::MAX, ready };
+            headers.insert(LOAD, report.header());
+            assert_eq!(Report::of(&headers), Some(report));
+        }
+        for wrong in ["1 2 x 4 5 ready", "1 2 3 4", "1 2 3 4 5 perhaps", ""] {
+            headers.insert(LOAD, HeaderValue::from_static(wrong));
+            assert_eq!(Report::of(&headers), None, "{wrong}");
+        }
     }
 }

@@ -10,14 +10,15 @@ use http::header::{
 };
 use http::{Response, StatusCode};
 use http_body::{Body as _, Frame, SizeHint};
-use windrose_sandbox::HttpBody;
+use windrose_sandbox::{CallError, HttpBody};
 
 use super::coding::{Coding, compress};
 use super::oip;
 use crate::admit::Place;
 use crate::dispatch::replicas::Stream;
 use crate::error::{Error, Kind};
-use crate::fleet::upstream;
+use crate::fleet::upstream::{self, SendError};
+use crate::fleet::wire;
 use crate::telemetry::Track;
 
 /// The kind of an error, beside its message in the body.
@@ -65,6 +66,8 @@ pub(super) struct GuestBody {
     track: Track,
     /// Where a replica was chosen for it: its request is in flight for as long.
     stream: Option<Stream>,
+    /// It goes to a peer, which is told whose fault it is that it breaks off.
+    to_peer: bool,
     _permit: Place,
 }
 
@@ -95,7 +98,7 @@ impl Body {
         let (head, body) = answer.into_parts();
         let declared = head.headers.get(CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse().ok());
         let promised = declared.or_else(|| http_body::Body::size_hint(&body).exact());
-        let mut guest = GuestBody { body, promised, track, stream: None, _permit: permit };
+        let mut guest = GuestBody { body, promised, track, stream: None, to_peer: false, _permit: permit };
         if promised == Some(0) {
             guest.track.finish(None);
         }
@@ -114,6 +117,13 @@ impl Body {
             Body::Guest(guest) => guest.stream = Some(stream),
             Body::Remote(remote) => remote.stream = Some(stream),
             Body::Pieces(_) => stream.end(true),
+        }
+    }
+
+    /// Says that it goes to a peer.
+    pub fn goes_to_peer(&mut self) {
+        if let Body::Guest(guest) = self {
+            guest.to_peer = true;
         }
     }
 
@@ -166,9 +176,21 @@ impl http_body::Body for Body {
 impl GuestBody {
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let frame = std::task::ready!(Pin::new(&mut self.body).poll_frame(cx));
+        let frame = match frame {
+            Some(Err(error)) => {
+                let kind = error.downcast_ref::<CallError>().map(|error| Error::from(error.clone()).kind);
+                let kind = kind.unwrap_or(Kind::GuestFailed);
+                self.track.finish(Some(kind));
+                let told: BoxError = match self.to_peer && kind.is_modules() {
+                    true => h2::Error::from(wire::module_failed()).into(),
+                    false => error,
+                };
+                return Poll::Ready(Some(Err(told)));
+            }
+            other => other,
+        };
         match &frame {
-            None => self.track.finish(None),
-            Some(Err(_)) => self.track.finish(Some(Kind::GuestFailed)),
+            None | Some(Err(_)) => self.track.finish(None),
             Some(Ok(frame)) => {
                 let length = frame.data_ref().map_or(0, Bytes::len);
                 self.track.sent(length);
@@ -192,7 +214,8 @@ impl RemoteBody {
         if !matches!(piece, Some(Ok(_)))
             && let Some(stream) = self.stream.take()
         {
-            stream.end(piece.is_none());
+            // What its module did is not the site's.
+            stream.end(matches!(piece, None | Some(Err(SendError::Module))));
         }
         Poll::Ready(
             piece.map(|piece| piece.map(Frame::data).map_err(|_| "the answer of another site broke off".into())),

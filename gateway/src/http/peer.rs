@@ -24,11 +24,12 @@ use super::received::Received;
 use super::route::{Route, Target};
 use super::{Asked, DataPlane, answered, described_version, failed, remote};
 use crate::admit;
+use crate::control::store::hex;
 use crate::error::{Error, Kind};
 use crate::fleet::follow::{CATALOG, LOAD, POLL};
 use crate::fleet::probe::GOLDEN;
-use crate::fleet::wire::{self, Forwarded};
-use crate::fleet::{Fleet, To, catalog, tls};
+use crate::fleet::wire::{self, Forwarded, Report, Standing};
+use crate::fleet::{Fleet, Replicated, Table, To, catalog, tls};
 use crate::snapshot::Served;
 use crate::telemetry::{Probed, SiteMetrics};
 
@@ -169,16 +170,19 @@ impl Peer {
         described(serde_json::to_vec(&*now))
     }
 
-    /// The load of everything that is served here.
+    /// What is ready here, and how much there is to do.
     fn load(&self) -> Response<Body> {
         self.metrics.probed(Probed::Load);
-        let snapshot = self.plane.current.load();
-        let served = snapshot.models().flat_map(|(_, versions)| versions.iter());
-        let of = |served: &Arc<Served>| {
+        let (table, here) = (self.fleet.table(), self.fleet.config.site.as_str());
+        let all = table.all().filter(|_| self.fleet.is_serving());
+        let ready = all.filter_map(|found| {
+            let place = found.places.get(here)?;
+            let To::Here(served) = &place.to else { return None };
             let numbers = wire::load_numbers(&catalog::load(served));
-            (served.manifest.name.clone(), served.manifest.version.clone(), numbers)
-        };
-        described(serde_json::to_vec(&served.map(of).collect::<Vec<_>>()))
+            Some((found.model.clone(), found.version.clone(), hex(&place.digest?), numbers))
+        });
+        let standing = Standing { generation: self.fleet.generation(), ready: ready.collect() };
+        described(serde_json::to_vec(&standing))
     }
 
     /// A file of a golden test.
@@ -202,16 +206,17 @@ impl Peer {
         }
         let (method, uri) = (request.method().clone(), request.uri().clone());
         let route = Route::parse(uri.path());
-        let response = match self.answer(&told, route, (request, identity, started)).await {
+        let mut response = match self.answer(&told, route, (request, identity, started)).await {
             Ok(response) => response,
             Err(error) => {
                 let track = match told.probe {
                     true => self.plane.telemetry.untracked(started),
                     false => self.plane.telemetry.track(None, started),
                 };
-                self.refused(failed(track, &error, identity), route)
+                failed(track, &error, identity)
             }
         };
+        self.report(&mut response, &told, route);
         tracing::debug!(
             target: "windrose::access",
             request_id = &*identity.request_id,
@@ -227,14 +232,24 @@ impl Peer {
         response
     }
 
-    /// A refusal, with the load of what is served here under that name.
-    fn refused(&self, mut response: Response<Body>, route: Option<Route<'_>>) -> Response<Body> {
-        if let Some(Route::Infer(target) | Route::Guest(target, _)) = route
-            && let Ok(served) = admit::find(&self.plane.current.load(), target.model, target.version)
-        {
-            response.headers_mut().insert(wire::LOAD, wire::load_header(&catalog::load(&served)));
+    /// Says on an answer how much there is to do for what was asked for, whether its digest is ready, and of which catalogue
+    /// that is. Where it is not served, the load is that of what is served under its name.
+    fn report(&self, response: &mut Response<Body>, told: &Forwarded, route: Option<Route<'_>>) {
+        let target = match route {
+            Some(Route::Infer(target) | Route::Guest(target, _)) => Some(target),
+            Some(Route::Metadata(target) | Route::ModelReady(target)) => Some(target),
+            _ => None,
+        };
+        let table = self.fleet.table();
+        let asked = target.and_then(|target| self.serving(&table, target, told)).map(|(_, served)| served);
+        let ready = asked.is_some() && self.fleet.is_serving();
+        let named = || admit::find(&self.plane.current.load(), target?.model, target?.version).ok();
+        let load = asked.cloned().or_else(named).map(|served| catalog::load(&served)).unwrap_or_default();
+        let headers = response.headers_mut();
+        headers.insert(wire::LOAD, Report { load, generation: self.fleet.generation(), ready }.header());
+        if response.status() == StatusCode::TOO_MANY_REQUESTS {
+            wire::say_rest(response.headers_mut(), &load);
         }
-        response
     }
 
     /// Answers what a peer forwards.
@@ -253,15 +268,11 @@ impl Peer {
                 let limit = Some(remote::remaining(told, request.headers())?);
                 let asked = Asked { tenant: told.tenant.clone(), limit, probe: told.probe };
                 let call = (request, identity, started);
-                let mut response = answered(&self.plane, served.clone(), route.rest(), call, asked).await;
+                let mut response = answered(&self.plane, served, route.rest(), call, asked).await;
+                response.body_mut().goes_to_peer();
                 if answer::is_modules(&response) {
                     wire::of_module(response.headers_mut());
                 }
-                let load = catalog::load(&served);
-                if response.status() == StatusCode::TOO_MANY_REQUESTS {
-                    wire::say_rest(response.headers_mut(), &load);
-                }
-                response.headers_mut().insert(wire::LOAD, wire::load_header(&load));
                 response
             }
             Some(route @ (Route::Metadata(target) | Route::ModelReady(target))) => {
@@ -275,20 +286,30 @@ impl Peer {
     /// The version that a forwarded request asks for, if it is served here and the law allows that.
     fn serves(&self, target: Target<'_>, told: &Forwarded) -> Result<Arc<Served>, Error> {
         let table = self.fleet.table();
+        let (found, served) = self
+            .serving(&table, target, told)
+            .ok_or_else(|| Error::new(Kind::NotHere, "this site does not serve that digest of the model"))?;
+        let every = |rules: &Rules| remote::check_law(rules, Some(&self.fleet), Some(found));
+        every(&told.rules)?;
+        every(&found.rules)?;
+        Ok(served.clone())
+    }
+
+    /// The version of a model that has the digest that a forwarded request asks for, if it is served here.
+    fn serving<'a>(
+        &self,
+        table: &'a Table,
+        target: Target<'_>,
+        told: &Forwarded,
+    ) -> Option<(&'a Arc<Replicated>, &'a Arc<Served>)> {
         let here = self.fleet.config.site.as_str();
-        let found = table.all().filter(|found| found.model == target.model).find_map(|found| {
+        table.versions(target.model).find_map(|found| {
             let place = found.places.get(here).filter(|place| place.digest == Some(told.digest))?;
             match &place.to {
                 To::Here(served) => Some((found, served)),
                 To::There(_) => None,
             }
-        });
-        let (found, served) =
-            found.ok_or_else(|| Error::new(Kind::NotHere, "this site does not serve that digest of the model"))?;
-        let every = |rules: &Rules| remote::check_law(rules, Some(&self.fleet), Some(found));
-        every(&told.rules)?;
-        every(&found.rules)?;
-        Ok(served.clone())
+        })
     }
 }
 

@@ -24,7 +24,7 @@ use crate::config::tenants::Tenant;
 use crate::dispatch::replicas::{self, Lost, Outcome, Replicas, Running, Won};
 use crate::error::{Error, Kind};
 use crate::fleet::upstream::{Answer, Outgoing, SendError, Upstream};
-use crate::fleet::wire::{self, Forwarded};
+use crate::fleet::wire::{self, Forwarded, Report};
 use crate::fleet::{Fleet, Place, Replicated, To, catalog};
 use crate::snapshot::Served;
 use crate::telemetry::Attempt;
@@ -175,6 +175,13 @@ fn few(pieces: Vec<Bytes>, length: usize) -> Arc<[Bytes]> {
 
 type Ended<'a> = (Response<Body>, &'a Place);
 
+/// The answer of a module that failed after its head, of which the client has seen nothing: as one that failed before it.
+fn broke_off(place: &Place) -> Outcome<Ended<'_>> {
+    let answer = answer::failure(&Error::new(Kind::GuestFailed, "the module failed within its answer"));
+    let whole = Some(answer.body().length() as u64);
+    Outcome::Answer { verdict: Verdict::Module, whole, answer: (answer, place) }
+}
+
 /// Counts how an attempt ends.
 async fn counted<T>(place: &Place, attempt: impl Future<Output = Outcome<T>>) -> Outcome<T> {
     let track = place.metrics.attempt();
@@ -186,7 +193,8 @@ async fn counted<T>(place: &Place, attempt: impl Future<Output = Outcome<T>>) ->
         Outcome::Cut => Attempt::Cut,
         Outcome::Answer { verdict: Verdict::Answer | Verdict::Module, .. } => Attempt::Answered,
         Outcome::Answer { verdict: Verdict::Failed, .. } => Attempt::Failed,
-        Outcome::Answer { verdict: Verdict::Overloaded { .. } | Verdict::OverShare, .. } => Attempt::Overloaded,
+        Outcome::Answer { verdict: Verdict::Overloaded { .. } | Verdict::OverShare { .. }, .. } => Attempt::Overloaded,
+        Outcome::Answer { verdict: Verdict::TooLate, .. } => Attempt::TooLate,
         Outcome::Answer { verdict: Verdict::NotHere, .. } => Attempt::NotHere,
     });
     outcome
@@ -263,12 +271,14 @@ impl<'a> Shared<'a> {
             Err(SendError::Connect) => return Outcome::ConnectFailed,
             Err(SendError::Refused) => return Outcome::Refused,
             Err(SendError::Reset) => return Outcome::Reset,
+            Err(SendError::Module) => return broke_off(place),
         };
         let verdict = match upstream {
-            Upstream::Peer(_) => {
-                if let Some(load) = wire::load_of(&head.headers) {
+            Upstream::Peer(peer) => {
+                if let Some(report) = Report::of(&head.headers) {
                     let now = self.replicas.now();
-                    self.replicas.lock().report(replica, load, now);
+                    self.replicas.lock().report(replica, report.load, now);
+                    peer.speaks_of(report.generation);
                 }
                 let verdict = verdict::of_peer(head.status, &head.headers, self.replicas.now());
                 verdict::of_tenant(verdict, &self.tenant)
@@ -296,6 +306,7 @@ impl<'a> Shared<'a> {
                     return Outcome::Cut;
                 }
                 None => break true,
+                Some(Err(SendError::Module)) => return broke_off(place),
                 Some(Err(_)) => return Outcome::Cut,
                 Some(Ok(piece)) => {
                     length += piece.len();

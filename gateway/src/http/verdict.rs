@@ -20,6 +20,7 @@ pub(super) fn of_peer(status: StatusCode, headers: &HeaderMap, now: Nanos) -> Ve
     let is = |kind: Kind| headers.get(answer::ERROR).is_some_and(|value| value == kind.as_str());
     match status.as_u16() {
         _ if wire::is_of_module(headers) => Verdict::Module,
+        504 if is(Kind::Deadline) => Verdict::TooLate,
         421 | 503 if is(Kind::NotHere) || is(Kind::NotReady) => Verdict::NotHere,
         status => Verdict::of(status, wire::rest_of(headers).map(|rest| after(now, rest)).or(retry_at(headers, now))),
     }
@@ -29,7 +30,7 @@ pub(super) fn of_peer(status: StatusCode, headers: &HeaderMap, now: Nanos) -> Ve
 /// to be kept from the others.
 pub(super) fn of_tenant(verdict: Verdict, tenant: &str) -> Verdict {
     match verdict {
-        Verdict::Overloaded { .. } if *tenant != *default_tenant() => Verdict::OverShare,
+        Verdict::Overloaded { until } if *tenant != *default_tenant() => Verdict::OverShare { until },
         verdict => verdict,
     }
 }
@@ -114,13 +115,14 @@ mod tests {
     fn what_a_peer_says_is_told_from_what_its_module_did() {
         let mut of_module = headers(&[("windrose-error", "guest_trapped")]);
         wire::of_module(&mut of_module);
-        let cases: [(u16, HeaderMap, Verdict); 9] = [
+        let cases: [(u16, HeaderMap, Verdict); 10] = [
             (200, headers(&[]), Verdict::Answer),
             (400, headers(&[("windrose-error", "invalid_input")]), Verdict::Answer),
             (502, of_module, Verdict::Module),
             // It may name a kind, and still not say whose it is.
             (502, headers(&[("windrose-error", "graph_crashed")]), Verdict::Failed),
             (504, headers(&[("windrose-error", "wall_limit")]), Verdict::Failed),
+            (504, headers(&[("windrose-error", "deadline")]), Verdict::TooLate),
             (500, headers(&[]), Verdict::Failed),
             (421, headers(&[("windrose-error", "not_here")]), Verdict::NotHere),
             (503, headers(&[("windrose-error", "not_ready"), ("retry-after", "1")]), Verdict::NotHere),
@@ -131,12 +133,17 @@ mod tests {
         }
         let marked = headers(&[("windrose-origin", "module")]);
         assert_eq!(of_foreign(StatusCode::BAD_GATEWAY, &marked, 5), Verdict::Failed, "nobody proved a foreign server");
+        let late = headers(&[("windrose-error", "deadline")]);
+        assert_eq!(of_foreign(StatusCode::GATEWAY_TIMEOUT, &late, 5), Verdict::Failed, "nor what it means");
     }
 
     #[test]
     fn what_is_refused_to_a_tenant_is_not_kept_from_others() {
         let busy = Verdict::Overloaded { until: Some(5) };
-        assert_eq!((of_tenant(busy, "acme"), of_tenant(busy, "default")), (Verdict::OverShare, busy));
+        assert_eq!(
+            (of_tenant(busy, "acme"), of_tenant(busy, "default")),
+            (Verdict::OverShare { until: Some(5) }, busy)
+        );
         assert_eq!(of_tenant(Verdict::Failed, "acme"), Verdict::Failed);
     }
 

@@ -15,6 +15,7 @@ pub enum Attempt {
     Failed,
     Overloaded,
     NotHere,
+    TooLate,
     ConnectFailed,
     Refused,
     Reset,
@@ -53,11 +54,12 @@ pub struct AttemptTrack {
 // === impl SiteMetrics ===
 
 impl Attempt {
-    const ALL: [Attempt; 9] = [
+    const ALL: [Attempt; 10] = [
         Attempt::Answered,
         Attempt::Failed,
         Attempt::Overloaded,
         Attempt::NotHere,
+        Attempt::TooLate,
         Attempt::ConnectFailed,
         Attempt::Refused,
         Attempt::Reset,
@@ -71,6 +73,7 @@ impl Attempt {
             Attempt::Failed => "failed",
             Attempt::Overloaded => "overloaded",
             Attempt::NotHere => "not_here",
+            Attempt::TooLate => "too_late",
             Attempt::ConnectFailed => "connect_failed",
             Attempt::Refused => "refused",
             Attempt::Reset => "reset",

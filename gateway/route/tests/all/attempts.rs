@@ -339,7 +339,7 @@ fn what_is_refused_to_one_tenant_is_tried_elsewhere_and_kept_from_nobody() {
     let before = router.standing(router.find("a/1").unwrap());
     let mut attempts = Attempts::new(call(now));
     let (first, site) = sent(&mut attempts, &mut router, now);
-    attempts.on(&mut router, first, Event::Head(Verdict::OverShare), now);
+    attempts.on(&mut router, first, Event::Head(Verdict::OverShare { until: None }), now);
     assert_eq!(site, "a/1");
     assert_ne!(sent(&mut attempts, &mut router, now).1, "a/1");
     assert_eq!(router.standing(router.find("a/1").unwrap()), before);
@@ -352,8 +352,154 @@ fn a_lone_replica_that_refused_one_tenant_is_not_asked_again() {
     let mut router = router(vec![peer("a/1", 2 * MS, "eu")], settings());
     let mut attempts = Attempts::new(call(0));
     let (first, _) = sent(&mut attempts, &mut router, 0);
-    attempts.on(&mut router, first, Event::Head(Verdict::OverShare), MS);
+    attempts.on(&mut router, first, Event::Head(Verdict::OverShare { until: None }), MS);
     assert_eq!(fails(&mut attempts, &mut router, MS), Reason::Overloaded);
+}
+
+/// A call of a tenant.
+fn of(tenant: &str, now: Nanos) -> Call {
+    Call { tenant: Some(tenant.into()), ..call(now) }
+}
+
+/// Sends a tenant's request to every site, each of which refuses it until then; the time that the client is told.
+fn refused_everywhere(router: &mut Router, tenant: &str, until: [Nanos; 2], now: Nanos) -> Option<Nanos> {
+    let mut attempts = Attempts::new(of(tenant, now));
+    for until in until {
+        let (attempt, _) = sent(&mut attempts, router, now);
+        attempts.on(router, attempt, Event::Head(Verdict::OverShare { until: Some(until) }), now);
+    }
+    match attempts.poll(router, now) {
+        Action::Fail(failure) => failure.retry_at,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_tenant_that_every_site_refuses_is_refused_without_asking_them_until_the_first_said() {
+    let two = vec![peer("a/1", 2 * MS, "eu"), peer("b/1", 30 * MS, "eu")];
+    let mut router = router(two, settings());
+    let now = SECOND;
+    let until = [now + 400 * MS, now + 150 * MS];
+    assert_eq!(refused_everywhere(&mut router, "acme", until, now), Some(until[1]));
+    // Nothing is sent, and the answer says when it will be.
+    let mut again = Attempts::new(of("acme", now + MS));
+    let Action::Fail(failure) = again.poll(&mut router, now + MS) else { panic!("it was sent") };
+    assert_eq!((failure.reason, failure.retry_at, failure.attempts), (Reason::Overloaded, Some(until[1]), 0));
+    // Never for another tenant, nor for who is none.
+    for other in [of("other", now + MS), call(now + MS)] {
+        assert_eq!(sent(&mut Attempts::new(other), &mut router, now + MS).1, "a/1");
+    }
+    // And never beyond what a site said, of that site.
+    assert_eq!(sent(&mut Attempts::new(of("acme", until[1])), &mut router, until[1]).1, "b/1");
+    assert_eq!(sent(&mut Attempts::new(of("acme", until[0])), &mut router, until[0]).1, "a/1");
+}
+
+#[test]
+fn a_tenants_answer_ends_what_was_refused_to_it_where_it_came_from() {
+    let mut router = router(vec![peer("a/1", 2 * MS, "eu"), peer("b/1", 30 * MS, "eu")], settings());
+    let mut runs = Attempts::new(of("acme", 0));
+    let (first, _) = sent(&mut runs, &mut router, 0);
+    refused_everywhere(&mut router, "acme", [SECOND; 2], MS);
+    runs.on(&mut router, first, OK, 2 * MS);
+    runs.on(&mut router, first, WHOLE, 2 * MS);
+    assert_eq!(sent(&mut Attempts::new(of("acme", 3 * MS)), &mut router, 3 * MS).1, "a/1");
+    let explained = router.explain(&of("acme", 3 * MS), 3 * MS);
+    assert_eq!(explained.candidates[1].verdict.err(), Some(Refusal::OverShare { until: SECOND }));
+}
+
+/// How a request ends whose client waits for so long: the site says that the time is over, or says nothing.
+fn runs_out(router: &mut Router, patience: Nanos, told: bool, now: Nanos) -> Reason {
+    let mut attempts = Attempts::new(Call { repeatable: false, ..Call::until(now + patience) });
+    let (first, _) = sent(&mut attempts, router, now);
+    let end = now + patience;
+    if told {
+        attempts.on(router, first, Event::Head(Verdict::TooLate), end - 1);
+        return fails(&mut attempts, router, end - 1);
+    }
+    assert_eq!(attempts.poll(router, end), Action::Cancel { attempt: first });
+    fails(&mut attempts, router, end)
+}
+
+#[test]
+fn a_deadline_that_is_shorter_than_answers_take_ejects_nobody() {
+    for told in [true, false] {
+        let reason = if told { Reason::Failed } else { Reason::Deadline };
+        // Whether or not anybody knows yet how long they take.
+        for (answers, took) in [(0, 0), (50, 20 * MS)] {
+            let mut router = router(four(), settings());
+            let mut now = calm(&mut router, answers, took, 0);
+            for _ in 0..20 {
+                assert_eq!(runs_out(&mut router, 15 * MS, told, now), reason);
+                now += 20 * MS;
+            }
+            assert_eq!(router.take_changes(), [], "{told} {answers}");
+        }
+    }
+}
+
+#[test]
+fn a_replica_that_is_too_slow_for_any_deadline_is_noticed() {
+    for told in [true, false] {
+        let mut router = router(four(), settings());
+        let mut now = calm(&mut router, 50, 2 * MS, 0);
+        let a1 = router.find("a/1").unwrap();
+        for _ in 0..3 {
+            runs_out(&mut router, 200 * MS, told, now);
+            now += 200 * MS;
+            // It looks as slow as it is, and gets no request that may go elsewhere.
+            assert!(router.standing(a1).and_then(|s| s.latency).is_some_and(|latency| latency >= 190 * MS));
+            assert_ne!(sent(&mut Attempts::new(call(now)), &mut router, now).1, "a/1");
+        }
+    }
+}
+
+#[test]
+fn a_lone_slow_replica_is_ejected_by_its_own_history() {
+    for told in [true, false] {
+        let mut router = router(vec![peer("a/1", 2 * MS, "eu")], settings());
+        let mut now = calm(&mut router, 50, 2 * MS, 0);
+        for _ in 0..3 {
+            runs_out(&mut router, 200 * MS, told, now);
+            now += 200 * MS;
+        }
+        assert_eq!(router.take_changes().len(), 1, "{told}");
+    }
+}
+
+#[test]
+fn a_time_that_is_over_is_no_reason_to_ask_another() {
+    let mut router = router(four(), settings());
+    let now = calm(&mut router, 50, 2 * MS, 0);
+    let mut attempts = Attempts::new(call(now));
+    let (first, _) = sent(&mut attempts, &mut router, now);
+    attempts.on(&mut router, first, Event::Head(Verdict::TooLate), now + MS);
+    let Action::Fail(failure) = attempts.poll(&mut router, now + MS) else { panic!("it was sent again") };
+    assert_eq!((failure.reason, failure.attempt), (Reason::Failed, Some(first)));
+}
+
+#[test]
+fn versions_of_a_model_share_one_budget() {
+    let spend = |router: &mut Router, now: Nanos| {
+        let mut attempts = Attempts::new(call(now));
+        let (first, _) = sent(&mut attempts, router, now);
+        attempts.on(router, first, ERROR, now);
+        let again = matches!(attempts.poll(router, now), Action::Send { .. });
+        attempts.abandon(router, now);
+        again
+    };
+    let budgets = router(four(), settings()).shared_budgets();
+    // A version each: what one has spent the next has no more.
+    let retried = (1..=100).filter(|now| {
+        let mut version = Router::sharing(settings(), windrose_route::Random::seeded(9), budgets.clone());
+        version.update(four(), 0);
+        spend(&mut version, now * SECOND)
+    });
+    // The reserve of sixteen, and a tenth of the requests.
+    let retried = retried.count();
+    assert!((20..=30).contains(&retried), "{retried} of 100 were sent again");
+    let now = 100 * SECOND;
+    let mut other = router(four(), settings());
+    assert!(spend(&mut other, now), "another model has");
 }
 
 #[test]

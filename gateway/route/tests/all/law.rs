@@ -57,6 +57,8 @@ fn event() -> impl Strategy<Value = Event> {
         Event::Head(Verdict::Failed),
         Event::Head(Verdict::Module),
         Event::Head(Verdict::NotHere),
+        Event::Head(Verdict::TooLate),
+        Event::Head(Verdict::OverShare { until: Some(SECOND) }),
         Event::Head(Verdict::Overloaded { until: Some(SECOND) }),
     ])
 }
