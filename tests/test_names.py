@@ -1,11 +1,13 @@
 """A site that is known by a name: its gateway follows when the name gets other addresses.
 
-The entry has a mount namespace of its own, in which a file of the test is /etc/hosts: the system's resolver is the real one.
+The entry has a mount namespace of its own, in which files of the test are /etc/hosts and /etc/resolv.conf: the system's resolver
+is the real one, and reads the file or asks a name server of the test's.
 """
 
 import json
 import os
 import socket
+import struct
 import threading
 import time
 from pathlib import Path
@@ -13,7 +15,6 @@ from pathlib import Path
 import pytest
 from fleet import ADD, Fleet, answers, metric
 from harness import Gateway, wait_until
-from lab.load import WITH_HOSTS
 
 MODEL = "identity"
 BODY = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 2], "data": [1.5, 2.5]}]}
@@ -24,12 +25,55 @@ OLD, NEW = "127.0.0.1", "127.0.0.2"
 LOOKED_UP, DRAINED = 15, 40
 
 
-@pytest.fixture
-def site(tmp_path):
+OWN_FILES = 'mount --bind "$0/hosts" /etc/hosts && mount --bind "$0/resolv.conf" /etc/resolv.conf && exec "$@"'
+
+
+class NameServer:
+    """Answers for one name, over UDP: with its addresses, or that it failed where there are none."""
+
+    ADDRESS = ("127.0.0.153", 53)
+
+    def __init__(self):
+        self.addresses, self.asked = (), 0
+        self.socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self.socket.bind(self.ADDRESS)
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self):
+        while True:
+            try:
+                asked, whose = self.socket.recvfrom(4096)
+            except OSError:
+                return
+            self.asked += 1
+            self.socket.sendto(self.answer(asked), whose)
+
+    def answer(self, asked: bytes) -> bytes:
+        # A header of 12 bytes; then labels, each behind its length, up to an empty one; type and class.
+        end, labels = 12, []
+        while asked[end]:
+            labels.append(asked[end + 1 : end + 1 + asked[end]].decode())
+            end += 1 + asked[end]
+        question, kind = asked[12 : end + 5], int.from_bytes(asked[end + 1 : end + 3])
+        known, failed = ".".join(labels).lower() == NAME, not self.addresses
+        given = self.addresses if known and kind == 1 else ()
+        flags = 0x8180 | (2 if failed else 0 if known else 3)
+        head = asked[:2] + struct.pack(">5H", flags, 1, len(given), 0, 0)
+        # The name is that of the question, valid for no time at all.
+        return head + question + b"".join(struct.pack(">3HIH", 0xC00C, 1, 1, 0, 4) + socket.inet_aton(at) for at in given)
+
+    def stop(self):
+        self.socket.close()
+
+
+@pytest.fixture(params=["hosts"])
+def site(request, tmp_path):
     if os.geteuid() != 0:
         assert not os.environ.get("CI"), "CI runs as root"
         pytest.skip("a mount namespace needs root")
-    hosts = tmp_path / "hosts"
+    hosts, server = tmp_path / "hosts", NameServer() if request.param == "server" else None
+    resolver = server.ADDRESS[0] if server else "127.0.0.154"
+    (tmp_path / "resolv.conf").write_text(f"nameserver {resolver}\noptions timeout:1 attempts:1\n")
     fleet = Fleet(tmp_path / "fleet", ["entry", "one"])
     port = fleet.ports["one"]
     fleet.file.write_text(fleet.file.read_text().replace(f"127.0.0.1:{port}", f"{NAME}:{port}"))
@@ -40,7 +84,10 @@ def site(tmp_path):
         return gateways[-1].start()
 
     def names(*addresses: str):
-        hosts.write_text("".join(f"{address} {NAME}\n" for address in addresses))
+        if server:
+            server.addresses = addresses
+        # In place: another file would not be the one that is mounted.
+        hosts.write_text("" if server else "".join(f"{address} {NAME}\n" for address in addresses))
 
     try:
         sites = {}
@@ -48,13 +95,15 @@ def site(tmp_path):
             sites[address] = start(address, fleet.settings("one") | {"fleet.listen": f"{address}:{port}"})
             sites[address].cli("deploy", ADD / "identity_fp32.onnx", "--name", MODEL)
         names(OLD)
-        under = ["unshare", "--mount", "sh", "-c", WITH_HOSTS, str(hosts)]
+        under = ["unshare", "--mount", "sh", "-c", OWN_FILES, str(tmp_path)]
         entry = start("entry", fleet.settings("entry"), under=under)
         wait_until(lambda: answers(entry, MODEL, BODY).status == 200, 30, "an answer")
         yield entry, sites, port, names
     finally:
         for gateway in gateways:
             gateway.stop()
+        if server:
+            server.stop()
 
 
 def connections(gateway: Gateway, address: str, port: int) -> int:
@@ -135,6 +184,7 @@ def test_a_name_that_moves_is_followed_and_what_is_on_its_way_there_is_finished(
     assert asking.asked > 100 and not asking.wrong, asking.wrong[:3]
 
 
+@pytest.mark.parametrize("site", ["server"], indirect=True)
 def test_a_name_with_two_addresses_gets_connections_to_both_and_loses_one_unnoticed(site):
     entry, sites, port, names = site
     with Asking(entry) as asking:
