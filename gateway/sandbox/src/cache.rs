@@ -2,12 +2,14 @@
 //!
 //! An entry is `magic | HMAC-SHA256 | artifact`, and the authentication covers the entry's name as well, which is a
 //! digest of the module, of everything that the compiler depends on and of this program's version: an entry that was
-//! edited, cut, or put in another's place is worth nothing.
+//! edited, cut, or put in another's place is worth nothing. A large artifact is authenticated in a copy that only this
+//! process can open ([`private`]), so that it can be loaded again as it is.
+
+mod private;
 
 use std::fs::{self, File, OpenOptions};
 use std::hash::{Hash, Hasher};
-use std::io::{self, Read, Write};
-use std::ops::Deref;
+use std::io::{self, Read, Seek, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -16,11 +18,15 @@ use hmac::{Hmac, KeyInit, Mac};
 use sha2::{Digest, Sha256};
 use wasmtime::Engine;
 
+use self::private::Copies;
+pub(crate) use self::private::PrivateCopy;
 use crate::{ModuleError, initialise};
 
 const MAGIC: &[u8; 8] = b"wrcache1";
 const MAC: usize = 32;
 const KEY: usize = 32;
+/// What stands before the artifact.
+const HEAD: usize = MAGIC.len() + MAC;
 /// No artifact is larger; a file that is was not written here.
 const LARGEST: u64 = 2 << 30;
 
@@ -33,21 +39,26 @@ pub(crate) enum Form {
     Initialised,
 }
 
-/// A whole entry that is authentic; what it lends is the artifact behind its head.
-pub(crate) struct Artifact(Vec<u8>);
-
-impl Deref for Artifact {
-    type Target = [u8];
-
-    fn deref(&self) -> &[u8] {
-        &self.0[MAGIC.len() + MAC..]
-    }
+/// A compiled module that is authentic.
+pub(crate) enum Artifact {
+    /// A whole entry.
+    Entry(Vec<u8>),
+    /// Without the head of its entry.
+    Copied(PrivateCopy),
 }
 
 /// The folder of compiled modules.
 pub(crate) struct Cache {
     folder: PathBuf,
     keyed: Hmac<Sha256>,
+    copies: Copies,
+}
+
+impl Artifact {
+    /// What was serialised, of an entry that was read.
+    pub(crate) fn of(entry: &[u8]) -> &[u8] {
+        entry.get(HEAD..).unwrap_or_default()
+    }
 }
 
 impl Cache {
@@ -68,34 +79,54 @@ impl Cache {
         }
         let key = read_key(key).map_err(|e| host("the cache key", e))?;
         let keyed = Hmac::new_from_slice(&key).map_err(|e| ModuleError::Host(e.to_string()))?;
-        Ok(Cache { folder, keyed })
+        Ok(Cache { folder, keyed, copies: Copies::new() })
     }
 
     /// The artifact of a module for `engine`, if there is an authentic one.
     pub(crate) fn get(&self, engine: &Engine, digest: &str, form: Form) -> Option<Artifact> {
         let name = name(engine, digest, form);
-        let entry = match read(&self.folder.join(&name)) {
-            Ok(entry) => entry,
-            Err(error) => {
-                if error.kind() != io::ErrorKind::NotFound {
-                    tracing::warn!(digest, %error, "a compiled module cannot be read and is compiled again");
-                }
-                return None;
-            }
-        };
-        let authentic = entry.len() > MAGIC.len() + MAC && entry.starts_with(MAGIC) && {
-            let (mac, artifact) = entry[MAGIC.len()..].split_at(MAC);
-            self.mac(&name, artifact).verify_slice(mac).is_ok()
-        };
-        if !authentic {
-            tracing::warn!(
+        match self.read(&name) {
+            Ok(Some(artifact)) => return Some(artifact),
+            Ok(None) => tracing::warn!(
                 digest,
                 entry = name,
                 "a compiled module was not written by this host and is compiled again"
-            );
-            return None;
+            ),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => {
+                tracing::warn!(digest, %error, "a compiled module cannot be read and is compiled again");
+            }
         }
-        Some(Artifact(entry))
+        None
+    }
+
+    /// `None` for an entry that is not authentic.
+    fn read(&self, name: &str) -> io::Result<Option<Artifact>> {
+        let mut file = File::open(self.folder.join(name))?;
+        let length = file.metadata()?.len();
+        if length > LARGEST {
+            return Err(io::Error::other("larger than any module"));
+        }
+        if length <= HEAD as u64 {
+            return Ok(None);
+        }
+        let mut head = [0; HEAD];
+        file.read_exact(&mut head)?;
+        let mut mac = self.mac(name);
+        if let Some(copy) = self.copies.copy(&self.folder, &mut file, length - HEAD as u64) {
+            copy.for_each(|bytes| mac.update(bytes))?;
+            return Ok(is_authentic(mac, &head).then_some(Artifact::Copied(copy)));
+        }
+        file.rewind()?;
+        let mut entry = Vec::with_capacity(length as usize);
+        file.take(LARGEST).read_to_end(&mut entry)?;
+        mac.update(Artifact::of(&entry));
+        Ok(is_authentic(mac, &entry).then_some(Artifact::Entry(entry)))
+    }
+
+    /// Makes no more private copies, since they cannot be used.
+    pub(crate) fn without_copies(&self, error: &dyn std::fmt::Display) {
+        self.copies.give_up(error);
     }
 
     /// Keeps an artifact: written aside, synced, and renamed over what was there.
@@ -107,7 +138,7 @@ impl Cache {
         let written = (|| {
             let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&aside)?;
             file.write_all(MAGIC)?;
-            file.write_all(&self.mac(&name, artifact).finalize().into_bytes())?;
+            file.write_all(&self.mac(&name).chain_update(artifact).finalize().into_bytes())?;
             file.write_all(artifact)?;
             file.sync_all()?;
             fs::rename(&aside, self.folder.join(&name))?;
@@ -119,12 +150,16 @@ impl Cache {
         written
     }
 
-    fn mac(&self, name: &str, artifact: &[u8]) -> Hmac<Sha256> {
-        let mut mac = self.keyed.clone();
-        mac.update(name.as_bytes());
-        mac.update(artifact);
-        mac
+    /// Of an entry's name; the artifact follows.
+    fn mac(&self, name: &str) -> Hmac<Sha256> {
+        self.keyed.clone().chain_update(name.as_bytes())
     }
+}
+
+/// Whether an entry begins as one whose name and artifact have gone into `mac`.
+fn is_authentic(mac: Hmac<Sha256>, entry: &[u8]) -> bool {
+    let head = entry.get(..HEAD).and_then(|head| head.strip_prefix(MAGIC));
+    head.is_some_and(|head| mac.verify_slice(head).is_ok())
 }
 
 /// The name of a module's entry. Names are all of one length, so that name and artifact cannot run into each other.
@@ -143,17 +178,6 @@ fn name(engine: &Engine, digest: &str, form: Form) -> String {
 /// Lower-case hexadecimal.
 pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
-}
-
-fn read(path: &Path) -> io::Result<Vec<u8>> {
-    let file = File::open(path)?;
-    let length = file.metadata()?.len();
-    if length > LARGEST {
-        return Err(io::Error::other("larger than any module"));
-    }
-    let mut entry = Vec::with_capacity(length as usize);
-    file.take(LARGEST).read_to_end(&mut entry)?;
-    Ok(entry)
 }
 
 /// Reads the key, or makes it: written aside and linked into place, so that nobody sees half of one.

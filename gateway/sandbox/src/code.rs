@@ -3,7 +3,7 @@
 //! What is known about a module outlives its code. A call takes the code with [`Compiled::in_use`] and holds it to its end;
 //! where it has left memory, the first such call brings it back and the others wait for that one.
 
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 use std::thread::available_parallelism;
 
 use arc_swap::ArcSwapOption;
@@ -16,6 +16,7 @@ use wasmtime_wasi_http::p2::bindings::ProxyPre;
 use wasmtime_wasi_http::p3::bindings::ServicePre;
 use windrose_engine::{Evict, Held, LastUse, Residency};
 
+use crate::cache::PrivateCopy;
 use crate::module::Parts;
 use crate::nn::ModelPre;
 use crate::state::State;
@@ -31,6 +32,8 @@ pub(crate) struct Compiled {
     /// Bytes of its code, as the cache has it.
     bytes: u64,
     code: ArcSwapOption<Code>,
+    /// Where its code comes back from without being authenticated again, where it is large.
+    copy: OnceLock<PrivateCopy>,
     used: LastUse,
     /// Held by who brings the code back or takes it out, so that one does.
     moving: Arc<AsyncMutex<()>>,
@@ -78,7 +81,11 @@ const LOST: usize = 64;
 
 impl Compiled {
     /// Finds out what a component is, and prepares its instances.
-    pub(crate) fn new(parts: &Parts, digest: String, component: Component) -> Result<Arc<Compiled>, ModuleError> {
+    pub(crate) fn new(
+        parts: &Parts,
+        digest: String,
+        (component, copy): (Component, Option<PrivateCopy>),
+    ) -> Result<Arc<Compiled>, ModuleError> {
         let about = component.component_type();
         let exports: Vec<&str> = about.exports(&parts.engine).map(|(name, _)| name).collect();
         let (kind, wasi) = imports::kind(&exports)?;
@@ -90,7 +97,8 @@ impl Compiled {
         let (used, moving) = (LastUse::default(), Arc::default());
         used.touch();
         let code = ArcSwapOption::from_pointee(code);
-        Ok(Arc::new(Compiled { digest, kind, wasi, imports, bytes, code, used, moving }))
+        let copy = copy.map_or_else(OnceLock::new, OnceLock::from);
+        Ok(Arc::new(Compiled { digest, kind, wasi, imports, bytes, code, copy, used, moving }))
     }
 
     pub(crate) fn digest(&self) -> &str {
@@ -107,6 +115,11 @@ impl Compiled {
 
     pub(crate) fn is_resident(&self) -> bool {
         self.resident().is_some()
+    }
+
+    /// Whether its code comes back whatever becomes of the cache.
+    pub(crate) fn has_copy(&self) -> bool {
+        self.copy.get().is_some()
     }
 
     /// What the cache keeps of it.
@@ -155,10 +168,18 @@ impl Compiled {
     /// Brings the code back. Blocks.
     fn refill(self: &Arc<Compiled>, parts: &Parts, _moving: OwnedMutexGuard<()>) -> Result<InUse, ModuleError> {
         let held = parts.modules.hold(self.bytes);
-        let artifact = parts.artifact(&self.digest);
-        let artifact = artifact.ok_or_else(|| ModuleError::Host("the cache has it no longer".into()))?;
-        let component = parts.deserialize(&artifact).map_err(|e| ModuleError::Host(format!("{e:#}")))?;
-        drop(artifact);
+        let unloaded = |e: wasmtime::Error| ModuleError::Host(format!("{e:#}"));
+        let component = match self.copy.get() {
+            Some(copy) => parts.map(copy).map_err(unloaded)?,
+            None => {
+                let artifact = parts.artifact(&self.digest);
+                let artifact = artifact.ok_or_else(|| ModuleError::Host("the cache has it no longer".into()))?;
+                let (component, copy) = parts.load(artifact).map_err(unloaded)?;
+                // Who moves is one.
+                let _ = copy.map(|copy| self.copy.set(copy));
+                component
+            }
+        };
         let code = Arc::new(Code::new(parts, (self.kind, self.wasi), component, held)?);
         self.code.store(Some(Arc::clone(&code)));
         parts.modules.reloaded();

@@ -90,7 +90,7 @@ impl Sandbox {
         let engines = Engines::new(config).map_err(|e| ModuleError::Host(e.to_string()))?;
         let memory = limits.memory.min(self.inner.memory).saturating_add(ROOM);
         let config = ProgramConfig {
-            module: Module { inner: Compiled::new(&sandbox.inner, digest, component)? },
+            module: Module { inner: Compiled::new(&sandbox.inner, digest, (component, None))? },
             label: "initialiser".into(),
             weight: 1,
             graphs: BTreeMap::new(),

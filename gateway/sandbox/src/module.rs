@@ -11,7 +11,7 @@ use wasmtime::Engine;
 use wasmtime::component::{Component, Linker};
 use windrose_engine::Residency;
 
-use crate::cache::{Artifact, Cache, Form, hex};
+use crate::cache::{Artifact, Cache, Form, PrivateCopy, hex};
 use crate::code::{Compiled, Refills};
 use crate::files::Bound;
 use crate::initialise::Initialised;
@@ -115,11 +115,36 @@ impl Parts {
     }
 
     /// Loads an artifact of the cache.
+    pub(crate) fn load(&self, artifact: Artifact) -> wasmtime::Result<(Component, Option<PrivateCopy>)> {
+        match artifact {
+            Artifact::Entry(entry) => Ok((self.deserialize(Artifact::of(&entry))?, None)),
+            Artifact::Copied(copy) => match self.map(&copy) {
+                Ok(component) => Ok((component, Some(copy))),
+                // Code cannot be mapped from every disk.
+                Err(error) => {
+                    let component = self.deserialize(&copy.read()?)?;
+                    if let Some(cache) = &self.cache {
+                        cache.without_copies(&format_args!("{error:#}"));
+                    }
+                    Ok((component, None))
+                }
+            },
+        }
+    }
+
     #[expect(unsafe_code, reason = "a precompiled module is native code")]
-    pub(crate) fn deserialize(&self, artifact: &[u8]) -> wasmtime::Result<Component> {
+    fn deserialize(&self, artifact: &[u8]) -> wasmtime::Result<Component> {
         // SAFETY: these very bytes were authenticated with a key that only this host's user can read, so they are what
         // `Component::serialize` returned here, for an engine of the same compiler settings.
         unsafe { Component::deserialize(&self.engine, artifact) }
+    }
+
+    /// Loads a private copy, which stays in the file until it is used.
+    #[expect(unsafe_code, reason = "a precompiled module is native code")]
+    pub(crate) fn map(&self, copy: &PrivateCopy) -> wasmtime::Result<Component> {
+        // SAFETY: as above; the bytes were authenticated in this very file, which has no name, and which nobody has open for
+        // writing, so that they stay what they are.
+        unsafe { Component::deserialize_file(&self.engine, copy.path()) }
     }
 }
 
@@ -196,7 +221,7 @@ impl Sandbox {
         let parts = &self.inner;
         let component =
             Component::from_binary(&parts.engine, wasm).map_err(|e| ModuleError::Invalid(format!("{e:#}")))?;
-        let compiled = Compiled::new(parts, digest, component)?;
+        let compiled = Compiled::new(parts, digest, (component, None))?;
         if let Some(cache) = &parts.cache {
             let artifact = compiled.serialize()?;
             match cache.put(&parts.engine, compiled.digest(), form, &artifact) {
@@ -213,10 +238,10 @@ impl Sandbox {
     }
 
     /// A module that was loaded before and that somebody still has. One whose code has left memory is as good only while
-    /// the cache has it.
+    /// the cache or its private copy has it.
     fn shared(&self, digest: &str) -> Option<Module> {
         let module = self.inner.loaded().get(digest).and_then(Weak::upgrade).map(|inner| Module { inner })?;
-        (module.is_resident() || self.inner.artifact(digest).is_some()).then_some(module)
+        (module.is_resident() || module.inner.has_copy() || self.inner.artifact(digest).is_some()).then_some(module)
     }
 
     /// The compiled module of the component with this sha256 (hex), if it is loaded already or the cache has an authentic
@@ -227,9 +252,8 @@ impl Sandbox {
         }
         let parts = &self.inner;
         let artifact = parts.artifact(digest)?;
-        let loaded = parts.deserialize(&artifact).map_err(|e| format!("{e:#}"));
-        let loaded =
-            loaded.and_then(|component| Compiled::new(parts, digest.to_owned(), component).map_err(|e| e.to_string()));
+        let loaded = parts.load(artifact).map_err(|e| format!("{e:#}"));
+        let loaded = loaded.and_then(|code| Compiled::new(parts, digest.to_owned(), code).map_err(|e| e.to_string()));
         match loaded {
             Ok(compiled) => {
                 compiled.may_leave(parts);

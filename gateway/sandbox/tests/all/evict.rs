@@ -207,6 +207,63 @@ async fn what_the_cache_has_lost_is_not_loaded_and_says_so() {
     assert!(sandbox.is_cached(digest));
 }
 
+/// A module so large that its code comes back from a private copy; answers with its number.
+fn large(number: usize) -> Vec<u8> {
+    let data = "abcdefgh".repeat(256 << 10);
+    let answer = format!(
+        "(f32.store (i32.const 260) (f32.const {number}))
+        (call $answer (call $tensor (i32.const 512) (i32.const 1) (i32.const 1) (i32.const 260) (i32.const 4)))"
+    );
+    guest(&format!(r#"(data (i32.const 512) "\01\00\00\00") (data $large "{data}")"#), &answer)
+}
+
+/// Writes over every byte of every entry, in place.
+fn poison(folder: &Path) {
+    for entry in fs::read_dir(folder.join("cache")).unwrap() {
+        let path = entry.unwrap().path();
+        let length = fs::metadata(&path).unwrap().len();
+        fs::write(path, vec![0xcc; length as usize]).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_large_module_comes_back_as_it_was_whatever_becomes_of_its_entry() {
+    let folder = tempfile::tempdir().unwrap();
+    let (sandbox, programs) = programs(folder.path(), &[large(5), large(6)], 1);
+    assert_eq!(resident(&programs), [false, true]);
+    poison(folder.path());
+    for number in [5, 6, 5] {
+        assert_eq!(ask(&programs[number - 5]).await.unwrap(), number as f32);
+    }
+    fs::remove_dir_all(folder.path().join("cache")).unwrap();
+    let digest = programs[1].module().digest();
+    assert!(!programs[1].module().is_resident() && sandbox.is_cached(digest));
+    assert_eq!(ask(&programs[1]).await.unwrap(), 6.0);
+    assert_eq!(sandbox.modules().counts().reloads, 4);
+}
+
+#[tokio::test]
+async fn what_was_edited_on_disk_is_not_loaded() {
+    for modules in [[large(5), large(6)], [numbered(5, ""), numbered(6, "")]] {
+        let folder = tempfile::tempdir().unwrap();
+        let (_, programs) = programs(folder.path(), &modules, 1);
+        poison(folder.path());
+        // As after a restart: nothing was authenticated yet.
+        let sandbox = open(Some(folder.path()), None);
+        for program in &programs {
+            let digest = program.module().digest();
+            assert!(!sandbox.is_cached(digest) && sandbox.module_from_cache(digest).is_none());
+        }
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let (sandbox, programs) = programs(folder.path(), &[numbered(5, ""), numbered(6, "")], 1);
+    poison(folder.path());
+    let error = ask(&programs[0]).await.unwrap_err();
+    assert!(matches!(&error, CallError::NotLoaded(_)), "{error:?}");
+    assert_eq!(sandbox.lost().await, programs[0].module().digest());
+    assert_eq!(sandbox.modules().counts().reloads, 0);
+}
+
 #[tokio::test]
 async fn without_a_cache_nothing_leaves() {
     let sandbox = open(None, Some(1));
