@@ -245,6 +245,9 @@ impl Queue {
                     let woken = self.enough.wait_timeout(state, wait);
                     state = woken.unwrap_or_else(PoisonError::into_inner).0;
                     state.gathering -= 1;
+                    if self.is_dismissed() {
+                        return false;
+                    }
                 }
                 Plan::Park if !state.open || self.is_dismissed() => return false,
                 Plan::Park if post == Post::Prompt => {

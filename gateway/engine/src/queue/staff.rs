@@ -28,6 +28,8 @@ impl Queue {
             drop(state);
             self.wake.notify_all();
             self.prompt.notify_all();
+            // One that gathers waits for company of a job that was withdrawn.
+            self.enough.notify_all();
         }
         dismissed
     }

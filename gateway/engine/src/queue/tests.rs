@@ -341,6 +341,25 @@ fn a_worker_that_waits_for_more_is_woken_when_there_is_enough() {
 }
 
 #[test]
+fn a_worker_that_waits_for_more_goes_when_it_is_dismissed() {
+    let queue = Arc::new(queue(BOUNDS, 4, Duration::from_secs(20)));
+    let (waiting, _answer) = job("t", 1, 1);
+    let ticket = queue.push(waiting).expect("room");
+    let worker = std::thread::spawn({
+        let queue = queue.clone();
+        move || queue.take(&mut Batch::new(), &mut None, Post::Regular)
+    });
+    while queue.lock().gathering == 0 {
+        std::thread::yield_now();
+    }
+    assert!(queue.withdraw(ticket));
+    let begin = Instant::now();
+    assert!(queue.dismiss(|| true));
+    assert!(!worker.join().expect("the worker"));
+    assert!(begin.elapsed() < Duration::from_secs(10), "it waited for a job that had gone");
+}
+
+#[test]
 fn what_would_wait_too_long_is_refused_at_once() {
     let queue = queue(BOUNDS, 1, Duration::ZERO);
     let mut answers = Vec::new();
