@@ -140,6 +140,19 @@ def test_two_hundred_models_of_one_graph_hold_its_weights_once(make_gateway, tmp
         assert [batching["max_rows"], batching["max_delay_us"]] == in_force, batching
 
 
+def test_who_names_the_engine_that_auto_means_shares_its_weights(make_gateway, tmp_path):
+    gateway = make_gateway(engines__default="auto")
+    control = Control(gateway)
+    graph(tmp_path / "wide.onnx", 1)
+    content = (tmp_path / "wide.onnx").read_bytes()
+    digest = control.upload(content)
+    control.deploy("m0", {"version": "1", "graphs": {"model": {"digest": digest}}})
+    engine = control.version("m0")["loaded"]["graphs"]["model"]["engine"]
+    control.deploy("m1", {"version": "1", "graphs": {"model": {"digest": digest, "engine": engine}}})
+    assert control.metric("windrose_memory_bytes", "weights") == len(content)
+    assert largest(gateway, "m0").json()["outputs"] == largest(gateway, "m1").json()["outputs"]
+
+
 def test_weights_that_left_memory_answer_the_next_request_and_not_from_a_file_that_has_changed(make_gateway, tmp_path):
     gateway = make_gateway(memory__weights="1")
     control = Control(gateway)

@@ -285,6 +285,16 @@ impl Engines {
         }
     }
 
+    /// What `auto` means here, on this device; any other choice is itself. It stays `auto` where nothing here can run it.
+    pub fn chosen(&self, choice: EngineChoice, device: Device) -> EngineChoice {
+        let options = GraphOptions { engine: choice, device, ..GraphOptions::default() };
+        match self.choose(&options).map(|engine| &*engine.info().name) {
+            Ok("rten") => EngineChoice::Rten,
+            Ok("onnxruntime") => EngineChoice::Onnxruntime,
+            _ => choice,
+        }
+    }
+
     /// The engine with a name.
     pub(crate) fn named(&self, name: &str) -> Option<&dyn Engine> {
         self.find(name).map(Arc::as_ref)

@@ -116,9 +116,11 @@ impl Loader {
         if trust.grants { wanted.within(&self.ceiling.grants, &self.closed) } else { Grants::default() }
     }
 
-    /// How a graph is really loaded: ceilings applied, and `auto` as the configuration means it.
+    /// How a graph is really loaded: ceilings applied, and `auto` as the configuration and what is here mean it, so that who
+    /// names that engine shares its sessions.
     pub fn options(&self, wanted: &GraphOptions, trust: Trust) -> GraphOptions {
         let engine = if wanted.engine == EngineChoice::Auto { self.engine } else { wanted.engine };
+        let engine = self.engines.chosen(engine, wanted.device);
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let (sessions, threads) = self.ceiling.parallel(wanted, cores);
         GraphOptions {
