@@ -1,13 +1,13 @@
 """A site that is known by a name: its gateway follows when the name gets other addresses.
 
-The entry has a mount namespace of its own, in which files of the test are /etc/hosts and /etc/resolv.conf: the system's resolver
-is the real one, and reads the file or asks a name server of the test's.
+The entry has a mount namespace of its own, in which a file of the test is /etc/hosts, or names a server of the test as the
+one to ask: the system's resolver is the real one.
 """
 
+import contextlib
 import json
 import os
 import socket
-import struct
 import threading
 import time
 from pathlib import Path
@@ -15,95 +15,78 @@ from pathlib import Path
 import pytest
 from fleet import ADD, Fleet, answers, metric
 from harness import Gateway, wait_until
+from lab.load import WITH_HOSTS
+from resolver import Resolver
 
 MODEL = "identity"
 BODY = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 2], "data": [1.5, 2.5]}]}
 NAME = "one.site.test"
 # The site has gateways at both; which of them its name leads to is what the test changes.
 OLD, NEW = "127.0.0.1", "127.0.0.2"
+# And one that stays.
+STAYS = "127.0.0.3"
 # Names are looked up every five seconds, and the question what a peer serves is open for twenty.
 LOOKED_UP, DRAINED = 15, 40
 
 
-OWN_FILES = 'mount --bind "$0/hosts" /etc/hosts && mount --bind "$0/resolv.conf" /etc/resolv.conf && exec "$@"'
+class Named:
+    """A site with a gateway at each of some addresses, and an entry that knows it by its name."""
 
+    def __init__(self, folder: Path):
+        self.folder, self.gateways = folder, []
+        self.fleet = Fleet(folder / "fleet", ["entry", "one"])
+        self.port = self.fleet.ports["one"]
+        self.fleet.file.write_text(self.fleet.file.read_text().replace(f"127.0.0.1:{self.port}", f"{NAME}:{self.port}"))
 
-class NameServer:
-    """Answers for one name, over UDP: with its addresses, or that it failed where there are none."""
+    def _start(self, folder: str, settings: dict, **more) -> Gateway:
+        self.gateways.append(Gateway(self.folder / folder, "rten", settings, **more))
+        return self.gateways[-1].start()
 
-    ADDRESS = ("127.0.0.153", 53)
+    def start_site(self, *addresses: str) -> dict[str, Gateway]:
+        sites = {}
+        for address in addresses:
+            sites[address] = self._start(address, self.fleet.settings("one") | {"fleet.listen": f"{address}:{self.port}"})
+            sites[address].cli("deploy", ADD / "identity_fp32.onnx", "--name", MODEL)
+        return sites
 
-    def __init__(self):
-        self.addresses, self.asked = (), 0
-        self.socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        self.socket.bind(self.ADDRESS)
-        threading.Thread(target=self._serve, daemon=True).start()
-
-    def _serve(self):
-        while True:
-            try:
-                asked, whose = self.socket.recvfrom(4096)
-            except OSError:
-                return
-            self.asked += 1
-            self.socket.sendto(self.answer(asked), whose)
-
-    def answer(self, asked: bytes) -> bytes:
-        # A header of 12 bytes; then labels, each behind its length, up to an empty one; type and class.
-        end, labels = 12, []
-        while asked[end]:
-            labels.append(asked[end + 1 : end + 1 + asked[end]].decode())
-            end += 1 + asked[end]
-        question, kind = asked[12 : end + 5], int.from_bytes(asked[end + 1 : end + 3])
-        known, failed = ".".join(labels).lower() == NAME, not self.addresses
-        given = self.addresses if known and kind == 1 else ()
-        flags = 0x8180 | (2 if failed else 0 if known else 3)
-        head = asked[:2] + struct.pack(">5H", flags, 1, len(given), 0, 0)
-        # The name is that of the question, valid for no time at all.
-        return head + question + b"".join(struct.pack(">3HIH", 0xC00C, 1, 1, 0, 4) + socket.inet_aton(at) for at in given)
+    def start_entry(self, under: list[str]) -> Gateway:
+        entry = self._start("entry", self.fleet.settings("entry"), under=under)
+        wait_until(lambda: answers(entry, MODEL, BODY).status == 200, 30, "an answer")
+        return entry
 
     def stop(self):
-        self.socket.close()
+        for gateway in self.gateways:
+            gateway.stop()
 
 
-@pytest.fixture(params=["hosts"])
-def site(request, tmp_path):
+@pytest.fixture
+def named(tmp_path):
     if os.geteuid() != 0:
         assert not os.environ.get("CI"), "CI runs as root"
         pytest.skip("a mount namespace needs root")
-    hosts, server = tmp_path / "hosts", NameServer() if request.param == "server" else None
-    resolver = server.ADDRESS[0] if server else "127.0.0.154"
-    (tmp_path / "resolv.conf").write_text(f"nameserver {resolver}\noptions timeout:1 attempts:1\n")
-    fleet = Fleet(tmp_path / "fleet", ["entry", "one"])
-    port = fleet.ports["one"]
-    fleet.file.write_text(fleet.file.read_text().replace(f"127.0.0.1:{port}", f"{NAME}:{port}"))
-    gateways = []
+    named = Named(tmp_path)
+    yield named
+    named.stop()
 
-    def start(folder: str, settings: dict, **more) -> Gateway:
-        gateways.append(Gateway(tmp_path / folder, "rten", settings, **more))
-        return gateways[-1].start()
+
+@pytest.fixture
+def site(named, tmp_path):
+    hosts = tmp_path / "hosts"
 
     def names(*addresses: str):
-        if server:
-            server.addresses = addresses
-        # In place: another file would not be the one that is mounted.
-        hosts.write_text("" if server else "".join(f"{address} {NAME}\n" for address in addresses))
+        hosts.write_text("".join(f"{address} {NAME}\n" for address in addresses))
 
-    try:
-        sites = {}
-        for address in (OLD, NEW):
-            sites[address] = start(address, fleet.settings("one") | {"fleet.listen": f"{address}:{port}"})
-            sites[address].cli("deploy", ADD / "identity_fp32.onnx", "--name", MODEL)
-        names(OLD)
-        under = ["unshare", "--mount", "sh", "-c", OWN_FILES, str(tmp_path)]
-        entry = start("entry", fleet.settings("entry"), under=under)
-        wait_until(lambda: answers(entry, MODEL, BODY).status == 200, 30, "an answer")
-        yield entry, sites, port, names
-    finally:
-        for gateway in gateways:
-            gateway.stop()
-        if server:
-            server.stop()
+    sites = named.start_site(OLD, NEW)
+    names(OLD)
+    entry = named.start_entry(["unshare", "--mount", "sh", "-c", WITH_HOSTS, str(hosts)])
+    return entry, sites, named.port, names
+
+
+@pytest.fixture
+def resolver(named, tmp_path):
+    resolver = Resolver(NAME, tmp_path)
+    yield resolver
+    resolver.close()
 
 
 def connections(gateway: Gateway, address: str, port: int) -> int:
@@ -184,7 +167,6 @@ def test_a_name_that_moves_is_followed_and_what_is_on_its_way_there_is_finished(
     assert asking.asked > 100 and not asking.wrong, asking.wrong[:3]
 
 
-@pytest.mark.parametrize("site", ["server"], indirect=True)
 def test_a_name_with_two_addresses_gets_connections_to_both_and_loses_one_unnoticed(site):
     entry, sites, port, names = site
     with Asking(entry) as asking:
@@ -200,3 +182,35 @@ def test_a_name_with_two_addresses_gets_connections_to_both_and_loses_one_unnoti
         names(OLD)
         wait_until(lambda: connections(entry, NEW, port) == 0, LOOKED_UP + DRAINED, "one address")
     assert asking.asked > 100 and not asking.wrong, asking.wrong[:3]
+
+
+def test_what_a_name_server_says_is_followed_through_a_roll_out_without_a_failed_request(named, resolver):
+    sites = named.start_site(STAYS, OLD, NEW)
+    resolver.addresses = [STAYS, OLD]
+    entry, port = named.start_entry(resolver.under()), named.port
+    answer_more = lambda address: answered(sites[address]) > before[address] + 20  # noqa: E731
+    with contextlib.ExitStack() as stack:
+        asking = [stack.enter_context(Asking(entry)) for _ in range(4)]
+        before = dict.fromkeys(sites, 0)
+        for address in (STAYS, OLD):
+            wait_until(lambda: answer_more(address), LOOKED_UP, "answers from both")
+        assert answered(sites[NEW]) == 0 and connections(entry, NEW, port) == 0
+        # One is stopped in the moment in which the name loses it, and gets another: nobody was told before.
+        resolver.addresses = [STAYS, NEW]
+        assert sites[OLD].stop() == 0
+        wait_until(lambda: answer_more(NEW), LOOKED_UP, "answers from the new address")
+        wait_until(lambda: connections(entry, OLD, port) == 0, DRAINED, "the end of the connections to the old address")
+        # It comes back while the name leads there already, and gets requests once it serves.
+        resolver.addresses = [STAYS, OLD, NEW]
+        sites[OLD].start()
+        before[OLD] = answered(sites[OLD])
+        wait_until(lambda: answer_more(OLD), LOOKED_UP + DRAINED, "answers from the one that came back")
+        # A name server that is silent takes nothing away.
+        resolver.addresses = None
+        asked = resolver.asked
+        wait_until(lambda: resolver.asked >= asked + 6, 3 * LOOKED_UP, "questions that nobody answers")
+        before = {address: answered(sites[address]) for address in (STAYS, NEW)}
+        for address in before:
+            wait_until(lambda: answer_more(address), LOOKED_UP, "answers from both")
+    assert all(one.asked > 100 for one in asking)
+    assert not [wrong for one in asking for wrong in one.wrong]

@@ -31,6 +31,9 @@ const ENGINE: HeaderName = HeaderName::from_static("windrose-engine");
 pub struct Catalog {
     /// Of the content: another number means another content, and gateways of one site that serve the same have the same.
     pub generation: u64,
+    /// Whether the gateway is about to stop. It serves nothing more, and speaks for no other gateway of its site.
+    #[serde(default)]
+    pub leaving: bool,
     /// What is ready.
     pub ready: Vec<Offer>,
 }
@@ -84,7 +87,12 @@ impl Catalog {
         let text = serde_json::to_vec(&ready).unwrap_or_default();
         let mut first = [0; 8];
         first.copy_from_slice(&Sha256::digest(&text)[..8]);
-        Catalog { generation: u64::from_le_bytes(first), ready }
+        Catalog { generation: u64::from_le_bytes(first), leaving: false, ready }
+    }
+
+    /// What a gateway says last.
+    pub fn of_leaving() -> Catalog {
+        Catalog { leaving: true, ..Catalog::of(Vec::new()) }
     }
 }
 

@@ -4,6 +4,8 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
 use http::{Request, StatusCode};
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
@@ -118,6 +120,10 @@ async fn follow_catalog(fleet: &Weak<Fleet>, site: &str, peer: &Peer) {
             Ok(Ok(bytes)) => serde_json::from_slice::<Catalog>(&bytes).ok(),
             Ok(Err(_)) | Err(_) => None,
         };
+        let catalog = match catalog {
+            Some(leaving) if leaving.leaving => Some(of_others(peer).await.unwrap_or(leaving)),
+            catalog => catalog,
+        };
         let Some(fleet) = fleet.upgrade() else { return };
         match catalog {
             Some(catalog) => {
@@ -137,6 +143,23 @@ async fn follow_catalog(fleet: &Weak<Fleet>, site: &str, peer: &Peer) {
             }
         }
     }
+}
+
+/// What a gateway of a site serves that does not leave, where one does.
+async fn of_others(peer: &Peer) -> Option<Catalog> {
+    let ask = async |connection| {
+        let request = Request::get(format!("https://windrose{CATALOG}")).body(()).ok()?;
+        let (head, body) = Peer::send_over(connection, request, Outgoing::Whole(Arc::default())).await.ok()?;
+        let bytes = read(Answer::Peer(body)).await.ok().filter(|_| head.status.is_success())?;
+        serde_json::from_slice::<Catalog>(&bytes).ok().filter(|catalog| !catalog.leaving)
+    };
+    let mut asked: FuturesUnordered<_> = peer.connections().into_iter().map(|one| timeout(PROBE, ask(one))).collect();
+    while let Some(answer) = asked.next().await {
+        if let Ok(Some(catalog)) = answer {
+            return Some(catalog);
+        }
+    }
+    None
 }
 
 /// Asks a peer for its load, and measures how far it is.

@@ -161,7 +161,7 @@ impl Fleet {
     /// Tells the peers that nothing is ready here any more. The shutdown begins with it.
     pub fn leave(&self) {
         self.leaving.store(true, Ordering::Relaxed);
-        self.publish(Vec::new());
+        self.catalog.send_replace(Arc::new(Catalog::of_leaving()));
     }
 
     /// A file of a golden test of something that is served here. No other file is handed out.

@@ -47,6 +47,9 @@ pub enum SendError {
     Module,
 }
 
+/// An open connection to a peer.
+pub type Connection = h2::client::SendRequest<Bytes>;
+
 /// The body of a request.
 pub enum Outgoing {
     /// All of it, in pieces.
@@ -145,7 +148,20 @@ impl Peer {
     /// # Errors
     /// As [`SendError`] says.
     pub async fn send(&self, request: Request<()>, body: Outgoing) -> Result<(response::Parts, RecvStream), SendError> {
-        let mut sender = self.connection().ok_or(SendError::Connect)?.ready().await.map_err(|_| SendError::Connect)?;
+        let sender = self.connection().ok_or(SendError::Connect)?;
+        Peer::send_over(sender, request, body).await
+    }
+
+    /// Sends a request over one of [`Peer::connections`].
+    ///
+    /// # Errors
+    /// As [`SendError`] says.
+    pub async fn send_over(
+        connection: Connection,
+        request: Request<()>,
+        body: Outgoing,
+    ) -> Result<(response::Parts, RecvStream), SendError> {
+        let mut sender = connection.ready().await.map_err(|_| SendError::Connect)?;
         let ended = match &body {
             Outgoing::Whole(pieces) => pieces.is_empty(),
             Outgoing::Once(_) => false,
@@ -178,13 +194,18 @@ impl Peer {
     }
 
     /// A connection that is open, each in its turn.
-    fn connection(&self) -> Option<h2::client::SendRequest<Bytes>> {
+    fn connection(&self) -> Option<Connection> {
         let first = self.next.fetch_add(1, Ordering::Relaxed);
         let used = self.pool.used.load(Ordering::Relaxed).clamp(1, CONNECTIONS.1);
         (0..used).find_map(|step| {
             let slot = self.pool.slots[(first.wrapping_add(step)) % used].load();
-            slot.as_ref().map(|sender| h2::client::SendRequest::clone(sender))
+            slot.as_ref().map(|sender| Connection::clone(sender))
         })
+    }
+
+    /// All that are open: several gateways of the site may be behind them.
+    pub fn connections(&self) -> Vec<Connection> {
+        self.pool.slots.iter().filter_map(|slot| slot.load().as_ref().map(|sender| Connection::clone(sender))).collect()
     }
 
     /// Whether any connection is open.
