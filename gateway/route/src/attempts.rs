@@ -117,8 +117,11 @@ pub enum Event {
 /// What an answer's head says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// An answer for the client: a success, or an error that is the caller's and that another replica would give as well.
+    /// An answer for the client.
     Answer,
+    /// An error that is the caller's, and that another replica would give as well: it is the answer, and what others failed
+    /// at was the request.
+    Rejected,
     /// An error that is the module's own: the client gets it, for another replica would give it as well, and it says nothing
     /// about this one, neither that it failed nor how quick it is.
     Module,
@@ -144,12 +147,14 @@ pub enum Verdict {
 
 impl Verdict {
     /// What a status means when nothing else is known about the server: 429, and 503 with `Retry-After`, are overload,
-    /// every other 5xx a failure, the rest an answer. `retry_at` is `Retry-After` as a point in time.
+    /// every other 5xx a failure, every other 4xx the caller's, the rest an answer. `retry_at` is `Retry-After` as a point in
+    /// time.
     pub fn of(status: u16, retry_at: Option<Nanos>) -> Verdict {
         match (status, retry_at) {
             (429, until) => Verdict::Overloaded { until },
             (503, Some(until)) => Verdict::Overloaded { until: Some(until) },
             (500.., _) => Verdict::Failed,
+            (400.., _) => Verdict::Rejected,
             _ => Verdict::Answer,
         }
     }
@@ -193,6 +198,8 @@ struct Attempt {
     blamed: f64,
     /// Its answer is an error of the module's own.
     modules: bool,
+    /// Its answer is an error of the caller's.
+    rejected: bool,
 }
 
 /// Why an attempt that runs is given up.
@@ -298,9 +305,9 @@ impl Attempts {
         let Some(Some(this)) = self.sent.get(index).copied() else { return };
         match (this.state, event) {
             (State::Over, _) | (State::Running, Event::Head(Verdict::Answer) | Event::Complete) => {}
-            (State::Running, Event::Head(Verdict::Module)) => {
+            (State::Running, Event::Head(verdict @ (Verdict::Module | Verdict::Rejected))) => {
                 if let Some(Some(this)) = self.sent.get_mut(index) {
-                    this.modules = true;
+                    (this.modules, this.rejected) = (verdict == Verdict::Module, verdict == Verdict::Rejected);
                 }
             }
             (State::Running, Event::Whole { bytes }) => {
@@ -423,6 +430,7 @@ impl Attempts {
             failed_by_status: false,
             blamed: 0.0,
             modules: false,
+            rejected: false,
         };
         self.sent[usize::from(index)] = Some(attempt);
         self.replicas[usize::from(index)] = replica;
@@ -435,14 +443,16 @@ impl Attempts {
     /// An attempt has the answer: every other one is cancelled.
     fn win(&mut self, router: &mut Router, winner: AttemptId, state: State, now: Nanos) {
         let Some(Some(this)) = self.sent.get_mut(usize::from(winner.0)) else { return };
-        this.state = State::Over;
+        this.state = state;
         let ending = match this.modules {
             true => Ending::Uncounted,
             false => Ending::Answered { took: now.saturating_sub(this.sent_at), beside: this.beside },
         };
         let (trial, replica) = (this.trial, self.replicas[usize::from(winner.0)]);
+        if this.modules || this.rejected {
+            self.forgive(router, now);
+        }
         if state == State::Streaming {
-            this.state = State::Streaming;
             router.answered(replica, ending, trial, now);
         } else {
             router.end(replica, ending, trial, now);
@@ -545,17 +555,19 @@ impl Attempts {
     }
 
     fn lose(&mut self, router: &mut Router, reason: Reason, now: Nanos) -> Action {
-        self.forgive(router, now);
+        if self.count >= 2 && self.sent.iter().flatten().all(|attempt| attempt.failed_by_status) {
+            self.forgive(router, now);
+        }
         let retry_at = if reason == Reason::Overloaded { router.free_at(&self.call, now) } else { None };
         self.phase = Phase::Lost(Failure { retry_at, ..self.failure(reason) });
         self.poll(router, now)
     }
 
-    /// A request that every replica answered with an error is to blame itself: it must not eject the fleet.
+    /// Takes back the failures of those that answered with an error status. A request that every replica answered so, or that
+    /// one knows to be wrong itself, is to blame: it must eject nobody.
     fn forgive(&mut self, router: &mut Router, now: Nanos) {
-        let attempts = || self.sent.iter().flatten();
-        if self.count >= 2 && attempts().all(|attempt| attempt.failed_by_status) {
-            for (replica, attempt) in self.replicas.iter().zip(attempts()) {
+        for (attempt, replica) in self.sent.iter().flatten().zip(&self.replicas) {
+            if attempt.failed_by_status {
                 router.forgive(*replica, attempt.blamed, now);
             }
         }

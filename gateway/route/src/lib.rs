@@ -38,7 +38,7 @@
 //! - **Answers are held.** The caller keeps an answer's body until [`Event::Whole`], or until it is larger than its bound:
 //!   [`Event::Overflow`]. An answer that must flow at once overflows with its head. [`Action::Finish`] follows, and no
 //!   attempt is made after it. After an overflow the caller still tells the end: [`Event::Complete`] or [`Event::Cut`].
-//! - **An error status is not an answer** unless it is the caller's ([`Verdict::Answer`]) or the module's own
+//! - **An error status is not an answer** unless it is the caller's ([`Verdict::Rejected`]) or the module's own
 //!   ([`Verdict::Module`]). The bodies of failed
 //!   attempts can be dropped, except that of the last one with a head, which [`Failure::attempt`] may name.
 //! - **A deadline is the client's** ([`Verdict::TooLate`]): no other replica has more time, so nothing is tried again. It says
@@ -64,7 +64,8 @@
 //! Failures in a row eject it; then one request at a time tries whether it is back, and its share grows from a tenth. An
 //! attempt that was cancelled counts against its replica only as far as it was late against that replica's own history:
 //! losing a race is no fault by itself, so a far site that is asked as a hedge is never ejected for being far. A request
-//! to which every replica answered with an error is to blame itself. When every replica is out, the best one is asked all
+//! to which every replica answered with an error is to blame itself, and so is one that failed at some and that another
+//! then says is wrong. When every replica is out, the best one is asked all
 //! the same; but one that answers golden inputs wrongly only if all do.
 
 mod attempts;

@@ -117,7 +117,7 @@ mod tests {
         wire::of_module(&mut of_module);
         let cases: [(u16, HeaderMap, Verdict); 10] = [
             (200, headers(&[]), Verdict::Answer),
-            (400, headers(&[("windrose-error", "invalid_input")]), Verdict::Answer),
+            (400, headers(&[("windrose-error", "invalid_input")]), Verdict::Rejected),
             (502, of_module, Verdict::Module),
             // It may name a kind, and still not say whose it is.
             (502, headers(&[("windrose-error", "graph_crashed")]), Verdict::Failed),

@@ -313,6 +313,25 @@ fn a_request_that_every_replica_fails_ejects_nobody() {
 }
 
 #[test]
+fn a_request_that_another_replica_knows_to_be_wrong_ejects_nobody_that_failed_at_it() {
+    for (verdict, ejects) in [(Verdict::Rejected, false), (Verdict::Module, false), (Verdict::Answer, true)] {
+        let mut router = router(four(), settings());
+        let mut now = calm(&mut router, 50, 2 * MS, 0);
+        for _ in 0..5 {
+            let mut attempts = Attempts::new(call(now));
+            let (first, _) = sent(&mut attempts, &mut router, now);
+            attempts.on(&mut router, first, ERROR, now);
+            let (second, _) = sent(&mut attempts, &mut router, now);
+            attempts.on(&mut router, second, Event::Head(verdict), now + MS);
+            attempts.on(&mut router, second, WHOLE, now + MS);
+            assert_eq!(attempts.poll(&mut router, now + MS), Action::Finish { attempt: second });
+            now += MS;
+        }
+        assert_eq!(!router.take_changes().is_empty(), ejects, "{verdict:?}");
+    }
+}
+
+#[test]
 fn an_error_of_the_modules_own_is_passed_on_and_says_nothing_about_its_replica() {
     let mut router = router(four(), settings());
     let now = calm(&mut router, 50, 20 * MS, 0);

@@ -56,6 +56,7 @@ fn event() -> impl Strategy<Value = Event> {
         Event::Head(Verdict::Answer),
         Event::Head(Verdict::Failed),
         Event::Head(Verdict::Module),
+        Event::Head(Verdict::Rejected),
         Event::Head(Verdict::NotHere),
         Event::Head(Verdict::TooLate),
         Event::Head(Verdict::OverShare { until: Some(SECOND) }),
