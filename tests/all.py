@@ -57,7 +57,7 @@ class Fetching(threading.Thread):
         [sys.executable, "tests/environment.py"],
         [sys.executable, "models/fetch.py", "all"],
         [sys.executable, "models/onnxruntime.py"],
-        [sys.executable, "benches/peers/peers.py", "mlserver"],
+        [sys.executable, "benches/peers/peers.py", "mlserver", "pytriton"],
     ]
 
     def __init__(self):
