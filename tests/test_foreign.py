@@ -171,6 +171,19 @@ def test_what_either_loses_the_other_answers(server, make_fleet, tmp_path):
     wait_until(lambda: metric(entry, "windrose_site_probes", site=FOREIGN) >= 2, 30, "golden tests to have been sent")
     assert metric(entry, "windrose_site_ejections", why="wrong") == 0
 
+    # Where the server fails at what is no request, as Triton does, the gateway says so, and nobody is blamed.
+    def failed_at_it() -> bool:
+        wrong = entry.call("POST", f"/v2/models/{MODEL}/infer", b"{", {"content-type": "application/json"})
+        assert 400 <= wrong.status < 500, wrong
+        return metric(entry, "windrose_site_attempts", site=FOREIGN, ended="failed") >= 6
+
+    if isinstance(server, PyTriton):
+        # So that the budget allows what the others are then asked for.
+        ask(entry, 200)
+        before = metric(entry, "windrose_site_ejections", site=FOREIGN)
+        wait_until(failed_at_it, 20, "requests at which the server fails")
+        assert metric(entry, "windrose_site_ejections", site=FOREIGN) == before
+
     fleet.gateways[SITE].stop(signal.SIGKILL)
     after = ask(entry, 60)
     assert {(answer.status, answer.headers["windrose-site"]) for answer in after} == {(200, FOREIGN)}
