@@ -6,13 +6,15 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from fleet import Fleet, explained, metric
+from fleet import Fleet, answers, explained, metric
 from granting import deploy, secret_page
 from harness import wait_until
 
 X = [{"name": "x", "datatype": "FP32", "shape": [1, 2], "data": [1.5, 2.5]}]
 # Longer than a hedge would wait, by far.
 SLOW_S = 1.5
+# Where tries are counted: a busy machine makes any site late.
+UNHEDGED = {"windrose-hedge": "never"}
 
 
 @pytest.fixture
@@ -51,7 +53,8 @@ def test_what_a_module_does_itself_is_passed_on_and_is_no_sites_fault(make_fleet
     granted_less(entry, "hostile", 2)
     for act, kind in (("trap", "guest_trapped"), ("fail", "guest_failed"), ("nothing", "guest_contract")):
         for _ in range(6):
-            answer = entry.infer("hostile", X, parameters={"act": act})
+            body = {"inputs": X, "parameters": {"act": act}}
+            answer = answers(entry, "hostile", body, **UNHEDGED)
             assert (answer.status, answer.headers["windrose-error"]) == (502, kind), answer.body
             assert answer.headers["windrose-attempts"] == "1" and "windrose-origin" not in answer.headers
         arrived = sum(metric(site, "windrose_requests", model="hostile", kind=kind) for site in sites)
@@ -69,12 +72,12 @@ def test_nor_is_what_it_does_after_the_head_of_its_answer(make_fleet, tmp_path):
     granted_less(entry, "hostile", 2)
     for _ in range(6):
         # The entry holds what is small: its client sees an error, and not the beginning of an answer.
-        answer = entry.get("/models/hostile/trap-after-head")
+        answer = entry.get("/models/hostile/trap-after-head", headers=UNHEDGED)
         assert (answer.status, answer.headers["windrose-error"]) == (502, "guest_failed"), answer.body
         assert answer.headers["windrose-attempts"] == "1"
         # What is large has begun at the client, and breaks off there.
         with pytest.raises(http.client.HTTPException):
-            entry.get("/models/hostile/flood")
+            entry.get("/models/hostile/flood", headers=UNHEDGED)
     arrived = [metric(site, "windrose_requests", model="hostile", kind="guest_trapped") for site in sites]
     assert sum(arrived) == 6, arrived
     assert metric(entry, "windrose_site_ejections") == 0 == metric(entry, "windrose_site_attempts", ended="cut")
