@@ -84,8 +84,9 @@ mod router;
 mod settings;
 mod shares;
 mod time;
+mod verdict;
 
-pub use attempts::{Action, AttemptId, Attempts, Event, Failure, MAX_ATTEMPTS, Reason, Verdict};
+pub use attempts::{Action, AttemptId, Attempts, Event, Failure, MAX_ATTEMPTS, Reason};
 pub use budget::Budgets;
 pub use call::{Call, Hedging};
 pub use explain::{Candidate, Considered, Decision, Explanation, Purpose, Refusal, SHOWN};
@@ -96,3 +97,4 @@ pub use replica::{Digest, Grants, Load, Nature, Price, Replica, ReplicaId, Serve
 pub use router::{Change, Probe, Router, Standing};
 pub use settings::{Policy, Settings};
 pub use time::{MILLISECOND, NEVER, Nanos, SECOND};
+pub use verdict::Verdict;
