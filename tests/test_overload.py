@@ -1,6 +1,7 @@
 """A model that is asked for more than it can do: what it admits is what it answers soon."""
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 from fleet import Fleet, answers, metric
 from flooding import BODY, CLIENTS, MODEL, flooded, project
@@ -33,6 +34,26 @@ def test_a_queue_that_stands_is_kept_short_until_the_pressure_is_gone(make_gatew
         return is_well(gateway) and not pressed()
 
     wait_until(rested, 30, "the pressure to be gone")
+
+
+def test_a_call_waits_for_a_place_that_is_free_in_a_moment(make_gateway, tmp_path):
+    """With room for one, and runs of a millisecond, two clients that ask again and again are answered."""
+    gateway = make_gateway("rten")
+    folder = project(tmp_path / "model")
+    manifest = folder / "windrose.toml"
+    manifest.write_text(manifest.read_text().replace("concurrency = 8", "concurrency = 1"))
+    gateway.deploy(folder)
+    [times, x] = BODY["inputs"]
+    body = {"inputs": [times | {"data": [500]}, x]}
+
+    def ask(_) -> list[int]:
+        return [answers(gateway, MODEL, body).status for _ in range(40)]
+
+    with ThreadPoolExecutor(2) as clients:
+        statuses = sum(clients.map(ask, range(2)), [])
+    # A machine that pauses for a tenth of a second may have one refused.
+    assert statuses.count(200) >= 78, statuses
+    assert metric(gateway, "windrose_calls_waiting", model=MODEL) == 0
 
 
 # Of what clients asked for: tries at sites, and runs of engines beyond what was answered. A refusal is tried once more at

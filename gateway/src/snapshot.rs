@@ -28,7 +28,7 @@ pub struct Served {
     /// Inputs and outputs; `None` for http components and commands, which have none.
     pub signature: Option<GraphSpec>,
     /// Calls at the same time.
-    pub calls: Calls,
+    pub calls: Arc<Calls>,
     /// What a call may use: the smaller of manifest and ceiling.
     pub limits: windrose_sandbox::Limits,
     /// Deadline of a request that names none.

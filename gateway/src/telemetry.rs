@@ -181,11 +181,12 @@ impl Telemetry {
     fn scrape(&self) -> Scrape {
         let snapshot = self.current.get().map(|current| current.load_full()).unwrap_or_default();
         let mut graphs = Vec::new();
-        let (mut permits, mut pressed) = (Vec::new(), Vec::new());
+        let (mut permits, mut outside, mut pressed) = (Vec::new(), Vec::new(), Vec::new());
         for (model, versions) in snapshot.models() {
             for served in versions.iter() {
                 let labels = [("model", model.to_owned()), ("version", served.manifest.version.clone())];
                 permits.push((labels.clone(), served.calls.free() as i64));
+                outside.push((labels.clone(), served.calls.outside() as i64));
                 pressed.push((labels.clone(), i64::from(served.calls.is_pressed())));
                 for (graph, handle) in &served.graphs {
                     let [model, version] = labels.clone();
@@ -194,6 +195,7 @@ impl Telemetry {
             }
         }
         permits.sort();
+        outside.sort();
         pressed.sort();
         graphs.sort_by(|a, b| a.0.cmp(&b.0));
         let mut models = self.models.lock().unwrap_or_else(PoisonError::into_inner);
@@ -206,6 +208,7 @@ impl Telemetry {
             rows,
             graphs,
             permits,
+            outside,
             pressed,
             sites: self.sites.lock().unwrap_or_else(PoisonError::into_inner).clone(),
             revision: snapshot.revision,
@@ -297,6 +300,7 @@ struct Scrape {
     rows: Vec<(Labels<2>, Arc<ModelMetrics>)>,
     graphs: Vec<(Labels<3>, GraphCounts)>,
     permits: Vec<(Labels<2>, i64)>,
+    outside: Vec<(Labels<2>, i64)>,
     pressed: Vec<(Labels<2>, i64)>,
     sites: BTreeMap<String, Arc<SiteMetrics>>,
     revision: u64,
@@ -449,6 +453,7 @@ impl Scrape {
                 "Calls that a model could take at once, besides those in flight",
                 &self.permits,
             ),
+            ("windrose_calls_waiting", "Calls that wait for one of a model's places", &self.outside),
             (
                 "windrose_model_pressed",
                 "1 while a model that is asked for more than it can do admits only what it answers soon",

@@ -146,7 +146,7 @@ pub fn deadline(served: &Served, timing: Timing) -> Instant {
 ///
 /// # Errors
 /// [`Kind::InvalidInput`] naming the input or output; [`Kind::Overloaded`]; [`Kind::Deadline`].
-pub fn inference(
+pub async fn inference(
     served: Arc<Served>,
     caller: Caller,
     timing: Timing,
@@ -155,28 +155,30 @@ pub fn inference(
     if let Some(spec) = &served.signature {
         signature::check(spec, &request).map_err(|message| Error::new(Kind::InvalidInput, message))?;
     }
-    exchange(served, caller, timing, request)
+    exchange(served, caller, timing, request).await
 }
 
-/// Admits what has no declaration to fit.
+/// Admits what has no declaration to fit, once it has its place.
 ///
 /// # Errors
 /// [`Kind::Overloaded`]; [`Kind::Deadline`].
-pub fn exchange<T>(served: Arc<Served>, caller: Caller, timing: Timing, what: T) -> Result<Admitted<T>, Error> {
+pub async fn exchange<T>(served: Arc<Served>, caller: Caller, timing: Timing, what: T) -> Result<Admitted<T>, Error> {
     let deadline = deadline(&served, timing);
-    if deadline <= Instant::now() {
-        return Err(Error::new(Kind::Deadline, "the deadline passed"));
+    let has_passed = || deadline <= Instant::now();
+    let late = || Error::new(Kind::Deadline, "the deadline passed");
+    if has_passed() {
+        return Err(late());
     }
     let Caller { request_id, tenant } = caller;
-    let permit = served.calls.enter(&tenant, |in_flight| serving(&served, in_flight));
-    let permit = permit.ok_or_else(|| overloaded(&served))?;
+    let permit = served.calls.enter(&tenant, |in_flight| serving(&served, in_flight), deadline).await;
+    let permit = permit.ok_or_else(|| if has_passed() { late() } else { overloaded(&served) })?;
     Ok(Admitted { served, permit, deadline, request_id, tenant, what })
 }
 
 #[cold]
 fn overloaded(served: &Served) -> Error {
     let name = &served.manifest.name;
-    Error::new(Kind::Overloaded, format!("model {name:?} has {} calls in flight", served.calls.in_flight()))
+    Error::new(Kind::Overloaded, format!("model {name:?} has {} calls in flight", served.calls.here()))
 }
 
 /// A caller's text, short enough for a message.

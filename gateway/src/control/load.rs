@@ -254,7 +254,7 @@ impl Loader {
             program,
             graphs: graphs.into_iter().collect(),
             signature,
-            calls: Calls::new(binding.limits.concurrency),
+            calls: Arc::new(Calls::new(binding.limits.concurrency)),
             default_timeout: Duration::from_millis(manifest.timeout.default_ms.min(self.ceiling.limits.wall_ms)),
             max_timeout: Duration::from_millis(manifest.timeout.max_ms.min(self.ceiling.limits.wall_ms)),
             limits: binding.limits,

@@ -231,7 +231,7 @@ pub fn load(served: &Served) -> Load {
         engine_time += counts.compute_ns / counts.inferences.max(1);
     }
     Load {
-        in_flight: small(served.calls.in_flight()),
+        in_flight: small(served.calls.here()),
         queued: small(queued),
         parallel: if served.graphs.is_empty() { 0 } else { small(parallel) },
         engine_time,

@@ -49,7 +49,7 @@ async fn exchange(
     strip_hop_by_hop(&mut head.headers);
     identity.stamp(&mut head.headers);
     let body: HttpBody = Limited::new(body, plane.config.max_body).boxed_unsync();
-    let admitted = admit::exchange(served, caller, timing, Request::from_parts(head, body))?;
+    let admitted = admit::exchange(served, caller, timing, Request::from_parts(head, body)).await?;
     let (answer, time) = dispatch::serve(admitted).await;
     if let Some(track) = track {
         track.called(time);
@@ -88,7 +88,7 @@ async fn command(
     let stdin = body::read(&head.headers, incoming, &plane.config, &mut lease, arrives_until).await?;
     let received = stdin.len();
     let content_type = content_type(served.manifest.command.content_type.as_deref());
-    let admitted = admit::exchange(served, caller, timing, stdin)?;
+    let admitted = admit::exchange(served, caller, timing, stdin).await?;
     let (output, time) = dispatch::run(admitted).await;
     if let Some(track) = track {
         track.received(received);

@@ -73,7 +73,7 @@ pub(super) async fn answer(
         model_version: Some(served.manifest.version.clone()),
         id: request.id.take(),
     };
-    let admitted = admit::inference(served, caller, timing, request)?;
+    let admitted = admit::inference(served, caller, timing, request).await?;
     let (response, time) = dispatch::infer(admitted).await;
     track.called(time);
     let encoded = oip::encode_response(&envelope, &response?, &format)?;

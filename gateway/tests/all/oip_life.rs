@@ -103,10 +103,12 @@ async fn a_client_that_sends_nothing_is_let_go() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn too_many_calls_are_refused_at_once() {
+async fn too_many_calls_are_refused_once_it_is_known_that_none_ends_soon() {
     let gateway = Gateway::start(&[slow(2)]).await;
     let served = gateway.current.load().model("loop").unwrap().highest().unwrap().clone();
-    let both = [(); 2].map(|()| served.calls.enter(&windrose_engine::default_tenant(), |in_flight| in_flight).unwrap());
+    let tenant = windrose_engine::default_tenant();
+    let enter = || served.calls.enter(&tenant, |in_flight| in_flight, Instant::now());
+    let both = (enter().await.unwrap(), enter().await.unwrap());
     for _ in 0..6 {
         let answer = gateway.infer("loop", turns(1)).await;
         let message = answer.error(429, "overloaded");

@@ -84,7 +84,7 @@ impl Model {
             program,
             graphs: graphs.into_iter().collect(),
             signature: Some(signature.join().unwrap()),
-            calls: windrose::admit::Calls::new(self.concurrency),
+            calls: Arc::new(windrose::admit::Calls::new(self.concurrency)),
             limits,
             default_timeout: self.timeout,
             max_timeout: self.max_timeout,
