@@ -31,6 +31,10 @@ use crate::http::Received;
 /// Idle connections to a foreign server that are kept.
 const IDLE: usize = 64;
 
+/// How long a connection to a foreign server may wait for its next request. Servers close what is idle, uvicorn and Node
+/// after 5 s; a request that is on its way in that moment is lost, and cannot be sent again where its model may act outside.
+const WAITS: Duration = Duration::from_secs(4);
+
 /// How long a connection to a foreign server gets new requests after it has shown its certificate.
 const SHOWN: Duration = Duration::from_secs(60);
 
@@ -92,6 +96,7 @@ pub struct Foreign {
     name: String,
     addresses: Addresses,
     tls: Option<Arc<ClientConfig>>,
+    /// The one that was used last at the end.
     idle: Arc<Mutex<Vec<Idle>>>,
     next: AtomicUsize,
 }
@@ -103,6 +108,8 @@ struct Idle {
     sender: http1::SendRequest<Received>,
     /// When the server's certificate was looked at.
     since: Instant,
+    /// When it was last known to be in use.
+    used: Instant,
 }
 
 // === impl Peer ===
@@ -297,18 +304,26 @@ impl Foreign {
         // It takes the next request once this answer has been read; until then it is not ready, and is passed by.
         let mut idle = lock(&self.idle);
         if idle.len() < IDLE && self.addresses.have(&open.address) {
+            open.used = Instant::now();
             idle.push(open);
         }
         Ok((head, body))
     }
 
+    /// The one that was used last of those that are ready: the server is the least likely to close it just now.
     fn pooled(&self) -> Option<Idle> {
+        let now = Instant::now();
         let mut idle = lock(&self.idle);
-        // Its certificate may expire: it shows it again now and then.
-        let is_new = |idle: &Idle| self.tls.is_none() || idle.since.elapsed() < SHOWN;
-        idle.retain(|idle| !idle.sender.is_closed() && is_new(idle));
-        let ready = idle.iter().position(|idle| idle.sender.is_ready())?;
-        Some(idle.swap_remove(ready))
+        idle.retain_mut(|idle| {
+            if !idle.sender.is_ready() {
+                idle.used = now;
+            }
+            // Its certificate may expire: it shows it again now and then.
+            let is_new = self.tls.is_none() || now - idle.since < SHOWN;
+            !idle.sender.is_closed() && is_new && now - idle.used < WAITS
+        });
+        let ready = idle.iter().rposition(|idle| idle.sender.is_ready())?;
+        Some(idle.remove(ready))
     }
 
     /// Connects to the address whose turn it is, or to the next that can be reached.
@@ -319,7 +334,10 @@ impl Foreign {
         for step in 0..addresses.len() {
             let address = addresses[turn.wrapping_add(step) % addresses.len()];
             match self.open(address).await {
-                Ok(sender) => return Ok(Idle { address, sender, since: Instant::now() }),
+                Ok(sender) => {
+                    let now = Instant::now();
+                    return Ok(Idle { address, sender, since: now, used: now });
+                }
                 Err(error) => last = error,
             }
         }
@@ -389,5 +407,82 @@ impl Answer {
     /// The next piece of the body.
     pub async fn data(&mut self) -> Option<Result<Bytes, SendError>> {
         std::future::poll_fn(|cx| self.poll_data(cx)).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+
+    use hyper::server::conn::http1 as server;
+    use hyper::service::service_fn;
+    use tokio::net::TcpListener;
+    use tokio::sync::Barrier;
+
+    use super::*;
+
+    /// A server that tells a request the number of its connection; the first `together` of them get their answers together.
+    async fn numbering(together: usize) -> Foreign {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let barrier = Arc::new(Barrier::new(together));
+        tokio::spawn(async move {
+            for number in 0.. {
+                let (tcp, _) = listener.accept().await.unwrap();
+                let (barrier, asked) = (barrier.clone(), AtomicUsize::new(0));
+                let service = service_fn(move |_| {
+                    let (barrier, first) = (barrier.clone(), asked.fetch_add(1, Ordering::Relaxed) == 0);
+                    async move {
+                        if first && number < together {
+                            barrier.wait().await;
+                        }
+                        Ok::<_, Infallible>(http::Response::new(number.to_string()))
+                    }
+                });
+                tokio::spawn(server::Builder::new().serve_connection(TokioIo::new(tcp), service));
+            }
+        });
+        Foreign::new(address.clone(), Addresses::of("site", &[address]), None)
+    }
+
+    /// Sends a request, and says which connection carried it once that may carry the next.
+    async fn ask(server: &Foreign) -> usize {
+        let request = Request::get("/").body(()).unwrap();
+        let (_, body) = server.send(request, || Some(Received::whole(&[]))).await.unwrap();
+        let number = body.collect().await.unwrap().to_bytes();
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        std::str::from_utf8(&number).unwrap().parse().unwrap()
+    }
+
+    #[tokio::test]
+    async fn the_connection_that_was_used_last_is_used_next() {
+        let server = numbering(3).await;
+        let (a, b, c) = tokio::join!(ask(&server), ask(&server), ask(&server));
+        assert_eq!([a, b, c].into_iter().sum::<usize>(), 3);
+        let last = ask(&server).await;
+        for _ in 0..4 {
+            assert_eq!(ask(&server).await, last);
+        }
+        assert_eq!(lock(&server.idle).len(), 3);
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_waited_too_long_gets_no_request() {
+        let server = numbering(2).await;
+        tokio::join!(ask(&server), ask(&server));
+        let pass = async |span: Duration| {
+            tokio::time::pause();
+            tokio::time::advance(span).await;
+            tokio::time::resume();
+        };
+        let used = ask(&server).await;
+        pass(WAITS * 3 / 4).await;
+        assert_eq!(ask(&server).await, used);
+        // Time enough for the other one, and not for this.
+        pass(WAITS / 2).await;
+        assert_eq!(ask(&server).await, used);
+        assert_eq!(lock(&server.idle).len(), 1);
+        pass(WAITS).await;
+        assert_eq!(ask(&server).await, 2);
     }
 }
