@@ -147,14 +147,20 @@ struct Attempt {
     state: State,
     /// That delay comes of the replica's own history.
     known: bool,
-    /// It ended with an error status.
-    failed_by_status: bool,
-    /// What that counted against its replica.
-    blamed: f64,
-    /// Its answer is an error of the module's own.
-    modules: bool,
-    /// Its answer is an error of the caller's.
-    rejected: bool,
+    head: Head,
+}
+
+/// What the head of an attempt's answer meant, as far as that matters once it is over.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Head {
+    /// Nothing more than that there is an answer; or none has come.
+    Plain,
+    /// An error of the module's own.
+    Module,
+    /// An error of the caller's.
+    Rejected,
+    /// It failed with an error status, which counted so much against its replica.
+    Failed { blamed: f64 },
 }
 
 /// Why an attempt that runs is given up.
@@ -262,7 +268,7 @@ impl Attempts {
             (State::Over, _) | (State::Running, Event::Head(Verdict::Answer) | Event::Complete) => {}
             (State::Running, Event::Head(verdict @ (Verdict::Module | Verdict::Rejected))) => {
                 if let Some(Some(this)) = self.sent.get_mut(index) {
-                    (this.modules, this.rejected) = (verdict == Verdict::Module, verdict == Verdict::Rejected);
+                    this.head = if verdict == Verdict::Module { Head::Module } else { Head::Rejected };
                 }
             }
             (State::Running, Event::Whole { bytes }) => {
@@ -382,10 +388,7 @@ impl Attempts {
             trial,
             state: State::Running,
             known: router.has_history(replica),
-            failed_by_status: false,
-            blamed: 0.0,
-            modules: false,
-            rejected: false,
+            head: Head::Plain,
         };
         self.sent[usize::from(index)] = Some(attempt);
         self.replicas[usize::from(index)] = replica;
@@ -399,12 +402,12 @@ impl Attempts {
     fn win(&mut self, router: &mut Router, winner: AttemptId, state: State, now: Nanos) {
         let Some(Some(this)) = self.sent.get_mut(usize::from(winner.0)) else { return };
         this.state = state;
-        let ending = match this.modules {
-            true => Ending::Uncounted,
-            false => Ending::Answered { took: now.saturating_sub(this.sent_at), beside: this.beside },
+        let ending = match this.head {
+            Head::Module => Ending::Uncounted,
+            _ => Ending::Answered { took: now.saturating_sub(this.sent_at), beside: this.beside },
         };
         let (trial, replica) = (this.trial, self.replicas[usize::from(winner.0)]);
-        if this.modules || this.rejected {
+        if matches!(this.head, Head::Module | Head::Rejected) {
             self.forgive(router, now);
         }
         if state == State::Streaming {
@@ -456,12 +459,12 @@ impl Attempts {
                 Ending::NotHere
             }
             Event::Head(Verdict::Failed) => {
-                (this.failed_by_status, this.blamed, self.last.headed) = (true, 1.0, Some(attempt));
+                (this.head, self.last.headed) = (Head::Failed { blamed: 1.0 }, Some(attempt));
                 blame
             }
             Event::Head(Verdict::TooLate) => {
                 let weight = this.lateness(waited, Why::Deadline);
-                (this.failed_by_status, this.blamed, self.last.headed) = (true, weight, Some(attempt));
+                (this.head, self.last.headed) = (Head::Failed { blamed: weight }, Some(attempt));
                 (again, self.last.again) = (false, false);
                 Ending::Unanswered { waited, weight }
             }
@@ -510,7 +513,7 @@ impl Attempts {
     }
 
     fn lose(&mut self, router: &mut Router, reason: Reason, now: Nanos) -> Action {
-        if self.count >= 2 && self.sent.iter().flatten().all(|attempt| attempt.failed_by_status) {
+        if self.count >= 2 && self.sent.iter().flatten().all(|attempt| matches!(attempt.head, Head::Failed { .. })) {
             self.forgive(router, now);
         }
         let retry_at = if reason == Reason::Overloaded { router.free_at(&self.call, now) } else { None };
@@ -522,8 +525,8 @@ impl Attempts {
     /// one knows to be wrong itself, is to blame: it must eject nobody.
     fn forgive(&mut self, router: &mut Router, now: Nanos) {
         for (attempt, replica) in self.sent.iter().flatten().zip(&self.replicas) {
-            if attempt.failed_by_status {
-                router.forgive(*replica, attempt.blamed, now);
+            if let Head::Failed { blamed } = attempt.head {
+                router.forgive(*replica, blamed, now);
             }
         }
     }
