@@ -175,22 +175,7 @@ impl http_body::Body for Body {
 
 impl GuestBody {
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        let frame = std::task::ready!(Pin::new(&mut self.body).poll_frame(cx));
-        let frame = match frame {
-            Some(Err(error)) => {
-                let kind = error.downcast_ref::<CallError>().map(|error| Error::from(error.clone()).kind);
-                let kind = kind.unwrap_or(Kind::GuestFailed);
-                self.track.finish(Some(kind));
-                let told: BoxError = match self.to_peer && kind.is_modules() {
-                    true => h2::Error::from(wire::module_failed()).into(),
-                    false => error,
-                };
-                return Poll::Ready(Some(Err(told)));
-            }
-            other => other,
-        };
-        match &frame {
-            None | Some(Err(_)) => self.track.finish(None),
+        Poll::Ready(match std::task::ready!(Pin::new(&mut self.body).poll_frame(cx)) {
             Some(Ok(frame)) => {
                 let length = frame.data_ref().map_or(0, Bytes::len);
                 self.track.sent(length);
@@ -199,9 +184,23 @@ impl GuestBody {
                 if self.promised == Some(0) || self.body.is_end_stream() {
                     self.track.finish(None);
                 }
+                Some(Ok(frame))
             }
-        }
-        Poll::Ready(frame)
+            Some(Err(error)) => {
+                let kind = error.downcast_ref::<CallError>().map(|error| Error::from(error.clone()).kind);
+                let kind = kind.unwrap_or(Kind::GuestFailed);
+                self.track.finish(Some(kind));
+                let told: BoxError = match self.to_peer && kind.is_modules() {
+                    true => h2::Error::from(wire::module_failed()).into(),
+                    false => error,
+                };
+                Some(Err(told))
+            }
+            None => {
+                self.track.finish(None);
+                None
+            }
+        })
     }
 }
 
