@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Deserialize;
-use windrose_route::{Digest, Hedging, Jurisdiction, Policy, Price, Site};
+use windrose_route::{Digest, Hedging, Jurisdiction, Policy, Price, Rules, Site, Source};
 
 use super::ConfigError;
 use super::explain::read_toml;
@@ -174,6 +174,13 @@ enum WrittenHedge {
     Withdrawable,
     Never,
     Anywhere,
+}
+
+impl FleetConfig {
+    /// What the settings say about data that enters here.
+    pub fn bind(&self, rules: Rules) -> Rules {
+        rules.and(Source::Gateway, self.allow.clone(), self.deny.clone())
+    }
 }
 
 impl FleetFile {

@@ -24,7 +24,7 @@ use arc_swap::ArcSwap;
 use bytes::Bytes;
 use tokio::sync::watch;
 use tokio_rustls::rustls::pki_types::CertificateDer;
-use windrose_route::{Ejection, Jurisdiction, Rules, Source};
+use windrose_route::{Ejection, Jurisdiction};
 use windrose_sandbox::Grants;
 
 pub use self::table::{Place, Replicated, Table, To};
@@ -197,11 +197,6 @@ impl Fleet {
         })
     }
 
-    /// What the settings say about data that enters here.
-    pub fn bind(&self, rules: Rules) -> Rules {
-        rules.and(Source::Gateway, self.config.allow.clone(), self.config.deny.clone())
-    }
-
     /// The site whose certificate this is, which was verified.
     pub fn peer_of(&self, certificate: &CertificateDer<'_>) -> Option<Arc<str>> {
         self.peers.borrow().iter().find(|site| tls::is_site(certificate, site)).cloned()
@@ -359,7 +354,8 @@ impl Fleet {
 
     fn rebuild(&self, building: &Building) {
         let before = self.table.load_full();
-        let table = table::Builder { fleet: self, building, before: &before }.build(self.current.load_full());
-        self.table.store(Arc::new(table));
+        let (config, ceiling, telemetry) = (&self.config, &self.ceiling, &*self.telemetry);
+        let builder = table::Builder { config, ceiling, telemetry, building, before: &before };
+        self.table.store(Arc::new(builder.build(self.current.load_full())));
     }
 }

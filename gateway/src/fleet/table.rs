@@ -9,8 +9,8 @@ use windrose_route::{Digest, Grants, Hedging, Nature, Random, Replica, Router, R
 
 use super::catalog::{Facts, Offer};
 use super::upstream::Upstream;
-use super::{Building, Fleet, SiteState};
-use crate::config::fleet::FleetModel;
+use super::{Building, SiteState};
+use crate::config::fleet::{FleetConfig, FleetModel};
 use crate::control::manifest::SelfTest;
 use crate::dispatch::replicas::Replicas;
 use crate::snapshot::{Served, Snapshot, compare_versions};
@@ -83,7 +83,10 @@ pub enum To {
 
 /// Builds a table.
 pub(super) struct Builder<'a> {
-    pub fleet: &'a Fleet,
+    pub config: &'a FleetConfig,
+    /// What modules may be granted here.
+    pub ceiling: &'a windrose_sandbox::Grants,
+    pub telemetry: &'a Telemetry,
     pub building: &'a Building,
     pub before: &'a Table,
 }
@@ -197,13 +200,13 @@ impl Builder<'_> {
 
     /// What this gateway serves itself.
     fn here(&self, snapshot: &Snapshot) -> Vec<Found> {
-        let Some(entry) = self.building.file.site(&self.fleet.config.site) else { return Vec::new() };
+        let Some(entry) = self.building.file.site(&self.config.site) else { return Vec::new() };
         let served = snapshot.models().flat_map(|(_, versions)| versions.iter());
         let found = |served: &Arc<Served>| Found {
             site: entry.site.clone(),
             distance: Duration::ZERO,
             weight: entry.weight,
-            offer: Offer::of(served, &self.fleet.ceiling),
+            offer: Offer::of(served, self.ceiling),
             to: To::Here(served.clone()),
         };
         served.map(found).collect()
@@ -250,8 +253,8 @@ impl Builder<'_> {
         let timeouts = found.first().map_or(TIMEOUTS, |f| f.offer.timeouts());
         let mut replicas: Vec<Replica> = found.iter().map(Found::replica).collect();
         replicas.extend(foreign().map(SiteState::foreign_replica));
-        let mut places: HashMap<Arc<str>, Place> = found.into_iter().map(|f| f.place(&self.fleet.telemetry)).collect();
-        places.extend(foreign().map(|s| s.foreign_place(model, &self.fleet.telemetry)));
+        let mut places: HashMap<Arc<str>, Place> = found.into_iter().map(|f| f.place(self.telemetry)).collect();
+        places.extend(foreign().map(|s| s.foreign_place(model, self.telemetry)));
         let settings = Settings { policy: told.policy, digests, needs, ..Settings::default() };
         let before = self.before.find(model, Some(version)).map(|before| before.replicas.clone());
         let shared = before.unwrap_or_else(|| {
@@ -285,7 +288,7 @@ impl Builder<'_> {
 
     /// Every rule of every manifest that goes by this name binds: a peer can make the law stricter, and nobody laxer.
     fn rules(&self, told: &FleetModel, found: &[Found]) -> Rules {
-        let mut rules = self.fleet.bind(Rules::none()).and(Source::Fleet, told.allow.clone(), told.deny.clone());
+        let mut rules = self.config.bind(Rules::none()).and(Source::Fleet, told.allow.clone(), told.deny.clone());
         let mut seen = Vec::new();
         for found in found {
             let law = &found.offer.jurisdictions;
@@ -377,4 +380,96 @@ fn header(site: &str) -> HeaderValue {
 
 fn nanos(span: Duration) -> u64 {
     u64::try_from(span.as_nanos()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use serde_json::json;
+    use windrose_route::{Action, Attempts, Call, Event, Price, SECOND};
+
+    use super::super::addresses::Addresses;
+    use super::super::upstream::Foreign;
+    use super::*;
+    use crate::config::fleet::{FleetFile, FleetSite};
+
+    /// A fleet of this gateway and one peer that serves these versions of a model.
+    fn table(versions: &[&str], before: &Table) -> Table {
+        let site = Arc::new(Site {
+            name: "peer".into(),
+            cloud: "".into(),
+            region: "".into(),
+            jurisdiction: None,
+            price: Price::default(),
+        });
+        let offer = |version: &&str| {
+            let parts = json!({"module": "", "graphs": {}, "assets": {}, "command": "", "test": null});
+            let offer = json!({"model": "m", "version": version, "parts": parts, "infers": true, "engine": "",
+                "granted": 0, "timeout_ms": [1000, 1000]});
+            serde_json::from_value(offer).unwrap()
+        };
+        let state = SiteState {
+            entry: FleetSite {
+                site: site.clone(),
+                addresses: Vec::new(),
+                distance: Duration::ZERO,
+                weight: 1,
+                foreign: None,
+            },
+            // No request is sent.
+            upstream: Arc::new(Upstream::Foreign(Foreign::new(String::new(), Addresses::of("peer", &[]), None))),
+            offers: Some(Arc::new(versions.iter().map(offer).collect())),
+            round_trip: None,
+            follower: None,
+        };
+        let file = FleetFile { sites: Vec::new(), models: HashMap::new() };
+        let building = Building { file, sites: HashMap::from([(site.name.clone(), state)]) };
+        let config = FleetConfig {
+            file: PathBuf::new(),
+            site: "here".into(),
+            listen: None,
+            certificate: PathBuf::new(),
+            key: PathBuf::new(),
+            authority: PathBuf::new(),
+            hold: 0,
+            allow: None,
+            deny: Vec::new(),
+        };
+        let (ceiling, telemetry) = (windrose_sandbox::Grants::default(), Telemetry::new());
+        let builder =
+            Builder { config: &config, ceiling: &ceiling, telemetry: &telemetry, building: &building, before };
+        builder.build(Arc::default())
+    }
+
+    fn retries_left(table: &Table, version: &str) -> f64 {
+        table.find("m", Some(version)).unwrap().replicas.lock().budgets().0
+    }
+
+    /// One request that fails as often as it is sent.
+    fn fails(found: &Replicated) {
+        let (mut router, mut now) = (found.replicas.lock(), 0);
+        let mut attempts = Attempts::new(Call::until(SECOND));
+        loop {
+            match attempts.poll(&mut router, now) {
+                Action::Send { attempt, .. } => attempts.on(&mut router, attempt, Event::Reset, now),
+                Action::Wait { until } => now = until,
+                Action::Done => break,
+                Action::Cancel { .. } | Action::Finish { .. } | Action::Fail(_) => {}
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_new_version_begins_with_what_the_model_has_left_of_its_budget() {
+        let first = table(&["1"], &Table::default());
+        let whole = retries_left(&first, "1");
+        fails(first.find("m", None).unwrap());
+        let left = retries_left(&first, "1");
+        assert!(left < whole, "{left} of {whole}");
+        // Beside the old version, and in its place.
+        assert_eq!(retries_left(&table(&["1", "2"], &first), "2"), left);
+        assert_eq!(retries_left(&table(&["2"], &first), "2"), left);
+        assert_eq!(retries_left(&table(&["2"], &Table::default()), "2"), whole);
+    }
 }
