@@ -170,3 +170,32 @@ def test_a_key_that_is_nobodys_lets_nobody_in(gateway, deployers):
     gateway.stop()
     done = gateway.cli("serve", check=False)
     assert done.returncode == 2 and "control.deployers" in done.stderr, done.stderr
+
+
+def test_what_fails_here_is_told_without_saying_where(gateway, deployers):
+    deployers.add("acme")
+    data = gateway.folder / "data"
+
+    def told(answer, reason: str):
+        assert answer.status == 500 and reason in answer.json()["error"], answer
+        assert str(gateway.folder) not in answer.body.decode()
+
+    content = IDENTITY.read_bytes()
+    digest = hashlib.sha256(content).hexdigest()
+    # Where blobs are, there is a file.
+    blobs = data / "store" / "blobs"
+    blobs.write_text("")
+    told(deployers.ask("acme", "PUT", f"/v1/blobs/{digest}", content), "os error")
+    blobs.unlink()
+    assert str(blobs) in gateway.log.read_text()
+
+    assert deployers.ask("acme", "PUT", f"/v1/blobs/{digest}", content).status == 200
+    manifest = {"name": "acme-one", "version": "1", "graphs": {"model": {"digest": digest}}}
+    deploy = lambda: deployers.ask("acme", "PUT", "/v1/models/acme-one/versions/1", json.dumps(manifest).encode())  # noqa: E731
+    # No sandbox uses a key that others can read.
+    key = data / "cache.key"
+    key.chmod(0o644)
+    told(deploy(), "the sandbox failed")
+    assert str(key) in gateway.log.read_text()
+    key.chmod(0o600)
+    assert deploy().status == 200

@@ -42,14 +42,16 @@ pub enum StoreError {
     /// What is stored cannot be true.
     #[error("the store is damaged: {0}")]
     Damaged(String),
-    /// The folder or the object store itself.
+    /// The folder or the object store itself; says nothing about where that is, since deployers read it.
     #[error("store: {0}")]
     Io(String),
 }
 
 impl From<object_store::Error> for StoreError {
+    /// The log gets the paths.
     fn from(error: object_store::Error) -> StoreError {
-        StoreError::Io(error.to_string())
+        tracing::warn!(%error, "the object store failed");
+        StoreError::Io(reason(&error))
     }
 }
 
@@ -397,6 +399,14 @@ async fn read_verified<E: std::fmt::Display>(
     }
     let actual = hex(&hash.finalize());
     if actual == digest { Ok(()) } else { Err(StoreError::Digest { expected: digest.to_string(), actual }) }
+}
+
+/// What the operating system said, as far as it is the reason of an error.
+fn reason(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut causes = std::iter::successors(Some(error), |error| error.source());
+    let system = causes.find_map(|cause| cause.downcast_ref::<std::io::Error>()?.raw_os_error());
+    let told = system.map(|code| std::io::Error::from_raw_os_error(code).to_string());
+    told.unwrap_or_else(|| "the object store failed".into())
 }
 
 fn blob_key(digest: &str) -> Key {

@@ -148,3 +148,14 @@ async fn a_pruned_log_is_still_a_chain() {
     assert_eq!(files(&log).len(), 1);
     assert_eq!(store.last_revision().await.unwrap(), Some(tenth));
 }
+
+#[tokio::test]
+async fn an_error_says_what_the_system_said_and_not_where() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path()).unwrap();
+    // Where blobs would go there is a file.
+    std::fs::write(dir.path().join("store").join("blobs"), "").unwrap();
+    let error = store.put_bytes(Bytes::from_static(b"hello")).await.unwrap_err().to_string();
+    assert!(error.contains("os error"), "{error}");
+    assert!(!error.contains(&*dir.path().to_string_lossy()), "{error}");
+}

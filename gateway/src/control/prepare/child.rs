@@ -54,6 +54,12 @@ fn limit_self(job: &Job) -> std::io::Result<()> {
     process::limit(&process::Limits { memory, addresses: None, cpu: Some(cpu), files: 1024 })
 }
 
+/// An error of the sandbox that is this machine's: what it says may name files here, and is for the log.
+pub(super) fn sandbox_failed(detail: String) -> PrepareError {
+    say(&Line::Log(detail));
+    PrepareError::Host("the sandbox failed; the gateway's log says why".into())
+}
+
 fn say(line: &Line) {
     if let Ok(mut text) = serde_json::to_string(line) {
         text.push('\n');
@@ -212,7 +218,7 @@ fn report(
 
 fn refuse_module(error: ModuleError) -> PrepareError {
     match error {
-        ModuleError::Host(_) => PrepareError::Host(error.to_string()),
+        ModuleError::Host(_) => sandbox_failed(error.to_string()),
         _ => PrepareError::Refused(format!("module: {error}")),
     }
 }

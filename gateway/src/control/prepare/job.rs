@@ -222,4 +222,6 @@ pub enum Line {
     Refused(String),
     /// This machine is at fault.
     Host(String),
+    /// For the server's log alone: more about what comes next.
+    Log(String),
 }

@@ -20,7 +20,7 @@ pub enum PrepareError {
     /// The module, a graph or the test.
     #[error("{0}")]
     Refused(String),
-    /// This machine: the child could not be started.
+    /// This machine; says nothing about where things are on it.
     #[error("the preparation could not be run: {0}")]
     Host(String),
 }

@@ -125,6 +125,7 @@ async fn lines(
             Ok(Line::Done(prepared)) => outcome = Some(Ok(*prepared)),
             Ok(Line::Refused(message)) => outcome = Some(Err(PrepareError::Refused(message))),
             Ok(Line::Host(message)) => outcome = Some(Err(PrepareError::Host(message))),
+            Ok(Line::Log(message)) => tracing::error!(message, "a preparation could not be run"),
             Err(_) => {}
         }
         if outcome.is_some() {

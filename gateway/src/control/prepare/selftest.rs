@@ -10,6 +10,7 @@ use windrose_engine::{DataType, Dim, EngineError, Graph, GraphSpec, Job, Tensor,
 use windrose_sandbox::{CallContext, CallError, InferRequest, ModuleKind, Program};
 
 use super::PrepareError;
+use super::child::sandbox_failed;
 use super::job::TestFiles;
 use crate::http::oip;
 
@@ -60,7 +61,7 @@ pub async fn golden(subject: &Subject<'_>, test: &TestFiles, context: &CallConte
 
 fn called(error: CallError) -> PrepareError {
     match error {
-        CallError::Host(message) => PrepareError::Host(message),
+        CallError::Host(message) => sandbox_failed(format!("self-test: {message}")),
         error => refuse(error.to_string()),
     }
 }
