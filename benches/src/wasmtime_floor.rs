@@ -51,7 +51,8 @@ impl Bare {
             .allocation_strategy(InstanceAllocationStrategy::Pooling(pool))
             .memory_reservation(4 << 30)
             .epoch_interruption(epochs)
-            .wasm_component_model_async(true)
+            .concurrency_support(false)
+            .wasm_component_model_async(false)
             .relaxed_simd_deterministic(true);
         let engine = Engine::new(&config).map_err(|e| anyhow!("{e:#}"))?;
         let component = Component::from_binary(&engine, wasm).map_err(|e| anyhow!("{e:#}"))?;

@@ -20,6 +20,7 @@ use wasmtime::Engine;
 
 use self::private::Copies;
 pub(crate) use self::private::PrivateCopy;
+use crate::engine::Tasks;
 use crate::{ModuleError, initialise};
 
 const MAGIC: &[u8; 8] = b"wrcache1";
@@ -82,9 +83,10 @@ impl Cache {
         Ok(Cache { folder, keyed, copies: Copies::new() })
     }
 
-    /// The artifact of a module for `engine`, if there is an authentic one.
-    pub(crate) fn get(&self, engine: &Engine, digest: &str, form: Form) -> Option<Artifact> {
-        let name = name(engine, digest, form);
+    /// The artifact of a module, if there is an authentic one. `engine` is the one that tells of no tasks: the other differs in
+    /// nothing else, and need not be there for this.
+    pub(crate) fn get(&self, engine: &Engine, tasks: Tasks, digest: &str, form: Form) -> Option<Artifact> {
+        let name = name(engine, tasks, digest, form);
         match self.read(&name) {
             Ok(Some(artifact)) => return Some(artifact),
             Ok(None) => tracing::warn!(
@@ -129,10 +131,17 @@ impl Cache {
         self.copies.give_up(error);
     }
 
-    /// Keeps an artifact: written aside, synced, and renamed over what was there.
-    pub(crate) fn put(&self, engine: &Engine, digest: &str, form: Form, artifact: &[u8]) -> io::Result<()> {
+    /// Keeps an artifact: written aside, synced, and renamed over what was there. `engine` is as for [`Cache::get`].
+    pub(crate) fn put(
+        &self,
+        engine: &Engine,
+        tasks: Tasks,
+        digest: &str,
+        form: Form,
+        artifact: &[u8],
+    ) -> io::Result<()> {
         static COUNT: AtomicU64 = AtomicU64::new(0);
-        let name = name(engine, digest, form);
+        let name = name(engine, tasks, digest, form);
         let aside = format!(".{name}.{}.{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let aside = self.folder.join(aside);
         let written = (|| {
@@ -163,13 +172,14 @@ fn is_authentic(mac: Hmac<Sha256>, entry: &[u8]) -> bool {
 }
 
 /// The name of a module's entry. Names are all of one length, so that name and artifact cannot run into each other.
-fn name(engine: &Engine, digest: &str, form: Form) -> String {
+fn name(engine: &Engine, tasks: Tasks, digest: &str, form: Form) -> String {
     let mut hash = Stable(Sha256::new());
     digest.hash(&mut hash);
     match form {
         Form::Plain => {}
         Form::Initialised => initialise::METHOD.hash(&mut hash),
     }
+    tasks.hash(&mut hash);
     env!("CARGO_PKG_VERSION").hash(&mut hash);
     engine.precompile_compatibility_hash().hash(&mut hash);
     hex(&hash.0.finalize())

@@ -9,6 +9,7 @@ use std::thread::available_parallelism;
 use arc_swap::ArcSwapOption;
 use tokio::runtime::Handle;
 use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard, Semaphore, mpsc};
+use wasmtime::Engine;
 use wasmtime::component::{Component, InstancePre};
 use wasmtime_wasi::p2::bindings::CommandPre;
 use wasmtime_wasi::p3::bindings::CommandPre as CommandPre3;
@@ -20,11 +21,13 @@ use crate::cache::PrivateCopy;
 use crate::module::Parts;
 use crate::nn::ModelPre;
 use crate::state::State;
-use crate::{CallError, Grants, Import, ModuleError, ModuleKind, imports};
+use crate::{CallError, Grants, Import, ModuleError, ModuleKind, imports, module};
 
 /// A compiled component: what it is, and its code where that is in memory.
 pub(crate) struct Compiled {
     digest: String,
+    /// What it was compiled for.
+    engine: Engine,
     kind: ModuleKind,
     /// The version of the WASI world that it exports: 2 or 3.
     wasi: u8,
@@ -87,9 +90,10 @@ impl Compiled {
         (component, copy): (Component, Option<PrivateCopy>),
     ) -> Result<Arc<Compiled>, ModuleError> {
         let about = component.component_type();
-        let exports: Vec<&str> = about.exports(&parts.engine).map(|(name, _)| name).collect();
+        let engine = component.engine().clone();
+        let exports: Vec<&str> = about.exports(&engine).map(|(name, _)| name).collect();
         let (kind, wasi) = imports::kind(&exports)?;
-        let imported: Vec<String> = about.imports(&parts.engine).map(|(name, _)| name.to_owned()).collect();
+        let imported: Vec<String> = about.imports(&engine).map(|(name, _)| name.to_owned()).collect();
         let imports = imports::statuses(imported.iter().map(String::as_str), &Grants::default());
         let image = component.image_range();
         let bytes = (image.end as usize - image.start as usize) as u64;
@@ -98,11 +102,15 @@ impl Compiled {
         used.touch();
         let code = ArcSwapOption::from_pointee(code);
         let copy = copy.map_or_else(OnceLock::new, OnceLock::from);
-        Ok(Arc::new(Compiled { digest, kind, wasi, imports, bytes, code, copy, used, moving }))
+        Ok(Arc::new(Compiled { digest, engine, kind, wasi, imports, bytes, code, copy, used, moving }))
     }
 
     pub(crate) fn digest(&self) -> &str {
         &self.digest
+    }
+
+    pub(crate) fn engine(&self) -> &Engine {
+        &self.engine
     }
 
     pub(crate) fn kind(&self) -> ModuleKind {
@@ -170,7 +178,7 @@ impl Compiled {
         let held = parts.modules.hold(self.bytes);
         let unloaded = |e: wasmtime::Error| ModuleError::Host(format!("{e:#}"));
         let component = match self.copy.get() {
-            Some(copy) => parts.map(copy).map_err(unloaded)?,
+            Some(copy) => module::map(&self.engine, copy).map_err(unloaded)?,
             None => {
                 let artifact = parts.artifact(&self.digest);
                 let artifact = artifact.ok_or_else(|| ModuleError::Host("the cache has it no longer".into()))?;
@@ -223,7 +231,7 @@ impl Code {
         held: Held,
     ) -> Result<Code, ModuleError> {
         let unlinked = |e: wasmtime::Error| ModuleError::UnknownImport(format!("{e:#}"));
-        let pre = parts.linker.instantiate_pre(&component).map_err(unlinked)?;
+        let pre = parts.runtime_of(&component).linker.instantiate_pre(&component).map_err(unlinked)?;
         let entry = Entry::new(kind, wasi, pre).map_err(|e| ModuleError::NoWorld(format!("{e:#}")))?;
         Ok(Code { entry, component, held })
     }

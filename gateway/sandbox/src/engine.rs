@@ -18,8 +18,17 @@ const GUEST_STACK: usize = 512 << 10;
 /// Elements of one table: Python guests have tens of thousands.
 const TABLE_ELEMENTS: usize = 100_000;
 
+/// What wasmtime keeps an account of beside an instance.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Tasks {
+    /// Nothing: a guest's functions return before it is called again. Each call costs less, those of the host most of all.
+    Untold,
+    /// The tasks of asynchronous functions, streams and futures, which components may have that know WASI 0.3.
+    Told,
+}
+
 /// The engine for `instances` instances at the same time, each with up to `memory` bytes.
-pub(crate) fn engine(instances: u32, memory: u64) -> Result<Engine, ModuleError> {
+pub(crate) fn engine(tasks: Tasks, instances: u32, memory: u64) -> Result<Engine, ModuleError> {
     let mut pool = PoolingAllocationConfig::new();
     let memory = usize::try_from(memory).map_err(|e| ModuleError::Host(e.to_string()))?;
     pool.total_component_instances(instances)
@@ -37,16 +46,17 @@ pub(crate) fn engine(instances: u32, memory: u64) -> Result<Engine, ModuleError>
         .pagemap_scan(Enabled::Auto);
 
     let pooling = InstanceAllocationStrategy::Pooling(pool);
-    Engine::new(&config(pooling)).map_err(|e| ModuleError::Host(format!("the pool of instances: {e:#}")))
+    Engine::new(&config(tasks, pooling)).map_err(|e| ModuleError::Host(format!("the pool of instances: {e:#}")))
 }
 
 /// An engine that understands the same components, for one instance at a time: what runs an initialiser adds to the
 /// component, and has no place in a pool that is sized for guests.
 pub(crate) fn unpooled() -> Result<Engine, ModuleError> {
-    Engine::new(&config(InstanceAllocationStrategy::OnDemand)).map_err(|e| ModuleError::Host(format!("{e:#}")))
+    Engine::new(&config(Tasks::Told, InstanceAllocationStrategy::OnDemand))
+        .map_err(|e| ModuleError::Host(format!("{e:#}")))
 }
 
-fn config(allocation: InstanceAllocationStrategy) -> Config {
+fn config(tasks: Tasks, allocation: InstanceAllocationStrategy) -> Config {
     let mut config = Config::new();
     config
         .allocation_strategy(allocation)
@@ -58,7 +68,8 @@ fn config(allocation: InstanceAllocationStrategy) -> Config {
         .epoch_interruption(true)
         .cranelift_opt_level(OptLevel::Speed)
         .wasm_component_model(true)
-        .wasm_component_model_async(true)
+        .concurrency_support(tasks == Tasks::Told)
+        .wasm_component_model_async(tasks == Tasks::Told)
         .wasm_simd(true)
         .wasm_relaxed_simd(true)
         // The same module gives the same answer on every machine of a fleet.

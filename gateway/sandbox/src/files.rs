@@ -149,7 +149,11 @@ impl Drop for Opened {
 /// names are counted where they are made.
 pub(crate) fn link(linker: &mut Linker<State>) -> wasmtime::Result<()> {
     shadow(linker, "wasi:filesystem/types@0.2.12", open_at)?;
-    shadow(linker, "wasi:sockets/tcp-create-socket@0.2.12", create_socket)?;
+    shadow(linker, "wasi:sockets/tcp-create-socket@0.2.12", create_socket)
+}
+
+/// The same for WASI 0.3.
+pub(crate) fn link_3(linker: &mut Linker<State>) -> wasmtime::Result<()> {
     shadow(linker, "wasi:filesystem/types@0.3.0", open_at_3)?;
     shadow(linker, "wasi:sockets/types@0.3.0", create_socket_3)
 }

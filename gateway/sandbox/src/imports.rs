@@ -144,6 +144,36 @@ pub(crate) fn check(wasm: &[u8]) -> Result<(), ModuleError> {
     }
 }
 
+/// Whether a component imports or exports an interface of WASI 0.3, some of which have asynchronous functions. It may know
+/// of tasks without that.
+pub(crate) fn knows_tasks(wasm: &[u8]) -> bool {
+    let is_3 = |name: &str| name.split_once('@').is_some_and(|(_, version)| is_in(version, "0.3"));
+    let mut depth = 0;
+    for payload in Parser::new(0).parse_all(wasm).map_while(Result::ok) {
+        let knows = match payload {
+            Payload::ModuleSection { .. } | Payload::ComponentSection { .. } => {
+                depth += 1;
+                false
+            }
+            Payload::End(_) => {
+                depth -= 1;
+                false
+            }
+            Payload::ComponentImportSection(imports) if depth == 0 => {
+                imports.into_iter().flatten().any(|import| is_3(import.name.name))
+            }
+            Payload::ComponentExportSection(exports) if depth == 0 => {
+                exports.into_iter().flatten().any(|export| is_3(export.name.name))
+            }
+            _ => false,
+        };
+        if knows {
+            return true;
+        }
+    }
+    false
+}
+
 /// The name under which a component exports an initialiser, if it does. `wasm` has passed [`check`].
 pub(crate) fn initialiser(wasm: &[u8]) -> Option<String> {
     let mut depth = 0;

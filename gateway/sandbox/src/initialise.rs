@@ -19,6 +19,8 @@ use windrose_engine::{Engines, EnginesConfig, OnnxRuntimeLibrary, default_tenant
 
 use crate::cache::hex;
 use crate::code::Compiled;
+use crate::engine::Tasks;
+use crate::module::Runtime;
 use crate::program::Outcome;
 use crate::state::State;
 use crate::{CallContext, CallError, Grants, Limits, Module, ModuleError, Program, ProgramConfig, Sandbox};
@@ -83,9 +85,9 @@ impl Sandbox {
         let engine = engine::unpooled()?;
         let component = Component::from_binary(&engine, instrumented)
             .map_err(|e| ModuleError::Invalid(format!("with what reads its memory: {e:#}")))?;
-        let mut linker = module::link(&engine).map_err(host)?;
+        let mut linker = module::link(&engine, Tasks::Told).map_err(host)?;
         deny_random(&mut linker, &component).map_err(host)?;
-        let sandbox = Sandbox::with_engine(engine, linker, None, (0, u64::MAX, None))?;
+        let sandbox = Sandbox::with_runtime(Runtime { engine, linker }, None, 0, (u64::MAX, None))?;
         let config = EnginesConfig { onnxruntime: OnnxRuntimeLibrary::Off, ..EnginesConfig::default() };
         let engines = Engines::new(config).map_err(|e| ModuleError::Host(e.to_string()))?;
         let memory = limits.memory.min(self.inner.memory).saturating_add(ROOM);
@@ -171,7 +173,7 @@ impl Run<'_> {
         let deadline = Instant::now() + limits.wall();
         let context = CallContext { deadline, request_id: "initialiser".into(), tenant: default_tenant() };
         let call = program.call(&context, async |store, code| {
-            let instance = program.sandbox.linker.instantiate_async(&mut *store, &code.component).await?;
+            let instance = program.sandbox.plain.linker.instantiate_async(&mut *store, &code.component).await?;
             self.initialise(store, &instance).await?;
             // What the host knows of a handle is not in the module's memory.
             if !store.data().table.is_empty() {

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -13,6 +13,7 @@ use windrose_engine::Residency;
 
 use crate::cache::{Artifact, Cache, Form, PrivateCopy, hex};
 use crate::code::{Compiled, Refills};
+use crate::engine::Tasks;
 use crate::files::Bound;
 use crate::initialise::Initialised;
 use crate::names::Names;
@@ -62,9 +63,9 @@ pub struct SandboxConfig {
     /// The 32-byte key that authenticates cache entries; made, owner-only, when the file is not there. Must not lie in
     /// the cache folder.
     pub cache_key: Option<PathBuf>,
-    /// Instances at the same time, over all models, of which a quarter may wait to be used again. One is enough for the
-    /// process that prepares a model under limits on its memory: it reserves address space for no more, and what it
-    /// compiles serves any other process.
+    /// Instances at the same time, over all models, of which a quarter may wait to be used again; those of modules that know
+    /// tasks are counted apart. One is enough for the process that prepares a model under limits on its memory: it reserves
+    /// address space for no more, and what it compiles serves any other process.
     pub instances: u32,
     /// The most linear memory that any model may ask for, bytes.
     pub memory: u64,
@@ -73,20 +74,40 @@ pub struct SandboxConfig {
     pub modules: Option<u64>,
 }
 
-/// The process's sandbox: one wasmtime engine, one pool, one ticker. Cloning shares it.
+/// The process's sandbox: a wasmtime engine with its pool for nearly all modules, another where one asks for it, one ticker.
+/// Cloning shares it.
 #[derive(Clone)]
 pub struct Sandbox {
     pub(crate) inner: Arc<Parts>,
 }
 
-pub(crate) struct Parts {
+/// An engine, and what its modules may import.
+pub(crate) struct Runtime {
     pub(crate) engine: Engine,
+    pub(crate) linker: Linker<State>,
+}
+
+impl Runtime {
+    fn new(tasks: Tasks, instances: u32, memory: u64) -> Result<Runtime, ModuleError> {
+        let engine = engine::engine(tasks, instances, memory)?;
+        let linker = link(&engine, tasks).map_err(|e| ModuleError::Host(format!("{e:#}")))?;
+        Ok(Runtime { engine, linker })
+    }
+}
+
+pub(crate) struct Parts {
+    /// For modules that know nothing of tasks.
+    pub(crate) plain: Runtime,
+    /// For the others; made when the first of them comes, by one thread.
+    with_tasks: OnceLock<Runtime>,
+    making: Mutex<()>,
+    /// Instances at the same time.
+    instances: u32,
     pub(crate) ticker: Ticker,
     /// Files and sockets of all guests.
     pub(crate) files: Bound,
     /// Names that guests look up at a time.
     pub(crate) names: Arc<Semaphore>,
-    pub(crate) linker: Linker<State>,
     cache: Option<Cache>,
     /// Modules that were loaded from the cache, by digest, for as long as a program has them: models that name the same
     /// module share its code.
@@ -107,22 +128,47 @@ impl Parts {
         self.loaded.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// What modules of a kind run in.
+    fn runtime(&self, tasks: Tasks) -> Result<&Runtime, ModuleError> {
+        if tasks == Tasks::Untold {
+            return Ok(&self.plain);
+        }
+        let _making = self.making.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(runtime) = self.with_tasks.get() {
+            return Ok(runtime);
+        }
+        let runtime = Runtime::new(tasks, self.instances, self.memory)?;
+        self.ticker.add(&runtime.engine);
+        Ok(self.with_tasks.get_or_init(|| runtime))
+    }
+
+    /// What a component was compiled for.
+    pub(crate) fn runtime_of(&self, component: &Component) -> &Runtime {
+        let with_tasks = self.with_tasks.get().filter(|runtime| Engine::same(&runtime.engine, component.engine()));
+        with_tasks.unwrap_or(&self.plain)
+    }
+
     /// The form of a module that calls start from: the initialised one where there is one.
-    pub(crate) fn artifact(&self, digest: &str) -> Option<Artifact> {
+    pub(crate) fn artifact(&self, digest: &str) -> Option<(Tasks, Artifact)> {
         let cache = self.cache.as_ref()?;
-        let form = |form| cache.get(&self.engine, digest, form);
-        form(Form::Initialised).or_else(|| form(Form::Plain))
+        let forms = [Form::Initialised, Form::Plain].into_iter();
+        let mut all = forms.flat_map(|form| [(Tasks::Untold, form), (Tasks::Told, form)]);
+        all.find_map(|(tasks, form)| Some((tasks, cache.get(&self.plain.engine, tasks, digest, form)?)))
     }
 
     /// Loads an artifact of the cache.
-    pub(crate) fn load(&self, artifact: Artifact) -> wasmtime::Result<(Component, Option<PrivateCopy>)> {
+    pub(crate) fn load(
+        &self,
+        (tasks, artifact): (Tasks, Artifact),
+    ) -> wasmtime::Result<(Component, Option<PrivateCopy>)> {
+        let engine = &self.runtime(tasks)?.engine;
         match artifact {
-            Artifact::Entry(entry) => Ok((self.deserialize(Artifact::of(&entry))?, None)),
-            Artifact::Copied(copy) => match self.map(&copy) {
+            Artifact::Entry(entry) => Ok((deserialize(engine, Artifact::of(&entry))?, None)),
+            Artifact::Copied(copy) => match map(engine, &copy) {
                 Ok(component) => Ok((component, Some(copy))),
                 // Code cannot be mapped from every disk.
                 Err(error) => {
-                    let component = self.deserialize(&copy.read()?)?;
+                    let component = deserialize(engine, &copy.read()?)?;
                     if let Some(cache) = &self.cache {
                         cache.without_copies(&format_args!("{error:#}"));
                     }
@@ -131,21 +177,21 @@ impl Parts {
             },
         }
     }
+}
 
-    #[expect(unsafe_code, reason = "a precompiled module is native code")]
-    fn deserialize(&self, artifact: &[u8]) -> wasmtime::Result<Component> {
-        // SAFETY: these very bytes were authenticated with a key that only this host's user can read, so they are what
-        // `Component::serialize` returned here, for an engine of the same compiler settings.
-        unsafe { Component::deserialize(&self.engine, artifact) }
-    }
+#[expect(unsafe_code, reason = "a precompiled module is native code")]
+fn deserialize(engine: &Engine, artifact: &[u8]) -> wasmtime::Result<Component> {
+    // SAFETY: these very bytes were authenticated with a key that only this host's user can read, so they are what
+    // `Component::serialize` returned here, for an engine of the same compiler settings.
+    unsafe { Component::deserialize(engine, artifact) }
+}
 
-    /// Loads a private copy, which stays in the file until it is used.
-    #[expect(unsafe_code, reason = "a precompiled module is native code")]
-    pub(crate) fn map(&self, copy: &PrivateCopy) -> wasmtime::Result<Component> {
-        // SAFETY: as above; the bytes were authenticated in this very file, which has no name, and which nobody has open for
-        // writing, so that they stay what they are.
-        unsafe { Component::deserialize_file(&self.engine, copy.path()) }
-    }
+/// Loads a private copy, which stays in the file until it is used.
+#[expect(unsafe_code, reason = "a precompiled module is native code")]
+pub(crate) fn map(engine: &Engine, copy: &PrivateCopy) -> wasmtime::Result<Component> {
+    // SAFETY: as above; the bytes were authenticated in this very file, which has no name, and which nobody has open for
+    // writing, so that they stay what they are.
+    unsafe { Component::deserialize_file(engine, copy.path()) }
 }
 
 /// What the pool holds now.
@@ -173,23 +219,35 @@ impl Sandbox {
             (None, _) => None,
         };
         let instances = config.instances.max(1);
-        let engine = engine::engine(instances, config.memory)?;
-        let linker = link(&engine).map_err(|e| ModuleError::Host(format!("{e:#}")))?;
-        Sandbox::with_engine(engine, linker, cache, (instances / WAITING, config.memory, config.modules))
+        let plain = Runtime::new(Tasks::Untold, instances, config.memory)?;
+        Sandbox::with_runtime(plain, cache, instances, (config.memory, config.modules))
     }
 
-    /// A sandbox around an engine, in which so many instances may wait, for models of so much linear memory, with a budget
-    /// for code.
-    pub(crate) fn with_engine(
-        engine: Engine,
-        linker: Linker<State>,
+    /// A sandbox around an engine, for so many instances, for models of so much linear memory, with a budget for code.
+    pub(crate) fn with_runtime(
+        plain: Runtime,
         cache: Option<Cache>,
-        (waiting, memory, modules): (u32, u64, Option<u64>),
+        instances: u32,
+        (memory, modules): (u64, Option<u64>),
     ) -> Result<Sandbox, ModuleError> {
-        let ticker = Ticker::new(&engine).map_err(|e| ModuleError::Host(format!("the ticker: {e}")))?;
+        let ticker = Ticker::new(&plain.engine).map_err(|e| ModuleError::Host(format!("the ticker: {e}")))?;
         let (loaded, modules, refills) = (Mutex::default(), Residency::new(modules), Refills::default());
-        let (files, names, waiting) = (Bound::of_process(), Names::of_process(), Bound::new(waiting as usize));
-        let parts = Parts { engine, ticker, files, names, linker, cache, loaded, memory, modules, refills, waiting };
+        let (files, names) = (Bound::of_process(), Names::of_process());
+        let parts = Parts {
+            plain,
+            with_tasks: OnceLock::new(),
+            making: Mutex::default(),
+            instances,
+            ticker,
+            files,
+            names,
+            cache,
+            loaded,
+            memory,
+            modules,
+            refills,
+            waiting: Bound::new((instances / WAITING) as usize),
+        };
         Ok(Sandbox { inner: Arc::new(parts) })
     }
 
@@ -219,17 +277,29 @@ impl Sandbox {
 
     fn compile(&self, digest: String, wasm: &[u8], form: Form) -> Result<Module, ModuleError> {
         let parts = &self.inner;
-        let component =
-            Component::from_binary(&parts.engine, wasm).map_err(|e| ModuleError::Invalid(format!("{e:#}")))?;
+        let (tasks, component) = self.translate(wasm)?;
         let compiled = Compiled::new(parts, digest, (component, None))?;
         if let Some(cache) = &parts.cache {
             let artifact = compiled.serialize()?;
-            match cache.put(&parts.engine, compiled.digest(), form, &artifact) {
+            match cache.put(&parts.plain.engine, tasks, compiled.digest(), form, &artifact) {
                 Ok(()) => compiled.may_leave(parts),
                 Err(error) => tracing::warn!(digest = compiled.digest(), %error, "a compiled module was not cached"),
             }
         }
         Ok(Module { inner: compiled })
+    }
+
+    /// Compiles a component for the engine that costs it the least.
+    fn translate(&self, wasm: &[u8]) -> Result<(Tasks, Component), ModuleError> {
+        let parts = &self.inner;
+        if !imports::knows_tasks(wasm)
+            && let Ok(component) = Component::from_binary(&parts.plain.engine, wasm)
+        {
+            return Ok((Tasks::Untold, component));
+        }
+        let engine = &parts.runtime(Tasks::Told)?.engine;
+        let component = Component::from_binary(engine, wasm).map_err(|e| ModuleError::Invalid(format!("{e:#}")))?;
+        Ok((Tasks::Told, component))
     }
 
     /// Whether [`Sandbox::module_from_cache`] would find a component with this sha256 (hex).
@@ -271,12 +341,13 @@ impl Sandbox {
 
     /// What the pool of instances holds.
     pub fn pool(&self) -> PoolMetrics {
-        let metrics = self.inner.engine.pooling_allocator_metrics();
-        metrics.map_or_else(PoolMetrics::default, |m| PoolMetrics {
-            instances: m.component_instances(),
-            memories: m.memories(),
-            warm_slots: m.unused_warm_memories(),
-            warm_bytes: m.unused_memory_bytes_resident(),
+        let runtimes = [Some(&self.inner.plain), self.inner.with_tasks.get()].into_iter().flatten();
+        let metrics = runtimes.filter_map(|runtime| runtime.engine.pooling_allocator_metrics());
+        metrics.fold(PoolMetrics::default(), |all, m| PoolMetrics {
+            instances: all.instances + m.component_instances(),
+            memories: all.memories + m.memories(),
+            warm_slots: all.warm_slots + m.unused_warm_memories(),
+            warm_bytes: all.warm_bytes + m.unused_memory_bytes_resident(),
         })
     }
 
@@ -293,14 +364,18 @@ impl Sandbox {
 }
 
 /// Everything that any module may import; what a call is not granted denies when it is called.
-pub(crate) fn link(engine: &Engine) -> wasmtime::Result<Linker<State>> {
+pub(crate) fn link(engine: &Engine, tasks: Tasks) -> wasmtime::Result<Linker<State>> {
     let mut linker = Linker::new(engine);
     wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
-    wasmtime_wasi::p3::add_to_linker(&mut linker)?;
     wasmtime_wasi_http::p2::add_only_http_to_linker_async(&mut linker)?;
-    wasmtime_wasi_http::p3::add_to_linker(&mut linker)?;
     sockets::link(&mut linker)?;
     files::link(&mut linker)?;
+    if tasks == Tasks::Told {
+        wasmtime_wasi::p3::add_to_linker(&mut linker)?;
+        wasmtime_wasi_http::p3::add_to_linker(&mut linker)?;
+        sockets::link_3(&mut linker)?;
+        files::link_3(&mut linker)?;
+    }
     nn::link(&mut linker)?;
     Ok(linker)
 }

@@ -128,7 +128,7 @@ impl Program {
             .then(|| Network::new(&config.grants, &config.closed, Names::of_program(&parts.names)));
         let label: Arc<str> = config.label.into();
         let inner = Inner {
-            engine: parts.engine.clone(),
+            engine: config.module.inner.engine().clone(),
             files: parts.files.of_program(),
             sandbox: parts,
             is_command: config.module.kind() == ModuleKind::Command,

@@ -60,7 +60,11 @@ pub(crate) fn grant(builder: &mut WasiCtxBuilder, network: Arc<Network>, lookups
 
 /// Puts our name lookup in the place of the one that resolves every name, as many at a time as guests like.
 pub(crate) fn link(linker: &mut Linker<State>) -> wasmtime::Result<()> {
-    shadow(linker, "wasi:sockets/ip-name-lookup@0.2.12", lookup_2)?;
+    shadow(linker, "wasi:sockets/ip-name-lookup@0.2.12", lookup_2)
+}
+
+/// The same for WASI 0.3.
+pub(crate) fn link_3(linker: &mut Linker<State>) -> wasmtime::Result<()> {
     linker.allow_shadowing(true);
     p3::add_to_linker::<State, Named>(linker, |state| View { state })?;
     linker.allow_shadowing(false);

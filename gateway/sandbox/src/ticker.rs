@@ -27,7 +27,7 @@ pub(crate) struct Ticker {
 }
 
 struct Shared {
-    engine: EngineWeak,
+    engines: Mutex<Vec<EngineWeak>>,
     ticks: AtomicU64,
     calls: Mutex<Calls>,
     asleep: AtomicBool,
@@ -43,10 +43,10 @@ struct Calls {
 }
 
 impl Ticker {
-    /// Starts the thread that advances `engine`'s epoch.
+    /// Starts the thread that advances `engine`'s epoch. It ends when all its engines are gone.
     pub(crate) fn new(engine: &Engine) -> std::io::Result<Ticker> {
         let shared = Arc::new(Shared {
-            engine: engine.weak(),
+            engines: Mutex::new(vec![engine.weak()]),
             ticks: AtomicU64::new(0),
             calls: Mutex::default(),
             asleep: AtomicBool::new(false),
@@ -56,6 +56,11 @@ impl Ticker {
         let thread = shared.clone();
         std::thread::Builder::new().name("sandbox-ticker".into()).spawn(move || thread.run())?;
         Ok(Ticker { shared })
+    }
+
+    /// Advances the epoch of another engine as well.
+    pub(crate) fn add(&self, engine: &Engine) {
+        self.shared.engines().push(engine.weak());
     }
 
     /// Watches a call until the registration is dropped.
@@ -92,13 +97,20 @@ impl Shared {
         self.calls.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn engines(&self) -> MutexGuard<'_, Vec<EngineWeak>> {
+        self.engines.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn run(&self) {
         let mut idle = 0;
         while !self.stop.load(Ordering::Acquire) {
             std::thread::sleep(TICK);
-            let Some(engine) = self.engine.upgrade() else { return };
-            engine.increment_epoch();
-            drop(engine);
+            let engines: Vec<Engine> = self.engines().iter().filter_map(EngineWeak::upgrade).collect();
+            if engines.is_empty() {
+                return;
+            }
+            engines.iter().for_each(Engine::increment_epoch);
+            drop(engines);
             self.ticks.fetch_add(1, Ordering::Relaxed);
             let now = Instant::now();
             let mut calls = self.calls();

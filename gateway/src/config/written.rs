@@ -125,7 +125,8 @@ table! {
 table! {
     /// The sandbox.
     Sandbox, "sandbox", {
-        /// Instances at the same time, over all models. A quarter of them may wait to be used again.
+        /// Instances at the same time, over all models; those of modules that know WASI 0.3 are counted apart. A quarter of them
+        /// may wait to be used again.
         instances: u32 = "256",
     }
 }
