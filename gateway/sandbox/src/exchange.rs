@@ -5,7 +5,7 @@
 //! were whole.
 
 use std::future::poll_fn;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 
@@ -92,7 +92,8 @@ async fn guest(
     ended: Ended,
 ) {
     let mut store = State::store(&program, &call, &context, None);
-    let result = match call.guard(exchange(&program, &mut store, request, head)).await {
+    let outcome = call.guard(pin!(exchange(&program, &mut store, request, head))).await;
+    let result = match outcome {
         Ok(Ok(())) => Ok(()),
         Ok(Err(Outcome::Call(error))) => Err(error),
         Ok(Err(Outcome::Guest(error))) => Err(store.data_mut().failure(&error)),

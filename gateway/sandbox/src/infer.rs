@@ -47,18 +47,19 @@ pub(crate) async fn infer(
     let call = program.watch(context);
     let mut instance = kept.begin(program, &call, context);
     let Instance { store, guest, .. } = &mut instance;
-    let answer = program.run(&call, store, async |store, code| {
-        let request = lower(store.data_mut(), request)?;
-        let guest = match guest {
-            Some(guest) => guest,
-            None => guest.insert(Guest::new(model(&code.entry)?.instantiate_async(&mut *store).await?, code)),
-        };
-        let response = guest.model.windrose_model_handler().call_infer(&mut *store, &request).await?;
-        let state = store.data_mut();
-        let response = response.map_err(|failure| Outcome::Call(blame(state, failure)))?;
-        Ok(lift(store, signature, &wanted, response)?)
-    });
-    let answer = answer.await?;
+    let answer = program
+        .run(&call, store, async |store, code| {
+            let request = lower(store.data_mut(), request)?;
+            let guest = match guest {
+                Some(guest) => guest,
+                None => guest.insert(Guest::new(model(&code.entry)?.instantiate_async(&mut *store).await?, code)),
+            };
+            let response = guest.model.windrose_model_handler().call_infer(&mut *store, &request).await?;
+            let state = store.data_mut();
+            let response = response.map_err(|failure| Outcome::Call(blame(state, failure)))?;
+            Ok(lift(store, signature, &wanted, response)?)
+        })
+        .await?;
     kept.end(instance);
     Ok(answer)
 }

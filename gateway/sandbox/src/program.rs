@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -246,7 +247,8 @@ impl Inner {
             let code = self.code().await?;
             body(&mut *store, code).await
         };
-        match call.guard(run).await {
+        let ended = call.guard(pin!(run)).await;
+        match ended {
             Ok(Ok(value)) => Ok(value),
             Ok(Err(Outcome::Call(error))) => Err(error),
             Ok(Err(Outcome::Guest(error))) => Err(store.data_mut().failure(&error)),

@@ -5,7 +5,7 @@
 //! parked one is not charged.
 
 use std::future::poll_fn;
-use std::pin::pin;
+use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::task::{Poll, Waker};
@@ -248,8 +248,7 @@ impl Registration {
     }
 
     /// Runs `call` to its end or to the end of its time, whichever is first. What ended it wins over what it returned.
-    pub(crate) async fn guard<T>(&self, call: impl Future<Output = T>) -> Result<T, End> {
-        let mut call = pin!(call);
+    pub(crate) async fn guard<T>(&self, mut call: Pin<&mut impl Future<Output = T>>) -> Result<T, End> {
         let mut used = Duration::ZERO;
         let watch = &*self.watch;
         poll_fn(|cx| {

@@ -74,7 +74,8 @@ pub(super) async fn answer(
         id: request.id.take(),
     };
     let admitted = admit::inference(served, caller, timing, request).await?;
-    let (response, time) = dispatch::infer(admitted).await;
+    // In a box: hyper moves the future of every request, more than once.
+    let (response, time) = Box::pin(dispatch::infer(admitted)).await;
     track.called(time);
     let encoded = oip::encode_response(&envelope, &response?, &format)?;
     drop(lease);

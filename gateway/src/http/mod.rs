@@ -232,7 +232,8 @@ async fn called(
     let Some(replicated) = table.find(target.model, target.version) else {
         return refused(&found.err().unwrap_or_else(|| Error::new(Kind::NotReady, "the model is being published")));
     };
-    match remote::answer(plane, fleet, tenant, replicated, route, (request, identity, started)).await {
+    // In a box, as everything that a call here does not need: hyper moves the future of every request.
+    match Box::pin(remote::answer(plane, fleet, tenant, replicated, route, (request, identity, started))).await {
         Ok(response) => response,
         Err(error) => refused(&error),
     }
@@ -275,7 +276,7 @@ async fn answered(
     let timing = Timing { started, header: asked.limit, dialect: None };
     let call = Call { plane, served, identity, tenant: asked.tenant, timing };
     let result = match (rest, &mut track) {
-        (Some(rest), track) => guest::answer(call, request, rest, track).await,
+        (Some(rest), track) => Box::pin(guest::answer(call, request, rest, track)).await,
         (None, Some(track)) => infer::answer(call, request, track).await,
         (None, None) => Err(Error::new(Kind::Internal, "internal error")),
     };
@@ -342,7 +343,7 @@ async fn read(
     match table.find(target.model, target.version) {
         Some(found) if !found.answers_at(&fleet.config.site) => {
             wire::drop_internal(request.headers_mut());
-            remote::answer(plane, fleet, tenant, found, route, (request, identity, started)).await
+            Box::pin(remote::answer(plane, fleet, tenant, found, route, (request, identity, started))).await
         }
         _ => here(),
     }
