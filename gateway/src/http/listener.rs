@@ -39,6 +39,10 @@ const CONNECTION_WINDOW: u32 = 4 << 20;
 /// there is no request then that could be answered.
 const READ_HEADERS: u32 = 256 << 10;
 
+/// The most that is read at once of an HTTP/1.1 connection, bytes: what each keeps for reading once a long body has come, and
+/// the longest head.
+const READ_BUFFER: usize = 64 << 10;
+
 /// How often a silent HTTP/2 peer is asked whether it is there.
 const PING: Duration = Duration::from_secs(30);
 
@@ -130,6 +134,7 @@ async fn connection(stream: TcpStream, plane: Arc<DataPlane>, shutdown: Cancella
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(header_timeout)
+            .max_buf_size(READ_BUFFER)
             .serve_connection(TokioIo::new(stream), service);
         drive(connection, shutdown.cancelled()).await
     };
