@@ -1,12 +1,17 @@
 //! Files and folders that outlive a power loss and that only their owner reads.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::{DirBuilder, File};
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use super::store::hex_digest;
+use sha2::{Digest, Sha256};
+
+use super::store::{hex, hex_digest};
+
+/// How much of a file is copied at a time, bytes.
+const COPIED: usize = 1 << 20;
 
 /// Makes a folder, and those above it, where they are missing; only the owner can enter what was made here. Syncs every
 /// folder that got an entry.
@@ -86,31 +91,13 @@ impl AssetFolders {
         }
         let unfinished = self.root.join(format!("unfinished-{:016x}", rand::random::<u64>()));
         make_private(&unfinished)?;
-        let mut folders = BTreeSet::from([unfinished.clone()]);
-        for (path, digest) in assets {
-            let bytes = std::fs::read(blob(digest))?;
-            if hex_digest(&bytes) != *digest {
-                return Err(io::Error::other(format!("blob {digest} has other content")));
-            }
-            let target = unfinished.join(path);
-            if let Some(parent) = target.parent() {
-                std::fs::create_dir_all(parent)?;
-            }
-            let mut file = File::options().write(true).create_new(true).mode(0o400).open(&target)?;
-            file.write_all(&bytes)?;
-            file.sync_all()?;
-            folders.extend(
-                target.ancestors().skip(1).take_while(|above| above.starts_with(&unfinished)).map(Path::to_owned),
-            );
+        let made = fill(&unfinished, assets, blob).and_then(|()| std::fs::rename(&unfinished, &finished));
+        if made.is_ok() {
+            return sync(Some(&self.root)).map(|()| finished);
         }
-        // A folder of this name is taken as it is after a restart, so all of it must be on the disk before.
-        folders.iter().try_for_each(|folder| sync(Some(folder)))?;
-        match std::fs::rename(&unfinished, &finished) {
-            Ok(()) => sync(Some(&self.root)).map(|()| finished),
-            // Somebody else made the very same folder meanwhile.
-            Err(_) if finished.is_dir() => std::fs::remove_dir_all(&unfinished).map(|()| finished),
-            Err(error) => Err(error),
-        }
+        std::fs::remove_dir_all(&unfinished)?;
+        // Somebody else may have made the very same folder meanwhile.
+        if finished.is_dir() { Ok(finished) } else { made.map(|()| finished) }
     }
 
     /// Removes the folders that none of these asset lists has.
@@ -130,7 +117,79 @@ impl AssetFolders {
     }
 }
 
+/// Copies blobs to their paths in a folder, each once: what has several paths is one file. All of it is on the disk then, since
+/// a finished folder is taken as it is after a restart.
+fn fill(folder: &Path, assets: &BTreeMap<String, String>, blob: impl Fn(&str) -> PathBuf) -> io::Result<()> {
+    let mut folders = BTreeSet::from([folder.to_owned()]);
+    let mut copied: HashMap<&str, PathBuf> = HashMap::new();
+    for (path, digest) in assets {
+        let target = folder.join(path);
+        if let Some(parent) = target.parent() {
+            std::fs::create_dir_all(parent)?;
+        }
+        match copied.get(digest.as_str()) {
+            Some(first) => std::fs::hard_link(first, &target)?,
+            None => {
+                copy(&blob(digest), &target, digest)?;
+                copied.insert(digest, target.clone());
+            }
+        }
+        folders.extend(target.ancestors().skip(1).take_while(|above| above.starts_with(folder)).map(Path::to_owned));
+    }
+    folders.iter().try_for_each(|folder| sync(Some(folder)))
+}
+
+/// Copies a blob to a file of its own that nobody writes any more, and sees that it is what its digest says.
+fn copy(blob: &Path, target: &Path, digest: &str) -> io::Result<()> {
+    let mut from = File::open(blob)?;
+    let mut file = File::options().write(true).create_new(true).mode(0o400).open(target)?;
+    let (mut hash, mut piece) = (Sha256::new(), vec![0; COPIED]);
+    loop {
+        let read = from.read(&mut piece)?;
+        if read == 0 {
+            break;
+        }
+        hash.update(&piece[..read]);
+        file.write_all(&piece[..read])?;
+    }
+    if hex(&hash.finalize()) != digest {
+        return Err(io::Error::other(format!("blob {digest} has other content")));
+    }
+    file.sync_all()
+}
+
 fn folder_name(assets: &BTreeMap<String, String>) -> String {
     let listing: String = assets.iter().map(|(path, digest)| format!("{digest} {path}\n")).collect();
     hex_digest(listing.as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::MetadataExt;
+
+    use super::*;
+
+    #[test]
+    fn a_blob_of_many_paths_is_copied_once_and_nothing_is_left_of_what_failed() {
+        let dir = tempfile::tempdir().unwrap();
+        let folders = AssetFolders::open(dir.path().join("assets")).unwrap();
+        let blob = dir.path().join("blob");
+        std::fs::write(&blob, "hello").unwrap();
+        let digest = hex_digest(b"hello");
+        let paths = ["a", "deep/b", "deep/er/c"];
+        let assets: BTreeMap<String, String> = paths.iter().map(|path| (path.to_string(), digest.clone())).collect();
+        let folder = folders.folder(&assets, |_| blob.clone()).unwrap();
+        for path in paths {
+            let file = folder.join(path);
+            assert_eq!(std::fs::read(&file).unwrap(), b"hello");
+            let about = file.metadata().unwrap();
+            assert_eq!((about.nlink(), about.mode() & 0o777), (3, 0o400));
+        }
+        assert_eq!(blob.metadata().unwrap().nlink(), 1, "what guests see is never the blob");
+
+        let wrong = BTreeMap::from([("a".to_owned(), digest), ("b".to_owned(), hex_digest(b"other"))]);
+        let error = folders.folder(&wrong, |_| blob.clone()).unwrap_err();
+        assert!(error.to_string().contains("other content"), "{error}");
+        assert_eq!(std::fs::read_dir(dir.path().join("assets")).unwrap().count(), 1);
+    }
 }
