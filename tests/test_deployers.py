@@ -2,13 +2,15 @@
 
 import hashlib
 import json
+import socket
 import subprocess
 
 import pytest
 from fleet import ADD, answers
-from harness import BINARY, Gateway, wait_until
+from harness import BINARY, ROOT, Gateway, wait_until
 
 IDENTITY = ADD / "identity_fp32.onnx"
+TINY = ROOT / "models" / "tiny" / "model.onnx"
 BODY = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 2], "data": [1.5, 2.5]}]}
 
 
@@ -199,3 +201,72 @@ def test_what_fails_here_is_told_without_saying_where(gateway, deployers):
     assert str(key) in gateway.log.read_text()
     key.chmod(0o600)
     assert deploy().status == 200
+
+
+def test_a_deployer_has_four_uploads_at_a_time(gateway, deployers):
+    deployers.add("acme")
+    deployers.add("other")
+
+    def begun(content: bytes) -> socket.socket:
+        """An upload without its last byte."""
+        stream = socket.create_connection(("127.0.0.1", gateway.control_port))
+        path = f"/v1/blobs/{hashlib.sha256(content).hexdigest()}"
+        head = f"PUT {path} HTTP/1.1\r\nhost: a\r\nauthorization: Bearer {deployers.keys['acme']}\r\n"
+        stream.sendall(f"{head}content-length: {len(content)}\r\nexpect: 100-continue\r\n\r\n".encode())
+        return stream
+
+    def is_read(stream: socket.socket, seconds: float) -> bool:
+        """Whether the gateway asks for the body."""
+        stream.settimeout(seconds)
+        try:
+            return stream.recv(64).startswith(b"HTTP/1.1 100 ")
+        except TimeoutError:
+            return False
+
+    def put(name: str) -> int:
+        content = name.encode()
+        return deployers.ask(name, "PUT", f"/v1/blobs/{hashlib.sha256(content).hexdigest()}", content).status
+
+    uploads = [begun(b"upload %d" % number) for number in range(5)]
+    read = [upload for upload in uploads if is_read(upload, 1)]
+    assert len(read) == 4
+    assert put("other") == 200, "who uploads beside them does not wait"
+    for upload in read:
+        upload.close()
+    assert put("acme") == 200
+    for upload in uploads:
+        upload.close()
+
+
+def test_what_nobody_names_goes_though_nobody_deletes_anything(make_gateway, tmp_path):
+    (tmp_path / "deployers.toml").write_text("")
+    gateway = make_gateway(control__deployers=str(tmp_path / "deployers.toml"), storage__keep="2s")
+    deployers = Deployers(gateway, tmp_path / "deployers.toml")
+    deployers.add("acme")
+    digest = hashlib.sha256(b"nobody's").hexdigest()
+    assert deployers.ask("acme", "PUT", f"/v1/blobs/{digest}", b"nobody's").status == 200
+    blob = gateway.folder / "data" / "store" / "blobs" / "sha256" / digest
+    assert blob.exists()
+    wait_until(lambda: not blob.exists(), 30, "the file to go")
+
+
+def test_what_one_deployer_found_out_about_batching_is_not_believed_of_another(gateway, deployers, tmp_path):
+    """The rows that are tried are made of a golden input of whoever deploys."""
+    curves, memory = {}, 16
+    for name in ("acme", "other"):
+        deployers.add(name)
+        for version in ("1", "2"):
+            # What differs is prepared anew.
+            memory += 1
+            folder = tmp_path / f"{name}-{version}"
+            folder.mkdir()
+            manifest = f'name = "{name}-one"\nversion = "{version}"\n[limits]\nmemory = "{memory}MiB"\n'
+            (folder / "windrose.toml").write_text(manifest + f'[graphs.model]\nfile = "{TINY}"\n')
+            done = deployers.cli(name, "deploy", folder)
+            assert done.returncode == 0, done.stderr
+            about = json.loads(gateway.cli("inspect", f"{name}-one", "--version", version, "--json").stdout)
+            (graph,) = about["loaded"]["graphs"].values()
+            curves[name, version] = graph["batching"]["curve"]
+    assert len(curves["acme", "1"]) > 1
+    assert curves["acme", "1"] == curves["acme", "2"] and curves["other", "1"] == curves["other", "2"]
+    assert curves["acme", "1"] != curves["other", "1"]

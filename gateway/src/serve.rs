@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use crate::admit::tenants::Door;
 use crate::config::keys::KeyFile;
 use crate::config::{Config, LogConfig};
-use crate::control::api::{self, Api};
+use crate::control::api::{self, Api, Uploads};
 use crate::control::load::{Loader, LoaderConfig};
 use crate::control::prepare::Host;
 use crate::control::registry::{Bounds, Registry};
@@ -177,9 +177,11 @@ async fn serve(config: Config) -> Result<(), StartError> {
         fleet: fleet.clone(),
         door,
         started,
+        uploads: Uploads::default(),
     };
     let running = Running::start(listeners, api, plane.clone(), fleet.clone());
     tokio::spawn(registry.clone().mend());
+    tokio::spawn(registry.clone().tidy());
     tokio::spawn(async move {
         registry.load_all().await;
         if let Some(fleet) = fleet {

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard, RwLock, Semaphore};
+use tokio::time::timeout;
 use windrose_engine::{Batching, Calibration};
 
 use super::deployer::{Trust, Who};
@@ -18,6 +19,11 @@ use super::store::{Store, StoreError};
 use crate::config::deployers::Deployer;
 use crate::config::keys::KeyFile;
 use crate::snapshot::{Current, NotReady, Served, Snapshot, Unready};
+
+/// The shortest and the longest time between two looks for what nobody names.
+const TIDY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+/// How long such a look waits for deployments that are under way, and has others wait.
+const SWEEPING: Duration = Duration::from_secs(5);
 
 /// Why a change was not made. Messages are for the operator.
 #[derive(Debug, thiserror::Error)]
@@ -215,7 +221,16 @@ impl Registry {
             });
         }
         while tasks.join_next().await.is_some() {}
-        self.sweep().await;
+        self.sweep(Duration::ZERO).await;
+    }
+
+    /// Removes what nobody names once it is old enough, whatever is deployed meanwhile. Never returns.
+    pub async fn tidy(self: Arc<Registry>) {
+        let pause = (self.bounds.keep / 60).clamp(TIDY.0, TIDY.1);
+        loop {
+            tokio::time::sleep(pause).await;
+            self.sweep(SWEEPING).await;
+        }
     }
 
     async fn load_at_start(&self, entry: Entry, record: &Record) {
@@ -247,7 +262,7 @@ impl Registry {
         if self.loader.needs_compile(manifest).await {
             let _permit = self.preparing.acquire().await;
             let (progress, _) = tokio::sync::mpsc::channel(1);
-            self.prepare(manifest, trust, progress).await?;
+            self.prepare(manifest, record.deployer.as_deref(), trust, progress).await?;
         }
         Ok(self.loader.load(manifest, &record.preparation.batching, trust, &self.store).await?)
     }
@@ -272,7 +287,7 @@ impl Registry {
             }
             let Ok(_permit) = self.preparing.acquire().await else { return };
             let (progress, _) = tokio::sync::mpsc::channel(1);
-            match self.prepare(&record.manifest, self.trust(record), progress).await {
+            match self.prepare(&record.manifest, record.deployer.as_deref(), self.trust(record), progress).await {
                 Ok(_) => tracing::info!(digest, "a module that the cache had lost was compiled again"),
                 Err(error) => tracing::error!(digest, %error, "a module that the cache has lost cannot be compiled"),
             }
@@ -320,7 +335,7 @@ impl Registry {
                 let stage = Stage::start("wait", &progress);
                 let _permit = self.preparing.acquire().await.map_err(|_| ChangeError::Busy)?;
                 stage.done();
-                let prepared = self.prepare(&manifest, who.trust(), progress.clone()).await?;
+                let prepared = self.prepare(&manifest, who.uploader(), who.trust(), progress.clone()).await?;
                 self.known.insert(&manifest, &prepared);
                 prepared
             }
@@ -346,7 +361,7 @@ impl Registry {
         let _using = self.sweeping.read().await;
         self.check_blobs(manifest, who).await?;
         let _permit = self.preparing.acquire().await.map_err(|_| ChangeError::Busy)?;
-        self.prepare(manifest, who.trust(), progress).await
+        self.prepare(manifest, who.uploader(), who.trust(), progress).await
     }
 
     /// Removes one version, or all of a model. Calls that are running finish.
@@ -371,7 +386,7 @@ impl Registry {
             self.write(&mut state, entries, change, actor).await?
         };
         if self.sweep_is_due() {
-            self.sweep().await;
+            self.sweep(Duration::ZERO).await;
         }
         Ok(number)
     }
@@ -379,17 +394,15 @@ impl Registry {
     /// Looking for what nobody names takes as long as there are blobs: often enough for what has just come of age, and not
     /// with every change.
     fn sweep_is_due(&self) -> bool {
-        let mut swept = self.swept.lock().unwrap_or_else(PoisonError::into_inner);
-        let due = swept.is_none_or(|last| last.elapsed() >= self.bounds.keep / 60);
-        if due {
-            *swept = Some(Instant::now());
-        }
-        due
+        let swept = self.swept.lock().unwrap_or_else(PoisonError::into_inner);
+        swept.is_none_or(|last| last.elapsed() >= self.bounds.keep / 60)
     }
 
-    /// Removes blobs and asset folders that nothing names; not while a deployment is about to name some.
-    pub async fn sweep(&self) {
-        let Ok(_alone) = self.sweeping.try_write() else { return };
+    /// Removes blobs and asset folders that nothing names; not while a deployment is about to name some, which is waited for
+    /// so long.
+    pub async fn sweep(&self, wait: Duration) {
+        let Ok(_alone) = timeout(wait, self.sweeping.write()).await else { return };
+        *self.swept.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
         let entries = self.entries().await;
         if entries.iter().any(|entry| entry.record.is_none()) {
             tracing::warn!("a deployment's record is unreadable: no file is removed, since it may be named there");
@@ -412,13 +425,19 @@ impl Registry {
 
     // === what changes are made of ===
 
-    async fn prepare(&self, manifest: &Manifest, trust: Trust, progress: Progress) -> Result<Prepared, ChangeError> {
+    async fn prepare(
+        &self,
+        manifest: &Manifest,
+        deployer: Option<&str>,
+        trust: Trust,
+        progress: Progress,
+    ) -> Result<Prepared, ChangeError> {
         // The child opens files by path: what the store would not hand out must not reach it.
         for (_, digest) in manifest.blobs() {
             self.store.verify_blob(digest).await?;
         }
         let mut job = self.loader.job(manifest, trust, &self.store).await?;
-        job.batching = self.known_batching(manifest).await;
+        job.batching = self.known_batching(manifest, deployer).await;
         Ok(prepare::run(job, progress).await?)
     }
 
@@ -428,11 +447,15 @@ impl Registry {
         (!self.loader.needs_compile(manifest).await).then_some(prepared)
     }
 
-    /// What was found about the same graphs, in such sessions and filled up alike, by earlier deployments. Where jobs run
+    /// What was found about the same graphs, in such sessions and filled up alike, by earlier deployments of the same deployer:
+    /// the rows that were tried were made of its golden input, and nobody else's word counts. Where jobs run
     /// alone it is tried again: that may have been for want of time, or of the golden input that is there now.
-    async fn known_batching(&self, manifest: &Manifest) -> BTreeMap<String, Calibration> {
+    async fn known_batching(&self, manifest: &Manifest, deployer: Option<&str>) -> BTreeMap<String, Calibration> {
         let entries = self.entries().await;
-        let records = || entries.iter().filter_map(|entry| entry.record.as_deref());
+        let records = || {
+            let records = entries.iter().filter_map(|entry| entry.record.as_deref());
+            records.filter(|record| record.deployer.as_deref() == deployer)
+        };
         let key = |graph: &GraphEntry| {
             let GraphEntry { digest, options } = graph;
             (digest.clone(), options.of_sessions(), options.padding.clone())

@@ -88,6 +88,7 @@ pub async fn put_blob(
     if length.is_some_and(|length| length > api.max_blob) {
         return store_error(StoreError::TooLarge { limit: api.max_blob });
     }
+    let _turn = api.uploads.turn(&who).await;
     let (store, body) = (&api.registry.store, body.into_data_stream());
     let put = match who.uploader() {
         None => store.put_blob(&digest, body, api.max_blob).await,
@@ -200,7 +201,7 @@ pub async fn put_version(
     headers: HeaderMap,
     body: Body,
 ) -> Response {
-    let manifest = match read_manifest(body).await {
+    let manifest = match read_manifest(&api, &who, body).await {
         Ok(manifest) => manifest,
         Err(refused) => return refused,
     };
@@ -227,7 +228,7 @@ pub async fn put_version(
         (status = 400, body = ErrorBody), (status = 409, body = ErrorBody), (status = 413, body = ErrorBody),
         (status = 429, body = ErrorBody)))]
 pub async fn validate(State(api): Shared, Extension(who): By, headers: HeaderMap, body: Body) -> Response {
-    let manifest = match read_manifest(body).await {
+    let manifest = match read_manifest(&api, &who, body).await {
         Ok(manifest) => manifest,
         Err(refused) => return refused,
     };
@@ -275,7 +276,8 @@ pub async fn openapi() -> Response {
     ([(CONTENT_TYPE, "application/json")], openapi_json()).into_response()
 }
 
-async fn read_manifest(body: Body) -> Result<Manifest, Response> {
+async fn read_manifest(api: &Api, who: &Who, body: Body) -> Result<Manifest, Response> {
+    let _turn = api.uploads.turn(who).await;
     let bytes = axum::body::to_bytes(body, MAX_MANIFEST).await.map_err(|error| {
         fail(Error::new(Kind::TooLarge, format!("manifest, of at most {MAX_MANIFEST} bytes: {error}")))
     })?;

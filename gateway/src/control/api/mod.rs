@@ -5,8 +5,9 @@ mod handlers;
 pub mod types;
 mod view;
 
+use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use axum::Router;
@@ -16,6 +17,7 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::serve::IncomingStream;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityScheme};
 use utoipa::{Modify, OpenApi};
@@ -32,6 +34,9 @@ use crate::http::identity::Identity;
 use crate::http::unreadable::{Turns, Watched};
 use crate::telemetry::Telemetry;
 use types::{ErrorBody, MissingBlob};
+
+/// Bodies of one deployer that are read at the same time.
+const BODIES: usize = 4;
 
 /// What the API stands on.
 pub struct Api {
@@ -51,6 +56,24 @@ pub struct Api {
     pub door: Option<Arc<Door>>,
     /// When the process started.
     pub started: Instant,
+    /// Bodies of deployers that are being read.
+    pub uploads: Uploads,
+}
+
+/// How many bodies are read of each deployer at the same time: each holds some megabytes for as long as it takes.
+#[derive(Default)]
+pub struct Uploads(Mutex<HashMap<String, Arc<Semaphore>>>);
+
+impl Uploads {
+    /// Waits for the turn of one more body. The operator's have no bound.
+    async fn turn(&self, who: &Who) -> Option<OwnedSemaphorePermit> {
+        let places = {
+            let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            // Names are those of the file of deployers.
+            all.entry(who.uploader()?.to_owned()).or_insert_with(|| Arc::new(Semaphore::new(BODIES))).clone()
+        };
+        places.acquire_owned().await.ok()
+    }
 }
 
 impl Api {

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use tokio::runtime::Runtime;
 use windrose_engine::{Batching, Calibration, EngineError, Engines, Graph, default_tenant, process};
-use windrose_sandbox::{CallContext, Module, ModuleError, ModuleKind, PASSTHROUGH, Sandbox};
+use windrose_sandbox::{CallContext, CallError, Module, ModuleError, ModuleKind, PASSTHROUGH, Sandbox};
 
 use super::job::{Event, GraphReport, Job, Line, Prepared, Status};
 use super::{BATCHING, PrepareError, selftest};
@@ -115,7 +115,10 @@ fn prepare(job: &Job) -> Result<Prepared, PrepareError> {
     let signature = match module.kind() {
         ModuleKind::Model => Some(stages.run("describe", "describe".into(), || {
             let described = runtime.block_on(program.describe(&context()));
-            described.map_err(|error| PrepareError::Refused(format!("the module's `describe` failed: {error}")))
+            described.map_err(|error| match error {
+                CallError::Host(message) => sandbox_failed(format!("describe: {message}")),
+                error => PrepareError::Refused(format!("the module's `describe` failed: {error}")),
+            })
         })?),
         ModuleKind::Http | ModuleKind::Command => None,
     };
