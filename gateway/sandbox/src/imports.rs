@@ -1,6 +1,6 @@
 //! What a component may import, and what it can be served as.
 
-use wasmparser::{Encoding, Parser, Payload};
+use wasmparser::{Encoding, Parser, Payload, Validator, WasmFeatures};
 
 use crate::{Grants, Import, ImportStatus, ModuleError, ModuleKind};
 
@@ -144,9 +144,16 @@ pub(crate) fn check(wasm: &[u8]) -> Result<(), ModuleError> {
     }
 }
 
-/// Whether a component imports or exports an interface of WASI 0.3, some of which have asynchronous functions. It may know
-/// of tasks without that.
+/// Whether a component needs an engine that knows tasks: it imports or exports an interface of WASI 0.3, some of which have
+/// asynchronous functions, or is valid with tasks alone.
 pub(crate) fn knows_tasks(wasm: &[u8]) -> bool {
+    let valid = |features| Validator::new_with_features(features).validate_all(wasm).is_ok();
+    let (with, without) = (WasmFeatures::all(), WasmFeatures::all().difference(WasmFeatures::CM_ASYNC));
+    names_tasks(wasm) || !valid(without) && valid(with)
+}
+
+/// Whether a component imports or exports an interface of WASI 0.3.
+fn names_tasks(wasm: &[u8]) -> bool {
     let is_3 = |name: &str| name.split_once('@').is_some_and(|(_, version)| is_in(version, "0.3"));
     let mut depth = 0;
     for payload in Parser::new(0).parse_all(wasm).map_while(Result::ok) {

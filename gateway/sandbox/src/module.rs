@@ -289,17 +289,13 @@ impl Sandbox {
         Ok(Module { inner: compiled })
     }
 
-    /// Compiles a component for the engine that costs it the least.
+    /// Compiles a component for the engine that costs it the least. It is the same one each time: the cache has one entry of
+    /// a module.
     fn translate(&self, wasm: &[u8]) -> Result<(Tasks, Component), ModuleError> {
-        let parts = &self.inner;
-        if !imports::knows_tasks(wasm)
-            && let Ok(component) = Component::from_binary(&parts.plain.engine, wasm)
-        {
-            return Ok((Tasks::Untold, component));
-        }
-        let engine = &parts.runtime(Tasks::Told)?.engine;
+        let tasks = if imports::knows_tasks(wasm) { Tasks::Told } else { Tasks::Untold };
+        let engine = &self.inner.runtime(tasks)?.engine;
         let component = Component::from_binary(engine, wasm).map_err(|e| ModuleError::Invalid(format!("{e:#}")))?;
-        Ok((Tasks::Told, component))
+        Ok((tasks, component))
     }
 
     /// Whether [`Sandbox::module_from_cache`] would find a component with this sha256 (hex).
