@@ -147,6 +147,11 @@ impl Calls {
         match self.try_enter(tenant, &serving) {
             // In a box of its own, which most calls do not need.
             None if self.may_wait(tenant) => Box::pin(self.wait(until)).await,
+            None => {
+                // It was asked for its body, as if there had been room.
+                self.refuse(tenant);
+                None
+            }
             place => place,
         }
     }
@@ -172,11 +177,23 @@ impl Calls {
 
     /// Whether a call that found no place may wait for one.
     fn may_wait(&self, tenant: &Arc<str>) -> bool {
-        if **tenant == *PROBER || self.seats.is_divided() {
+        if !self.is_together(tenant) {
             return false;
         }
         let (count, load) = (self.count(), self.load());
         !load.pressed && count.outside < load.outside(self.most)
+    }
+
+    /// Counts a call that was refused after it had been let in.
+    fn refuse(&self, tenant: &Arc<str>) {
+        if self.is_together(tenant) {
+            self.load().learn(true);
+        }
+    }
+
+    /// Whether a call is one of those that are not told apart.
+    fn is_together(&self, tenant: &Arc<str>) -> bool {
+        **tenant != *PROBER && !self.seats.is_divided()
     }
 
     /// Waits for a place, in the order in which calls came.
@@ -187,7 +204,10 @@ impl Calls {
         let longest = until.saturating_duration_since(Instant::now()).min(STANDS);
         let permit = timeout(longest, self.permits.acquire()).await;
         let Ok(Ok(permit)) = permit else {
-            self.load().learn(true);
+            // Who would not wait that long says nothing about the model.
+            if longest == STANDS {
+                self.load().learn(true);
+            }
             return None;
         };
         permit.forget();
