@@ -39,9 +39,9 @@ const CONNECTION_WINDOW: u32 = 4 << 20;
 /// there is no request then that could be answered.
 const READ_HEADERS: u32 = 256 << 10;
 
-/// The most that is read at once of an HTTP/1.1 connection, bytes: what each keeps for reading once a long body has come, and
-/// the longest head.
-const READ_BUFFER: usize = 64 << 10;
+/// How much is read of an HTTP/1.1 connection before what was read is looked at, bytes: what each keeps for reading once a
+/// long body has come, and about the longest head. hyper's own limit for a target, of 64 KiB, is to be seen within it.
+const READ_BUFFER: usize = 128 << 10;
 
 /// How often a silent HTTP/2 peer is asked whether it is there.
 const PING: Duration = Duration::from_secs(30);
