@@ -7,7 +7,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread;
 
-use rustix::process::{Signal, getpid, kill_process};
+use rustix::process::{Resource, Rlimit, setrlimit};
 use serde::{Deserialize, Serialize};
 
 use super::super::{Loading, Session};
@@ -44,12 +44,12 @@ pub fn main() -> ! {
     match serve() {
         // A run may still be going on, perhaps for ever. It is neither waited for nor may it see an ordinary exit, which
         // takes down the engine's statics below it: its answer would be that of a broken engine.
-        Ok(()) => {
-            let _ = kill_process(getpid(), Signal::KILL);
+        Ok(()) => process::leave(0),
+        Err(error) => {
+            eprintln!("{error}");
+            process::leave(1)
         }
-        Err(error) => eprintln!("{error}"),
     }
-    std::process::exit(1)
 }
 
 fn serve() -> io::Result<()> {
@@ -99,6 +99,9 @@ fn load(job: &Job, graph: OwnedFd) -> Result<Vec<Box<dyn Session>>, EngineError>
     let mut onnx = vec![0; usize::try_from(length).unwrap_or(usize::MAX)];
     file.read_exact_at(&mut onnx, 0).map_err(host)?;
     if job.device == Device::Cpu {
+        // It writes no file from here on. Those that are shared with the parent are memory that no other limit counts.
+        setrlimit(Resource::Fsize, Rlimit { current: Some(0), maximum: Some(0) })
+            .map_err(|error| host(error.into()))?;
         filter::apply().map_err(host)?;
     }
     let model = Arc::new(onnx::read(&onnx)?);
