@@ -130,12 +130,13 @@ fn first_symbol<'a>(what: &str, spec: &'a TensorSpec) -> Result<Option<&'a str>,
     }
 }
 
-/// The rows that all inputs have in common; `None` where they have none, or differ.
+/// The rows that all inputs have in common; `None` where they have none, or differ, or are of nothing: what takes no memory
+/// may claim to be any number of rows.
 pub(crate) fn common_rows(inputs: &[Tensor]) -> Option<usize> {
     let mut rows = None;
     for tensor in inputs {
         let own = *tensor.shape().first()?;
-        if own == 0 || rows.is_some_and(|rows| rows != own) {
+        if tensor.data().is_empty() || rows.is_some_and(|rows| rows != own) {
             return None;
         }
         rows = Some(own);
@@ -236,7 +237,13 @@ mod tests {
     fn inputs_must_agree_about_their_rows() {
         let tensor = |shape: &[usize]| Tensor::from_vec(shape, vec![0u8; shape.iter().product()]).expect("bytes");
         assert_eq!(common_rows(&[tensor(&[3, 2]), tensor(&[3])]), Some(3));
-        for inputs in [vec![], vec![tensor(&[3]), tensor(&[1])], vec![tensor(&[])], vec![tensor(&[0, 4])]] {
+        for inputs in [
+            vec![],
+            vec![tensor(&[3]), tensor(&[1])],
+            vec![tensor(&[])],
+            vec![tensor(&[0, 4])],
+            vec![tensor(&[1 << 40, 0])],
+        ] {
             assert_eq!(common_rows(&inputs), None);
         }
     }

@@ -5,6 +5,9 @@ use std::collections::HashMap;
 use crate::batch::{common_rows, declared_axis};
 use crate::{DataType, Dim, EngineError, GraphSpec, Job, Tensor, TensorSpec};
 
+/// The product of an empty input's other dimensions.
+const EMPTY: usize = 1 << 20;
+
 /// A graph's signature, with its names indexed.
 #[derive(Debug)]
 pub(crate) struct Signature {
@@ -56,6 +59,7 @@ impl Signature {
         for (place, spec) in places.into_iter().zip(&self.spec.inputs) {
             let tensor = place.ok_or_else(|| invalid(format!("input '{}' is missing", spec.name)))?;
             symbols.check(&tensor, spec)?;
+            check_empty(&tensor, &spec.name)?;
             inputs.push(tensor);
         }
         Ok(inputs)
@@ -76,6 +80,18 @@ impl Signature {
             outputs.push(at);
         }
         Ok(outputs)
+    }
+}
+
+/// Refuses a tensor of nothing from which a graph might make very much: the sum over an empty axis has all the others.
+fn check_empty(tensor: &Tensor, name: &str) -> Result<(), EngineError> {
+    let others = tensor.shape().iter().filter(|size| **size > 0).try_fold(1usize, |all, size| all.checked_mul(*size));
+    let is_some = tensor.shape().first() != Some(&0) && others.is_none_or(|others| others > EMPTY);
+    match tensor.data().is_empty() && is_some {
+        true => {
+            Err(invalid(format!("input '{name}' is empty, and its other dimensions are more than {EMPTY} together")))
+        }
+        false => Ok(()),
     }
 }
 
