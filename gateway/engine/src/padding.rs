@@ -7,6 +7,11 @@ use serde::{Deserialize, Serialize};
 use crate::check::Checked;
 use crate::{DataType, EngineError, GraphSpec, Tensor};
 
+/// How much larger inputs may become when they are filled up to run together, and what is never too much, bytes. The step
+/// alone says little: a row of one element among thousands may have to become as long as the longest.
+const GROWTH: usize = 4;
+const LITTLE: usize = 4 << 20;
+
 /// How inputs of different lengths may run together, as a manifest says: a text encoder with its mask, for example.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -92,11 +97,21 @@ impl Pads {
             && a.inputs.iter().zip(&b.inputs).zip(&self.inputs).all(same)
     }
 
-    /// Tensors of one input as one, each filled up to the longest; `None` where they do not go together.
+    /// Tensors of one input as one, each filled up to the longest; `None` where they do not go together, or would take very
+    /// much more memory than each alone.
     pub fn stack(&self, input: usize, parts: &[&Tensor]) -> Option<Tensor> {
         let longest = parts.iter().map(|part| part.shape().get(self.axis)).max().flatten();
         match (self.inputs.get(input)?, longest) {
             (Some(fill), Some(&longest)) if parts.iter().any(|part| part.shape().get(self.axis) != Some(&longest)) => {
+                let own: usize = parts.iter().map(|part| part.data().len()).sum();
+                let whole = parts.iter().try_fold(0usize, |all, part| {
+                    let mut others = part.shape().iter().enumerate().filter(|(axis, _)| *axis != self.axis);
+                    let one = others.try_fold(longest.checked_mul(fill.len())?, |n, (_, size)| n.checked_mul(*size))?;
+                    all.checked_add(one)
+                })?;
+                if whole > LITTLE.max(own.saturating_mul(GROWTH)) {
+                    return None;
+                }
                 let filled: Vec<Tensor> =
                     parts.iter().map(|part| part.filled(self.axis, longest, fill)).collect::<Option<_>>()?;
                 Tensor::stack(&filled.iter().collect::<Vec<_>>())
@@ -194,6 +209,15 @@ mod tests {
         assert_eq!(element(DataType::Fp32, 1), Some(1f32.to_le_bytes().to_vec()));
         assert_eq!(element(DataType::Bool, 7), Some(vec![1]));
         assert_eq!(element(DataType::Bytes, 0), None);
+    }
+
+    #[test]
+    fn what_would_become_very_much_larger_does_not_go_together() {
+        let pads = Pads::new(&padding(), &spec()).expect("pads");
+        let (short, long) = (job(4_000, 1, 2), job(1, 100_000, 2));
+        assert_eq!(pads.stack(0, &[&short.inputs[0], &long.inputs[0]]), None);
+        let (short, long) = (job(4_000, 1, 2), job(1, 100, 2));
+        assert!(pads.stack(0, &[&short.inputs[0], &long.inputs[0]]).is_some());
     }
 
     proptest! {
