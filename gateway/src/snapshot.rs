@@ -10,7 +10,7 @@ use windrose_engine::{Graph, GraphSpec};
 use windrose_sandbox::{ModuleKind, Program};
 
 use crate::admit::Calls;
-use crate::control::manifest::Manifest;
+use crate::control::manifest::{Jurisdictions, Manifest};
 use crate::telemetry::MetricsSlot;
 
 /// One version of a model, ready to answer.
@@ -53,6 +53,8 @@ pub struct Unready {
     pub version: String,
     /// Why.
     pub why: NotReady,
+    /// Where its data may be, which binds whoever answers in its place.
+    pub jurisdictions: Jurisdictions,
 }
 
 /// Why a version that is deployed does not answer.

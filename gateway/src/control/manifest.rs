@@ -80,6 +80,11 @@ pub struct Jurisdictions {
 }
 
 impl Jurisdictions {
+    /// Data that may be nowhere.
+    pub fn nowhere() -> Jurisdictions {
+        Jurisdictions { allow: Some(Vec::new()), deny: Vec::new() }
+    }
+
     /// Whether it says nothing.
     pub fn is_empty(&self) -> bool {
         self.allow.is_none() && self.deny.is_empty()

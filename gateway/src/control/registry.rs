@@ -13,7 +13,7 @@ use super::deployer::{Trust, Who};
 use super::known::Known;
 use super::load::{LoadError, Loaded, Loader, module_digest};
 use super::log::{Actor, Change, Preparation, Record, Revision, now};
-use super::manifest::{GraphEntry, Invalid, Manifest};
+use super::manifest::{GraphEntry, Invalid, Jurisdictions, Manifest};
 use super::prepare::{self, Event, PrepareError, Prepared, Status};
 use super::store::{Store, StoreError};
 use crate::config::deployers::Deployer;
@@ -564,7 +564,12 @@ impl Registry {
                 Standing::Loading => NotReady::Loading,
                 Standing::Failed(_) => NotReady::Failed,
             };
-            Some((entry.name.clone(), Unready { version: entry.version.clone(), why }))
+            // Where nobody can read what it says, nothing is allowed.
+            let jurisdictions = entry
+                .record
+                .as_ref()
+                .map_or_else(Jurisdictions::nowhere, |record| record.manifest.jurisdictions.clone());
+            Some((entry.name.clone(), Unready { version: entry.version.clone(), why, jurisdictions }))
         });
         self.current.store(Arc::new(Snapshot::new(state.revision, served).with_unready(unready)));
     }

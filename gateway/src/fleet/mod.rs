@@ -37,6 +37,7 @@ use self::tls::{Identity, TlsError};
 use self::upstream::{Foreign, Peer, Upstream};
 use crate::config::ConfigError;
 use crate::config::fleet::{FleetConfig, FleetFile, FleetSite};
+use crate::control::manifest::Jurisdictions;
 use crate::control::registry::Registry;
 use crate::snapshot::{Current, Snapshot};
 use crate::telemetry::Telemetry;
@@ -95,6 +96,8 @@ struct SiteState {
     upstream: Arc<Upstream>,
     /// What it serves; `None` while nobody knows.
     offers: Option<Arc<Vec<Offer>>>,
+    /// The law of the models that it serves, or served when it was last heard of: it holds while nobody knows any more.
+    laws: HashMap<String, Vec<(String, Jurisdictions)>>,
     /// The shortest round trip to it that was seen.
     round_trip: Option<Duration>,
     follower: Option<Follower>,
@@ -265,7 +268,8 @@ impl Fleet {
         let upstream = Arc::new(upstream);
         let follows = entry.foreign.is_none() && !entry.addresses.is_empty();
         let follower = follows.then(|| Follower::start(Arc::downgrade(self), name, upstream.clone()));
-        Ok(SiteState { entry: entry.clone(), upstream, offers: None, round_trip: None, follower })
+        let laws = HashMap::new();
+        Ok(SiteState { entry: entry.clone(), upstream, offers: None, laws, round_trip: None, follower })
     }
 
     /// Takes over what a peer says it serves; `None` when nobody knows any more.
@@ -274,6 +278,9 @@ impl Fleet {
         let Some(state) = building.sites.get_mut(site) else { return };
         if state.offers.as_deref() != offers.as_ref().map(|told| &told.ready) {
             let (ready, generation) = offers.as_ref().map(|told| (told.ready.len(), told.generation)).unzip();
+            if let Some(told) = offers.as_ref().filter(|told| !told.leaving) {
+                state.laws = laws(&told.ready);
+            }
             state.offers = offers.map(|told| Arc::new(told.ready));
             self.rebuild(&building);
             tracing::info!(site, ready, generation, "what a peer serves has changed");
@@ -355,7 +362,17 @@ impl Fleet {
     fn rebuild(&self, building: &Building) {
         let before = self.table.load_full();
         let (config, ceiling, telemetry) = (&self.config, &self.ceiling, &*self.telemetry);
-        let builder = table::Builder { config, ceiling, telemetry, building, before: &before };
-        self.table.store(Arc::new(builder.build(self.current.load_full())));
+        let snapshot = self.current.load_full();
+        let builder = table::Builder { config, ceiling, telemetry, building, before: &before, snapshot };
+        self.table.store(Arc::new(builder.build()));
     }
+}
+
+/// The law of each version of each model.
+fn laws(offers: &[Offer]) -> HashMap<String, Vec<(String, Jurisdictions)>> {
+    let mut laws: HashMap<String, Vec<(String, Jurisdictions)>> = HashMap::new();
+    for offer in offers {
+        laws.entry(offer.model.clone()).or_default().push((offer.version.clone(), offer.jurisdictions.clone()));
+    }
+    laws
 }

@@ -89,6 +89,8 @@ pub(super) struct Builder<'a> {
     pub telemetry: &'a Telemetry,
     pub building: &'a Building,
     pub before: &'a Table,
+    /// What is deployed here.
+    pub snapshot: Arc<Snapshot>,
 }
 
 /// One replica before it is placed.
@@ -160,9 +162,9 @@ impl Replicated {
 // === impl Builder ===
 
 impl Builder<'_> {
-    pub fn build(&self, snapshot: Arc<Snapshot>) -> Table {
+    pub fn build(&self) -> Table {
         let mut models: BTreeMap<String, BTreeMap<String, Vec<Found>>> = BTreeMap::new();
-        for found in self.here(&snapshot).into_iter().chain(self.there()) {
+        for found in self.here(&self.snapshot).into_iter().chain(self.there()) {
             let versions = models.entry(found.offer.model.clone()).or_default();
             versions.entry(found.offer.version.clone()).or_default().push(found);
         }
@@ -170,7 +172,7 @@ impl Builder<'_> {
         for name in foreign.flat_map(|(_, foreign)| &foreign.models) {
             models.entry(name.clone()).or_default();
         }
-        let mut table = Table { snapshot: Some(snapshot), models: HashMap::new() };
+        let mut table = Table { snapshot: Some(self.snapshot.clone()), models: HashMap::new() };
         for (model, found) in models {
             table.models.insert(model.clone(), self.versions(&model, found));
         }
@@ -242,7 +244,7 @@ impl Builder<'_> {
         let may = || found.iter().filter(|f| digests.contains(&f.offer.parts.digest()));
         // Where one site grants the module what another does not, it would do other things there.
         let needs = may().fold(Grants::NONE, |all, f| Grants(all.0 | f.offer.grants().0));
-        let rules = self.rules(&told, &found);
+        let rules = self.rules((model, version), &told, &found);
         let foreign = || self.building.sites.values().filter(|s| highest && s.serves_foreign(model));
         // A foreign server's models may have side effects that no manifest tells of.
         let repeatable = may().all(|f| f.offer.repeatable())
@@ -286,12 +288,17 @@ impl Builder<'_> {
         }
     }
 
-    /// Every rule of every manifest that goes by this name binds: a peer can make the law stricter, and nobody laxer.
-    fn rules(&self, told: &FleetModel, found: &[Found]) -> Rules {
+    /// Every rule of every manifest that goes by this name binds: a peer can make the law stricter, and nobody laxer. Those of
+    /// versions that do not answer bind as well: what is not ready here, and what a site served that is heard of no more. Where
+    /// no gateway offers the model at all, and foreign servers are left, all its versions do.
+    fn rules(&self, (model, version): (&str, &str), told: &FleetModel, found: &[Found]) -> Rules {
         let mut rules = self.config.bind(Rules::none()).and(Source::Fleet, told.allow.clone(), told.deny.clone());
         let mut seen = Vec::new();
-        for found in found {
-            let law = &found.offer.jurisdictions;
+        let unready = self.snapshot.unready(model).iter().map(|unready| (&unready.version, &unready.jurisdictions));
+        let remembered = self.building.sites.values().filter_map(|site| site.laws.get(model)).flatten();
+        let others = unready.chain(remembered.map(|(version, law)| (version, law)));
+        let others = others.filter(|(of, _)| found.is_empty() || *of == version).map(|(_, law)| law);
+        for law in found.iter().map(|found| &found.offer.jurisdictions).chain(others) {
             if !seen.contains(&law) {
                 rules = law.bind(rules);
                 seen.push(law);
@@ -384,6 +391,7 @@ fn nanos(span: Duration) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashSet;
     use std::path::PathBuf;
 
     use serde_json::json;
@@ -392,39 +400,34 @@ mod tests {
     use super::super::addresses::Addresses;
     use super::super::upstream::Foreign;
     use super::*;
-    use crate::config::fleet::{FleetFile, FleetSite};
+    use crate::config::fleet::{self as config, FleetFile, FleetSite};
+    use crate::control::manifest::Jurisdictions;
+    use crate::snapshot::{NotReady, Unready};
 
-    /// A fleet of this gateway and one peer that serves these versions of a model.
-    fn table(versions: &[&str], before: &Table) -> Table {
+    fn site(name: &str) -> SiteState {
         let site = Arc::new(Site {
-            name: "peer".into(),
+            name: name.into(),
             cloud: "".into(),
             region: "".into(),
             jurisdiction: None,
             price: Price::default(),
         });
-        let offer = |version: &&str| {
-            let parts = json!({"module": "", "graphs": {}, "assets": {}, "command": "", "test": null});
-            let offer = json!({"model": "m", "version": version, "parts": parts, "infers": true, "engine": "",
-                "granted": 0, "timeout_ms": [1000, 1000]});
-            serde_json::from_value(offer).unwrap()
-        };
-        let state = SiteState {
-            entry: FleetSite {
-                site: site.clone(),
-                addresses: Vec::new(),
-                distance: Duration::ZERO,
-                weight: 1,
-                foreign: None,
-            },
+        SiteState {
+            entry: FleetSite { site, addresses: Vec::new(), distance: Duration::ZERO, weight: 1, foreign: None },
             // No request is sent.
-            upstream: Arc::new(Upstream::Foreign(Foreign::new(String::new(), Addresses::of("peer", &[]), None))),
-            offers: Some(Arc::new(versions.iter().map(offer).collect())),
+            upstream: Arc::new(Upstream::Foreign(Foreign::new(String::new(), Addresses::of(name, &[]), None))),
+            offers: None,
+            laws: HashMap::new(),
             round_trip: None,
             follower: None,
-        };
+        }
+    }
+
+    /// A fleet of this gateway, where so much is deployed, and other sites.
+    fn built(sites: Vec<SiteState>, snapshot: Snapshot, before: &Table) -> Table {
         let file = FleetFile { sites: Vec::new(), models: HashMap::new() };
-        let building = Building { file, sites: HashMap::from([(site.name.clone(), state)]) };
+        let named = |site: SiteState| (site.entry.site.name.clone(), site);
+        let building = Building { file, sites: sites.into_iter().map(named).collect() };
         let config = FleetConfig {
             file: PathBuf::new(),
             site: "here".into(),
@@ -437,9 +440,44 @@ mod tests {
             deny: Vec::new(),
         };
         let (ceiling, telemetry) = (windrose_sandbox::Grants::default(), Telemetry::new());
-        let builder =
-            Builder { config: &config, ceiling: &ceiling, telemetry: &telemetry, building: &building, before };
-        builder.build(Arc::default())
+        let (config, ceiling, telemetry, building) = (&config, &ceiling, &telemetry, &building);
+        Builder { config, ceiling, telemetry, building, before, snapshot: Arc::new(snapshot) }.build()
+    }
+
+    /// A fleet of this gateway and one peer that serves these versions of a model.
+    fn table(versions: &[&str], before: &Table) -> Table {
+        let offer = |version: &&str| {
+            let parts = json!({"module": "", "graphs": {}, "assets": {}, "command": "", "test": null});
+            let offer = json!({"model": "m", "version": version, "parts": parts, "infers": true, "engine": "",
+                "granted": 0, "timeout_ms": [1000, 1000]});
+            serde_json::from_value(offer).unwrap()
+        };
+        let peer = SiteState { offers: Some(Arc::new(versions.iter().map(offer).collect())), ..site("peer") };
+        built(vec![peer], Snapshot::default(), before)
+    }
+
+    #[test]
+    fn the_law_of_a_model_that_no_gateway_offers_binds_a_foreign_server() {
+        let eu = || Jurisdictions { allow: Some(vec!["eu".into()]), deny: Vec::new() };
+        let foreign = || {
+            let models = HashSet::from(["m".to_owned()]);
+            let mut site = site("triton");
+            site.entry.foreign = Some(config::Foreign { models, repeatable: false, authority: None });
+            site
+        };
+        let gone = || {
+            let laws = HashMap::from([("m".to_owned(), vec![("1".to_owned(), eu())])]);
+            SiteState { laws, ..site("peer") }
+        };
+        let loading = || {
+            let unready = Unready { version: "1".into(), why: NotReady::Failed, jurisdictions: eu() };
+            Snapshot::default().with_unready([("m".to_owned(), unready)])
+        };
+        let is_free = |table: Table| table.find("m", None).unwrap().rules.permit(None).is_ok();
+        let nothing = Table::default();
+        assert!(is_free(built(vec![foreign()], Snapshot::default(), &nothing)), "nobody has said anything");
+        assert!(!is_free(built(vec![foreign(), gone()], Snapshot::default(), &nothing)), "a peer had, before it went");
+        assert!(!is_free(built(vec![foreign()], loading(), &nothing)), "what is deployed here says so");
     }
 
     fn retries_left(table: &Table, version: &str) -> f64 {

@@ -208,7 +208,10 @@ async fn what_is_deployed_and_does_not_answer_is_not_ready() {
     let gateway = Gateway::start(&[Model::new("id", "1", "identity_fp32")]).await;
     let body = json!({"inputs": [{"name": "x", "shape": [1], "datatype": "FP32", "data": [1]}]}).to_string();
     let unready = |model: &str, version: &str, why| {
-        (model.to_owned(), windrose::snapshot::Unready { version: version.to_owned(), why })
+        (
+            model.to_owned(),
+            windrose::snapshot::Unready { version: version.to_owned(), why, jurisdictions: Default::default() },
+        )
     };
     use windrose::snapshot::NotReady::{Failed, Loading};
     let served: Vec<_> = gateway.current.load().models().flat_map(|(_, versions)| versions.iter().cloned()).collect();
