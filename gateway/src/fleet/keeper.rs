@@ -40,7 +40,10 @@ const RETURN: Duration = Duration::from_secs(10);
 
 /// How much of one answer, and of all answers of a connection, may be on the way, bytes.
 const STREAM_WINDOW: u32 = 1 << 20;
-const CONNECTION_WINDOW: u32 = 16 << 20;
+/// All streams together have as much as each has: a client that does not read its answer holds up nobody else's.
+const CONNECTION_WINDOW: u32 = 1 << 30;
+/// Attempts that were given up and whose answers may still come.
+const GIVEN_UP: usize = 4_096;
 
 /// Connections that are open.
 #[derive(Default)]
@@ -246,6 +249,9 @@ async fn shake_hands(site: &str, address: SocketAddr, identity: &Identity) -> Re
         .initial_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_frame_size(tls::MAX_FRAME)
+        // A peer is known: that answers come for attempts that were given up is no attack.
+        .max_concurrent_reset_streams(GIVEN_UP)
+        .max_local_error_reset_streams(None)
         .enable_push(false)
         .handshake(tls)
         .await

@@ -47,6 +47,8 @@ pub enum SendError {
     Refused,
     /// It broke off.
     Reset,
+    /// The client's body broke off before all of it was sent.
+    Body,
     /// The module failed after the head of its answer, as the peer says.
     Module,
 }
@@ -244,7 +246,7 @@ fn failure(error: &h2::Error) -> SendError {
 /// Passes a body on as fast as the peer takes it.
 async fn stream_body(stream: &mut SendStream<Bytes>, mut body: Received) -> Result<(), SendError> {
     while let Some(frame) = body.frame().await {
-        let Ok(mut data) = frame.map_err(|_| SendError::Reset)?.into_data() else { continue };
+        let Ok(mut data) = frame.map_err(|_| SendError::Body)?.into_data() else { continue };
         while !data.is_empty() {
             stream.reserve_capacity(data.len());
             let granted = std::future::poll_fn(|cx| stream.poll_capacity(cx)).await;
@@ -299,7 +301,11 @@ impl Foreign {
         let request = Request::from_parts(head, body().ok_or(SendError::Reset)?);
         let answer = open.sender.send_request(request).await;
         let (head, body) = answer
-            .map_err(|error| if error.is_canceled() { SendError::Refused } else { SendError::Reset })?
+            .map_err(|error| match error {
+                _ if error.is_canceled() => SendError::Refused,
+                _ if error.is_user() => SendError::Body,
+                _ => SendError::Reset,
+            })?
             .into_parts();
         // It takes the next request once this answer has been read; until then it is not ready, and is passed by.
         let mut idle = lock(&self.idle);

@@ -12,6 +12,7 @@ use http::HeaderMap;
 use http::header::CONTENT_ENCODING;
 use http_body::Body;
 use http_body_util::BodyExt;
+use tokio::sync::Semaphore;
 
 use super::HttpConfig;
 use super::coding::{self, Coding, Refused};
@@ -21,6 +22,9 @@ use crate::telemetry::Telemetry;
 
 /// The most that is reserved on a client's word alone, bytes.
 const TRUSTED_LENGTH: u64 = 1 << 20;
+
+/// Bodies that are decompressed at the same time, in the whole process.
+static DECOMPRESSING: Semaphore = Semaphore::const_new(8);
 
 /// Bytes of bodies that a request holds, counted against the total of all; given back when dropped.
 pub(super) struct Lease {
@@ -72,6 +76,9 @@ pub(super) async fn read(
         .await
         .unwrap_or_else(|| Err(Error::new(Kind::Deadline, "the deadline passed before the body had arrived")))?;
     let Some(coding) = coding else { return Ok(received) };
+    // What comes out is counted when it is there: only so many do it at a time.
+    let turn = before(deadline, DECOMPRESSING.acquire()).await;
+    let _turn = turn.ok_or_else(|| Error::new(Kind::Deadline, "the deadline passed before the body was read"))?;
     // Decompressing is work without a pause; it must not hold up the other requests of this thread.
     let plain = tokio::task::spawn_blocking(move || decompress(coding, &received, max))
         .await

@@ -41,7 +41,10 @@ const MAX_CONNECTIONS: usize = 4096;
 const MAX_STREAMS: u32 = 1024;
 /// How much of one stream, and of all streams of a connection, may be on the way, bytes.
 const STREAM_WINDOW: u32 = 1 << 20;
-const CONNECTION_WINDOW: u32 = 16 << 20;
+/// All streams together have as much as each has: a body that nobody reads yet holds up no other.
+const CONNECTION_WINDOW: u32 = 1 << 30;
+/// The longest list of headers, bytes: what a client may send, and what a gateway adds.
+const READ_HEADERS: u32 = 288 << 10;
 /// How often a silent peer is asked whether it is there, and how long it may take to say so.
 const PING: Duration = Duration::from_secs(5);
 
@@ -108,6 +111,10 @@ async fn connection(stream: TcpStream, plane: Arc<DataPlane>, fleet: Arc<Fleet>,
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_frame_size(tls::MAX_FRAME)
+        .max_header_list_size(READ_HEADERS)
+        // A peer is known: what it begins and gives up in one breath is no attack.
+        .max_pending_accept_reset_streams(MAX_STREAMS as usize)
+        .max_local_error_reset_streams(None)
         .keep_alive_interval(PING)
         .keep_alive_timeout(PING)
         .serve_connection(TokioIo::new(stream), service);

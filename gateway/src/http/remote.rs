@@ -182,6 +182,13 @@ fn broke_off(place: &Place) -> Outcome<Ended<'_>> {
     Outcome::Answer { verdict: Verdict::Module, whole, answer: (answer, place) }
 }
 
+/// What becomes of a request whose body its own client broke off: it says nothing of the replica.
+fn without_body(place: &Place) -> Outcome<Ended<'_>> {
+    let answer = answer::failure(&Error::new(Kind::Malformed, "body: broke off"));
+    let whole = Some(answer.body().length() as u64);
+    Outcome::Answer { verdict: Verdict::Module, whole, answer: (answer, place) }
+}
+
 /// Counts how an attempt ends.
 async fn counted<T>(place: &Place, attempt: impl Future<Output = Outcome<T>>) -> Outcome<T> {
     let track = place.metrics.attempt();
@@ -209,6 +216,10 @@ impl<'a> Shared<'a> {
             // The fleet has changed under the request, and this one has gone.
             return Box::pin(std::future::ready(Outcome::ConnectFailed));
         };
+        // The choice is made of the fleet as it is now, and the way there may be an older one's.
+        if self.rules.permit(place.site.jurisdiction.as_ref()).is_err() {
+            return Box::pin(std::future::ready(Outcome::ConnectFailed));
+        }
         match &place.to {
             To::Here(served) => Box::pin(counted(place, self.here(served.clone(), place))),
             To::There(upstream) => Box::pin(counted(place, self.there(upstream, place, (replica, AttemptId(attempt))))),
@@ -271,6 +282,7 @@ impl<'a> Shared<'a> {
             Err(SendError::Connect) => return Outcome::ConnectFailed,
             Err(SendError::Refused) => return Outcome::Refused,
             Err(SendError::Reset) => return Outcome::Reset,
+            Err(SendError::Body) => return without_body(place),
             Err(SendError::Module) => return broke_off(place),
         };
         let verdict = match upstream {
