@@ -80,7 +80,7 @@ impl Network {
         }
         let Some(name) = name.map(host) else { return false };
         let named = self.rules.iter().any(|r| r.host == name && r.port.is_none_or(|p| p == address.port()));
-        named && is_public(ip) && !is_local(ip) && !self.is_own(ip, address.port())
+        named && is_public(ip) && !self.is_own(ip, address.port())
     }
 
     /// Whether one of the gateway's own listeners answers there.
