@@ -86,8 +86,8 @@ impl Signature {
 /// Refuses a tensor of nothing from which a graph might make very much: the sum over an empty axis has all the others.
 fn check_empty(tensor: &Tensor, name: &str) -> Result<(), EngineError> {
     let others = tensor.shape().iter().filter(|size| **size > 0).try_fold(1usize, |all, size| all.checked_mul(*size));
-    let is_some = tensor.shape().first() != Some(&0) && others.is_none_or(|others| others > EMPTY);
-    match tensor.data().is_empty() && is_some {
+    let is_large = tensor.shape().first() != Some(&0) && others.is_none_or(|others| others > EMPTY);
+    match tensor.data().is_empty() && is_large {
         true => {
             Err(invalid(format!("input '{name}' is empty, and its other dimensions are more than {EMPTY} together")))
         }

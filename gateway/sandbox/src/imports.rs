@@ -155,52 +155,33 @@ pub(crate) fn knows_tasks(wasm: &[u8]) -> bool {
 /// Whether a component imports or exports an interface of WASI 0.3.
 fn names_tasks(wasm: &[u8]) -> bool {
     let is_3 = |name: &str| name.split_once('@').is_some_and(|(_, version)| is_in(version, "0.3"));
-    let mut depth = 0;
-    for payload in Parser::new(0).parse_all(wasm).map_while(Result::ok) {
-        let knows = match payload {
-            Payload::ModuleSection { .. } | Payload::ComponentSection { .. } => {
-                depth += 1;
-                false
-            }
-            Payload::End(_) => {
-                depth -= 1;
-                false
-            }
-            Payload::ComponentImportSection(imports) if depth == 0 => {
-                imports.into_iter().flatten().any(|import| is_3(import.name.name))
-            }
-            Payload::ComponentExportSection(exports) if depth == 0 => {
-                exports.into_iter().flatten().any(|export| is_3(export.name.name))
-            }
-            _ => false,
-        };
-        if knows {
-            return true;
-        }
-    }
-    false
+    top_level(wasm).any(|payload| match payload {
+        Payload::ComponentImportSection(imports) => imports.into_iter().flatten().any(|import| is_3(import.name.name)),
+        Payload::ComponentExportSection(exports) => exports.into_iter().flatten().any(|export| is_3(export.name.name)),
+        _ => false,
+    })
 }
 
 /// The name under which a component exports an initialiser, if it does. `wasm` has passed [`check`].
 pub(crate) fn initialiser(wasm: &[u8]) -> Option<String> {
+    let ours = |name: &&str| name.split_once('@').is_some_and(|(path, line)| path == INITIALISER && is_in(line, "0.1"));
+    top_level(wasm).find_map(|payload| {
+        let Payload::ComponentExportSection(exports) = payload else { return None };
+        exports.into_iter().flatten().map(|export| export.name.name).find(ours).map(str::to_owned)
+    })
+}
+
+/// What a component itself consists of, without what is in its modules and components.
+fn top_level(wasm: &[u8]) -> impl Iterator<Item = Payload<'_>> {
     let mut depth = 0;
-    for payload in Parser::new(0).parse_all(wasm) {
-        match payload.ok()? {
+    Parser::new(0).parse_all(wasm).map_while(Result::ok).filter(move |payload| {
+        match payload {
             Payload::ModuleSection { .. } | Payload::ComponentSection { .. } => depth += 1,
             Payload::End(_) => depth -= 1,
-            Payload::ComponentExportSection(exports) if depth == 0 => {
-                let mut names = exports.into_iter().flatten().map(|export| export.name.name);
-                let ours = |name: &&str| {
-                    name.split_once('@').is_some_and(|(path, line)| path == INITIALISER && is_in(line, "0.1"))
-                };
-                if let Some(name) = names.find(ours) {
-                    return Some(name.to_owned());
-                }
-            }
-            _ => {}
+            _ => return depth == 0,
         }
-    }
-    None
+        false
+    })
 }
 
 /// The error for a core module, which names the ABI that it speaks.
