@@ -1,11 +1,10 @@
 """What a module asks for, what the operator's ceiling leaves of it, and what the module then reaches."""
 
 import socket
-from pathlib import Path
 
 import pytest
 from granting import deploy, secret_page
-from harness import Gateway, wait_until
+from harness import Gateway, children, wait_until
 
 X = [{"name": "x", "datatype": "FP32", "shape": [1, 2], "data": [1.5, 2.5]}]
 
@@ -94,15 +93,9 @@ def test_load_of_its_own_bytes(gateway, tmp_path, asks):
         # Each of them has a thread and a process: there is an end to it, and they go with the call.
         greedy = gateway.infer(name, X, parameters={"act": "loads"})
         assert greedy.status == 400 and greedy.json()["error"].startswith("16 graphs, then"), greedy
-        wait_until(lambda: not children(gateway), 30, "the graphs' processes to end")
+        wait_until(lambda: not children(gateway.process.pid), 30, "the graphs' processes to end")
     else:
         assert (answer.status, answer.headers["windrose-error"]) == (502, "guest_failed")
-
-
-def children(gateway) -> list[str]:
-    """The processes that the gateway has started."""
-    pid = gateway.process.pid
-    return " ".join(task.read_text() for task in Path(f"/proc/{pid}/task").glob("*/children")).split()
 
 
 def test_no_ceiling_means_no_grant(make_gateway, tmp_path, page):

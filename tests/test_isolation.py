@@ -10,22 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from fleet import metric
-from harness import ROOT, wait_until
+from harness import ROOT, children, wait_until
 from sending import infer
 
 GRAPHS = ROOT / "models" / "test"
 X = [{"name": "x", "datatype": "FP32", "shape": [1, 2], "data": [1.5, 2.5]}]
-
-
-def children(process: int) -> list[int]:
-    """The children of a process, by all of its threads."""
-    found = []
-    for task in Path(f"/proc/{process}/task").iterdir():
-        try:
-            found += [int(child) for child in (task / "children").read_text().split()]
-        except OSError:
-            continue
-    return found
 
 
 def loop(gateway, times: int, **more):
