@@ -430,6 +430,52 @@ def test_a_foreign_server_answers_only_what_the_file_names(make_fleet, tmp_path)
         foreign.stop()
 
 
+def test_a_foreign_server_waits_for_the_law_of_sites_that_were_never_heard_of(make_fleet, tmp_path):
+    """A server in the US, and a site in the EU whose manifest keeps the model's data there."""
+    foreign = Gateway(tmp_path / "foreign").start()
+    try:
+        deploy(foreign)
+        fleet = make_fleet("entry", "home", jurisdictions={"entry": "eu", "home": "eu"})
+        triton = (
+            f'[[site]]\nname = "lab/triton"\nkind = "oip"\nplain = true\naddresses = ["127.0.0.1:{foreign.port}"]\n'
+            f'jurisdiction = "us"\nmodels = ["{MODEL}"]\n'
+        )
+        fleet.write(triton)
+        entry = fleet.start("entry")
+
+        def refused(because: str) -> bool:
+            answer = answers(entry, MODEL, BODY)
+            assert (answer.status, answer.headers["windrose-error"]) == (503, "unlawful"), answer
+            return because in answer.json()["error"]
+
+        assert refused("lab/triton: gateways that may bind the model have not been heard of (home)")
+        assert "have not been heard of" in entry.cli("explain", MODEL).stdout
+        # The operator can say it in their place.
+        fleet.write(f'{triton}[model.{MODEL}]\ndeny = ["ch"]\n')
+        wait_until(lambda: answers(entry, MODEL, BODY).status == 200, 10, "the fleet file's word", 0.1)
+        fleet.write(triton)
+        wait_until(lambda: answers(entry, MODEL, BODY).status == 503, 10, "the word to be gone", 0.1)
+
+        home, folder = fleet.start("home"), tmp_path / "bound"
+        folder.mkdir()
+        file = f'[graphs.model]\nfile = "{ADD / "identity_fp32.onnx"}"\n'
+        (folder / "windrose.toml").write_text(f'name = "{MODEL}"\n{file}[jurisdictions]\nallow = ["eu"]\n')
+        home.deploy(folder)
+        asked = metric(foreign, "windrose_requests", model=MODEL)
+        ready_at(entry, MODEL, {"home"})
+        assert {answers(entry, MODEL, BODY).headers["windrose-site"] for _ in range(20)} == {"home"}
+        home.stop(signal.SIGKILL)
+        # Whoever starts now knows what was heard before.
+        entry.stop(signal.SIGKILL)
+        entry.start()
+        assert refused("lab/triton: not allowed by the manifest")
+        assert metric(foreign, "windrose_requests", model=MODEL) == asked
+        fleet.start("home").cli("delete", MODEL, "--yes")
+        wait_until(lambda: answers(entry, MODEL, BODY).status == 200, 10, "the site to be heard of", 0.1)
+    finally:
+        foreign.stop()
+
+
 def test_a_fleet_file_that_is_wrong_stops_the_start_and_later_changes_nothing(make_fleet):
     fleet = make_fleet("entry", "one")
     entry = fleet.start("entry")

@@ -161,8 +161,8 @@ async fn serve(config: Config) -> Result<(), StartError> {
     }
     let fleet = match config.fleet {
         Some(settings) => {
-            let fleet =
-                Fleet::start(settings, current, registry.clone(), telemetry.clone()).map_err(doing("the fleet"))?;
+            let fleet = Fleet::start(settings, &config.dir, current, registry.clone(), telemetry.clone())
+                .map_err(doing("the fleet"))?;
             plane.join(fleet.clone());
             Some(fleet)
         }

@@ -104,6 +104,11 @@ impl Snapshot {
         self.unready.get(name).map_or(&[], Vec::as_slice)
     }
 
+    /// Every version of every model that is deployed and does not answer, in no order.
+    pub fn all_unready(&self) -> impl Iterator<Item = (&str, &Unready)> {
+        self.unready.iter().flat_map(|(model, versions)| versions.iter().map(|version| (model.as_str(), version)))
+    }
+
     /// All versions of a model.
     pub fn model(&self, name: &str) -> Option<&Versions> {
         self.models.get(name)

@@ -107,6 +107,8 @@ pub enum Breach {
     Denied(Source),
     /// This source binds the data and nobody knows whose law holds at the site.
     Unknown(Source),
+    /// Sites that may bind the data have not been heard of.
+    Unheard,
 }
 
 impl fmt::Display for Breach {
@@ -115,6 +117,7 @@ impl fmt::Display for Breach {
             Breach::NotAllowed(source) => write!(f, "not allowed by the {source}"),
             Breach::Denied(source) => write!(f, "denied by the {source}"),
             Breach::Unknown(source) => write!(f, "bound by the {source}, and the jurisdiction is unknown"),
+            Breach::Unheard => f.write_str("gateways that may bind the model have not been heard of"),
         }
     }
 }

@@ -68,6 +68,8 @@ pub enum Serves {
     Digest(Digest),
     /// A foreign server: the fleet file names the model for it, and nobody can verify what runs.
     Unverified,
+    /// A foreign server, of which nobody can say yet what law binds what it would be sent.
+    Unheard,
 }
 
 /// What a site's operator lets modules do, or what a module needs: one bit for each grant, whose meaning is the

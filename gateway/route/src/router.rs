@@ -9,7 +9,7 @@ use crate::explain::{Decision, Refusal};
 use crate::health::{Ejection, Health};
 use crate::history::History;
 use crate::hot::{Hot, Terms};
-use crate::law::Jurisdiction;
+use crate::law::{Breach, Jurisdiction};
 use crate::limit::Limit;
 use crate::random::Random;
 use crate::replica::{Load, Nature, Replica, ReplicaId, Serves};
@@ -489,6 +489,7 @@ impl Slot {
         let foreign = replica.nature == Nature::Foreign;
         self.unfit = match replica.serves {
             Serves::Nothing => Some(Refusal::NotReady),
+            Serves::Unheard => Some(Refusal::Law(Breach::Unheard)),
             Serves::Digest(digest) if !settings.digests.contains(&digest) => Some(Refusal::Digest),
             // Only a foreign server may go without a digest.
             Serves::Unverified if !foreign => Some(Refusal::Digest),

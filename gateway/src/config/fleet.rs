@@ -291,6 +291,13 @@ fn transport(plain: bool, authority: Option<PathBuf>) -> Result<Option<PathBuf>,
     }
 }
 
+impl FleetModel {
+    /// Whether the file says where the model's data may be.
+    pub fn is_bound(&self) -> bool {
+        self.allow.is_some() || !self.deny.is_empty()
+    }
+}
+
 impl WrittenModel {
     fn check(self) -> Result<FleetModel, String> {
         let digest = |text: &String| parse_digest(text).ok_or_else(|| format!("digests: `{text}` is no sha256 in hex"));

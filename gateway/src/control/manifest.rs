@@ -68,7 +68,7 @@ fn is_one(weight: &u32) -> bool {
 
 /// The law of a model's data. A site is lawful when it is allowed and not denied; one whose jurisdiction nobody knows is
 /// not, as soon as there is any rule.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Jurisdictions {
     /// Nothing but these, where there is a list; an empty one allows nothing.

@@ -2,7 +2,7 @@
 
 pub mod api;
 pub mod deployer;
-mod folder;
+pub(crate) mod folder;
 mod known;
 pub mod load;
 pub mod log;

@@ -11,7 +11,7 @@ use windrose_sandbox::ModuleKind;
 
 use crate::control::manifest::{Jurisdictions, SelfTest};
 use crate::control::store::hex;
-use crate::snapshot::{Served, Snapshot};
+use crate::snapshot::{Served, Snapshot, Unready};
 
 /// A grant of hosts to reach: what runs with it acts outside.
 const NETWORK: u64 = 1;
@@ -36,6 +36,18 @@ pub struct Catalog {
     pub leaving: bool,
     /// What is ready.
     pub ready: Vec<Offer>,
+    /// What is deployed and not ready.
+    #[serde(default)]
+    pub unready: Vec<Unoffered>,
+}
+
+/// One version of a model that is deployed and does not answer: its law binds all the same.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Unoffered {
+    pub model: String,
+    pub version: String,
+    /// The law of its manifest.
+    pub jurisdictions: Jurisdictions,
 }
 
 /// One version of a model that is ready.
@@ -82,17 +94,36 @@ pub struct Facts {
 }
 
 impl Catalog {
-    /// The catalogue of what is ready.
-    pub fn of(ready: Vec<Offer>) -> Catalog {
-        let text = serde_json::to_vec(&ready).unwrap_or_default();
+    /// The catalogue of what is ready and of what is not.
+    pub fn of(ready: Vec<Offer>, unready: Vec<Unoffered>) -> Catalog {
+        let text = serde_json::to_vec(&(&ready, &unready)).unwrap_or_default();
         let mut first = [0; 8];
         first.copy_from_slice(&Sha256::digest(&text)[..8]);
-        Catalog { generation: u64::from_le_bytes(first), leaving: false, ready }
+        Catalog { generation: u64::from_le_bytes(first), leaving: false, ready, unready }
+    }
+
+    /// The catalogue of a snapshot, under this ceiling of grants.
+    pub fn of_snapshot(snapshot: &Snapshot, ceiling: &windrose_sandbox::Grants) -> Catalog {
+        Catalog::of(Offer::all(snapshot, ceiling), Unoffered::all(snapshot))
     }
 
     /// What a gateway says last.
     pub fn of_leaving() -> Catalog {
-        Catalog { leaving: true, ..Catalog::of(Vec::new()) }
+        Catalog { leaving: true, ..Catalog::of(Vec::new(), Vec::new()) }
+    }
+}
+
+impl Unoffered {
+    /// Everything in a snapshot that is not ready, always in the same order.
+    fn all(snapshot: &Snapshot) -> Vec<Unoffered> {
+        let unoffered = |(model, unready): (&str, &Unready)| Unoffered {
+            model: model.to_owned(),
+            version: unready.version.clone(),
+            jurisdictions: unready.jurisdictions.clone(),
+        };
+        let mut all: Vec<Unoffered> = snapshot.all_unready().map(unoffered).collect();
+        all.sort_unstable();
+        all
     }
 }
 
@@ -133,8 +164,8 @@ impl Offer {
         }
     }
 
-    /// Everything in a snapshot that is ready.
-    pub fn all(snapshot: &Snapshot, ceiling: &windrose_sandbox::Grants) -> Vec<Offer> {
+    /// Everything in a snapshot that is ready, always in the same order.
+    fn all(snapshot: &Snapshot, ceiling: &windrose_sandbox::Grants) -> Vec<Offer> {
         let mut all: Vec<Offer> = snapshot
             .models()
             .flat_map(|(_, versions)| versions.iter())

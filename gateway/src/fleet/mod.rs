@@ -9,6 +9,7 @@ pub mod catalog;
 pub mod certificate;
 pub(crate) mod follow;
 mod keeper;
+mod laws;
 pub(crate) mod probe;
 mod table;
 pub mod tls;
@@ -16,6 +17,7 @@ pub mod upstream;
 pub mod wire;
 
 use std::collections::HashMap;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
@@ -32,12 +34,12 @@ pub use self::table::{Place, Replicated, Table, To};
 use self::addresses::Addresses;
 use self::catalog::{Catalog, Offer};
 use self::follow::Follower;
+use self::laws::Laws;
 use self::probe::Own;
 use self::tls::{Identity, TlsError};
 use self::upstream::{Foreign, Peer, Upstream};
 use crate::config::ConfigError;
 use crate::config::fleet::{FleetConfig, FleetFile, FleetSite};
-use crate::control::manifest::Jurisdictions;
 use crate::control::registry::Registry;
 use crate::snapshot::{Current, Snapshot};
 use crate::telemetry::Telemetry;
@@ -73,6 +75,8 @@ pub struct Fleet {
     table: ArcSwap<Table>,
     /// Held while a new table is built; no request waits for it.
     building: Mutex<Building>,
+    /// What is to be kept of the sites' laws.
+    laws: watch::Sender<Laws>,
     /// What is served here.
     current: Current,
     /// What modules may be granted here.
@@ -88,6 +92,8 @@ pub struct Fleet {
 struct Building {
     file: FleetFile,
     sites: HashMap<Arc<str>, SiteState>,
+    /// The law of what each site's gateways have, or had when they were last heard of.
+    laws: Laws,
 }
 
 /// What is known of another site.
@@ -96,41 +102,48 @@ struct SiteState {
     upstream: Arc<Upstream>,
     /// What it serves; `None` while nobody knows.
     offers: Option<Arc<Vec<Offer>>>,
-    /// The law of the models that it serves, or served when it was last heard of: it holds while nobody knows any more.
-    laws: HashMap<String, Vec<(String, Jurisdictions)>>,
     /// The shortest round trip to it that was seen.
     round_trip: Option<Duration>,
     follower: Option<Follower>,
 }
 
 impl Fleet {
-    /// Reads the fleet file and the certificates, and begins to follow both and the peers.
+    /// Reads the fleet file and the certificates, and begins to follow both and the peers. What is known of the law of other
+    /// sites' models is kept in this folder.
     ///
     /// # Errors
     /// Names the setting.
     pub fn start(
         config: FleetConfig,
+        dir: &Path,
         current: Current,
         registry: Arc<Registry>,
         telemetry: Arc<Telemetry>,
     ) -> Result<Arc<Fleet>, FleetError> {
         let file = FleetFile::load(&config.file, &config.site)?;
         let identity = Identity::load(&config)?;
+        let kept = dir.join("laws.json");
+        let known = laws::read(&kept);
+        let ceiling = registry.loader.ceiling.grants.clone();
+        // What is deployed here binds from the first moment on, ready or not.
+        let catalog = Catalog::of_snapshot(&current.load(), &ceiling);
         let fleet = Arc::new(Fleet {
             identity: watch::Sender::new(Arc::new(identity)),
             peers: watch::Sender::default(),
-            catalog: watch::Sender::new(Arc::new(Catalog::of(vec![]))),
+            catalog: watch::Sender::new(Arc::new(catalog)),
             told: Mutex::default(),
             leaving: AtomicBool::new(false),
             table: ArcSwap::from_pointee(Table::default()),
-            building: Mutex::new(Building { file: file.clone(), sites: HashMap::new() }),
+            building: Mutex::new(Building { file: file.clone(), sites: HashMap::new(), laws: known.clone() }),
+            laws: watch::Sender::new(known),
             current,
-            ceiling: registry.loader.ceiling.grants.clone(),
+            ceiling,
             registry,
             telemetry,
             own: OnceLock::new(),
             config,
         });
+        tokio::spawn(laws::keep(kept, fleet.laws.subscribe()));
         fleet.take_file(file);
         follow::start(&fleet);
         Ok(fleet)
@@ -251,6 +264,8 @@ impl Fleet {
         }
         let gateways = building.sites.values().filter(|site| site.entry.foreign.is_none());
         self.peers.send_replace(gateways.map(|site| site.entry.site.name.clone()).collect());
+        // Whoever leaves the file and comes back is not known any more.
+        building.laws.retain(|site, _| file.sites.iter().any(|entry| entry.site.name == *site));
         building.file = file;
         self.rebuild(&building);
     }
@@ -268,21 +283,28 @@ impl Fleet {
         let upstream = Arc::new(upstream);
         let follows = entry.foreign.is_none() && !entry.addresses.is_empty();
         let follower = follows.then(|| Follower::start(Arc::downgrade(self), name, upstream.clone()));
-        let laws = HashMap::new();
-        Ok(SiteState { entry: entry.clone(), upstream, offers: None, laws, round_trip: None, follower })
+        Ok(SiteState { entry: entry.clone(), upstream, offers: None, round_trip: None, follower })
     }
 
     /// Takes over what a peer says it serves; `None` when nobody knows any more.
-    fn take_offers(&self, site: &str, offers: Option<Catalog>) {
+    fn take_offers(&self, site: &str, told: Option<Catalog>) {
         let mut building = self.building();
-        let Some(state) = building.sites.get_mut(site) else { return };
-        if state.offers.as_deref() != offers.as_ref().map(|told| &told.ready) {
-            let (ready, generation) = offers.as_ref().map(|told| (told.ready.len(), told.generation)).unzip();
-            if let Some(told) = offers.as_ref().filter(|told| !told.leaving) {
-                state.laws = laws(&told.ready);
-            }
-            state.offers = offers.map(|told| Arc::new(told.ready));
-            self.rebuild(&building);
+        let Building { sites, laws, .. } = &mut *building;
+        let Some(state) = sites.get_mut(site) else { return };
+        let law = told.as_ref().filter(|told| !told.leaving).map(laws::of);
+        let law = law.filter(|law| laws.get(site).is_none_or(|known| **known != *law));
+        let serves_other = state.offers.as_deref() != told.as_ref().map(|told| &told.ready);
+        if !serves_other && law.is_none() {
+            return;
+        }
+        let (ready, generation) = told.as_ref().map(|told| (told.ready.len(), told.generation)).unzip();
+        state.offers = told.map(|told| Arc::new(told.ready));
+        if let Some(law) = law {
+            laws.insert(state.entry.site.name.clone(), Arc::new(law));
+            self.laws.send_replace(laws.clone());
+        }
+        self.rebuild(&building);
+        if serves_other {
             tracing::info!(site, ready, generation, "what a peer serves has changed");
         }
     }
@@ -307,7 +329,7 @@ impl Fleet {
         let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
         if !self.leaving.load(Ordering::Relaxed) && !told.as_ref().is_some_and(|told| Arc::ptr_eq(told, &snapshot)) {
             *told = Some(snapshot.clone());
-            self.publish(Offer::all(&snapshot, &self.ceiling));
+            self.publish(Catalog::of_snapshot(&snapshot, &self.ceiling));
         }
     }
 
@@ -347,12 +369,12 @@ impl Fleet {
         }
     }
 
-    fn publish(&self, ready: Vec<Offer>) {
+    fn publish(&self, catalog: Catalog) {
         self.catalog.send_if_modified(|now| {
-            let other = now.ready != ready;
+            let other = **now != catalog;
             if other {
-                *now = Arc::new(Catalog::of(ready));
-                let (ready, generation) = (now.ready.len(), now.generation);
+                let (ready, generation) = (catalog.ready.len(), catalog.generation);
+                *now = Arc::new(catalog);
                 tracing::info!(ready, generation, "peers are told what is served here");
             }
             other
@@ -363,16 +385,19 @@ impl Fleet {
         let before = self.table.load_full();
         let (config, ceiling, telemetry) = (&self.config, &self.ceiling, &*self.telemetry);
         let snapshot = self.current.load_full();
-        let builder = table::Builder { config, ceiling, telemetry, building, before: &before, snapshot };
+        let unheard = building.unheard(&config.site);
+        let builder = table::Builder { config, ceiling, telemetry, building, before: &before, snapshot, unheard };
         self.table.store(Arc::new(builder.build()));
     }
 }
 
-/// The law of each version of each model.
-fn laws(offers: &[Offer]) -> HashMap<String, Vec<(String, Jurisdictions)>> {
-    let mut laws: HashMap<String, Vec<(String, Jurisdictions)>> = HashMap::new();
-    for offer in offers {
-        laws.entry(offer.model.clone()).or_default().push((offer.version.clone(), offer.jurisdictions.clone()));
+// === impl Building ===
+
+impl Building {
+    /// The gateways' sites, but the one that this is, whose law nobody knows.
+    fn unheard(&self, here: &str) -> Arc<[Arc<str>]> {
+        let gateways = self.file.sites.iter().filter(|entry| entry.foreign.is_none() && !entry.addresses.is_empty());
+        let names = gateways.map(|entry| &entry.site.name);
+        names.filter(|name| ***name != *here && !self.laws.contains_key(*name)).cloned().collect()
     }
-    laws
 }

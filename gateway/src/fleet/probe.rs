@@ -82,7 +82,10 @@ fn due<'a>(found: &'a Arc<Replicated>, here: Option<&Jurisdiction>) -> Vec<(&'a 
         return Vec::new();
     }
     // A foreign server has no digest: it is said to serve the same.
-    let same = |place: &Place| place.digest.is_none() || place.digest == found.golden_digest;
+    let same = |place: &Place| match place.digest {
+        None => found.unheard.is_empty(),
+        digest => digest == found.golden_digest,
+    };
     let lawful = |place: &Place| found.rules.permit(place.site.jurisdiction.as_ref()).is_ok();
     found.places.values().filter(|place| same(place) && lawful(place)).map(|place| (found, place)).collect()
 }
@@ -239,7 +242,7 @@ mod tests {
         }
     }
 
-    fn replicated(rules: Rules, places: Vec<Place>, repeatable: bool) -> Arc<Replicated> {
+    fn replicated(rules: Rules, unheard: &[&str], places: Vec<Place>, repeatable: bool) -> Arc<Replicated> {
         Arc::new(Replicated {
             model: "m".to_owned(),
             version: "1".to_owned(),
@@ -247,6 +250,7 @@ mod tests {
             places: places.into_iter().map(|place| (place.site.name.clone(), place)).collect(),
             shared_rules: Arc::new(rules.clone()),
             rules,
+            unheard: unheard.iter().map(|&name| name.into()).collect(),
             repeatable,
             hedging: Hedging::default(),
             timeouts: (PATIENCE, PATIENCE),
@@ -262,6 +266,7 @@ mod tests {
             allow in prop::option::of(prop::sample::subsequence(vec!["eu", "us", "ch"], 0..3)),
             deny in prop::sample::subsequence(vec!["eu", "us", "ch"], 0..2),
             repeatable in prop::bool::weighted(0.8),
+            unheard in prop::sample::subsequence(vec!["site/far"], 0..2),
             here in "(eu|us|ch)?",
         ) {
             let places: Vec<Place> =
@@ -273,9 +278,10 @@ mod tests {
                 law => allow.as_ref().is_none_or(|allow| allow.contains(&law)) && !deny.contains(&law),
             };
             let may = |(law, digest): &(String, Option<u8>)| {
-                repeatable && lawful(&here) && lawful(law) && digest.is_none_or(|digest| digest == 1)
+                let same = digest.map_or(unheard.is_empty(), |digest| digest == 1);
+                repeatable && lawful(&here) && lawful(law) && same
             };
-            let found = replicated(rules, places, repeatable);
+            let found = replicated(rules, &unheard, places, repeatable);
             let own = Jurisdiction::new(&here).ok();
             let mut due: Vec<&str> = due(&found, own.as_ref()).into_iter().map(|(_, place)| &*place.site.name).collect();
             due.sort_unstable();

@@ -44,6 +44,8 @@ pub struct Replicated {
     pub places: HashMap<Arc<str>, Place>,
     /// What binds every request: manifest, fleet file and settings.
     pub rules: Rules,
+    /// The sites that may bind it beside that and have not been heard of: foreign servers wait for their word.
+    pub unheard: Arc<[Arc<str>]>,
     /// `rules`, shared by requests that add nothing.
     pub shared_rules: Arc<Rules>,
     /// Whether a request may run twice.
@@ -91,6 +93,8 @@ pub(super) struct Builder<'a> {
     pub before: &'a Table,
     /// What is deployed here.
     pub snapshot: Arc<Snapshot>,
+    /// The sites that nobody has heard of.
+    pub unheard: Arc<[Arc<str>]>,
 }
 
 /// One replica before it is placed.
@@ -246,6 +250,7 @@ impl Builder<'_> {
         let needs = may().fold(Grants::NONE, |all, f| Grants(all.0 | f.offer.grants().0));
         let rules = self.rules((model, version), &told, &found);
         let foreign = || self.building.sites.values().filter(|s| highest && s.serves_foreign(model));
+        let unheard = if told.is_bound() { Arc::default() } else { self.unheard.clone() };
         // A foreign server's models may have side effects that no manifest tells of.
         let repeatable = may().all(|f| f.offer.repeatable())
             && foreign().all(|s| s.entry.foreign.as_ref().is_some_and(|f| f.repeatable));
@@ -254,7 +259,8 @@ impl Builder<'_> {
         let golden = golden.and_then(|f| f.offer.golden().cloned());
         let timeouts = found.first().map_or(TIMEOUTS, |f| f.offer.timeouts());
         let mut replicas: Vec<Replica> = found.iter().map(Found::replica).collect();
-        replicas.extend(foreign().map(SiteState::foreign_replica));
+        let serves = if unheard.is_empty() { Serves::Unverified } else { Serves::Unheard };
+        replicas.extend(foreign().map(|s| s.foreign_replica(serves)));
         let mut places: HashMap<Arc<str>, Place> = found.into_iter().map(|f| f.place(self.telemetry)).collect();
         places.extend(foreign().map(|s| s.foreign_place(model, self.telemetry)));
         let settings = Settings { policy: told.policy, digests, needs, ..Settings::default() };
@@ -280,6 +286,7 @@ impl Builder<'_> {
             places,
             shared_rules: Arc::new(rules.clone()),
             rules,
+            unheard,
             repeatable,
             hedging: told.hedging,
             timeouts,
@@ -295,7 +302,7 @@ impl Builder<'_> {
         let mut rules = self.config.bind(Rules::none()).and(Source::Fleet, told.allow.clone(), told.deny.clone());
         let mut seen = Vec::new();
         let unready = self.snapshot.unready(model).iter().map(|unready| (&unready.version, &unready.jurisdictions));
-        let remembered = self.building.sites.values().filter_map(|site| site.laws.get(model)).flatten();
+        let remembered = self.building.laws.values().filter_map(|told| told.get(model)).flatten();
         let others = unready.chain(remembered.map(|(version, law)| (version, law)));
         let others = others.filter(|(of, _)| found.is_empty() || *of == version).map(|(_, law)| law);
         for law in found.iter().map(|found| &found.offer.jurisdictions).chain(others) {
@@ -361,11 +368,11 @@ impl SiteState {
         self.entry.foreign.as_ref().is_some_and(|foreign| foreign.models.contains(model))
     }
 
-    fn foreign_replica(&self) -> Replica {
+    fn foreign_replica(&self, serves: Serves) -> Replica {
         Replica {
             site: self.entry.site.clone(),
             nature: Nature::Foreign,
-            serves: Serves::Unverified,
+            serves,
             grants: Grants::NONE,
             distance: nanos(self.distance()),
             weight: self.entry.weight,
@@ -395,9 +402,10 @@ mod tests {
     use std::path::PathBuf;
 
     use serde_json::json;
-    use windrose_route::{Action, Attempts, Call, Event, Price, SECOND};
+    use windrose_route::{Action, Attempts, Call, Event, Jurisdiction, Price, SECOND};
 
     use super::super::addresses::Addresses;
+    use super::super::laws::{Laws, Told};
     use super::super::upstream::Foreign;
     use super::*;
     use crate::config::fleet::{self as config, FleetFile, FleetSite};
@@ -417,7 +425,6 @@ mod tests {
             // No request is sent.
             upstream: Arc::new(Upstream::Foreign(Foreign::new(String::new(), Addresses::of(name, &[]), None))),
             offers: None,
-            laws: HashMap::new(),
             round_trip: None,
             follower: None,
         }
@@ -425,9 +432,20 @@ mod tests {
 
     /// A fleet of this gateway, where so much is deployed, and other sites.
     fn built(sites: Vec<SiteState>, snapshot: Snapshot, before: &Table) -> Table {
-        let file = FleetFile { sites: Vec::new(), models: HashMap::new() };
+        of_told(sites, Laws::new(), (FleetModel::default(), &[]), snapshot, before)
+    }
+
+    /// The same, where sites told so much, the fleet file says so much of a model, and these have not been heard of.
+    fn of_told(
+        sites: Vec<SiteState>,
+        laws: Laws,
+        (model, unheard): (FleetModel, &[&str]),
+        snapshot: Snapshot,
+        before: &Table,
+    ) -> Table {
+        let file = FleetFile { sites: Vec::new(), models: HashMap::from([("m".to_owned(), model)]) };
         let named = |site: SiteState| (site.entry.site.name.clone(), site);
-        let building = Building { file, sites: sites.into_iter().map(named).collect() };
+        let building = Building { file, sites: sites.into_iter().map(named).collect(), laws };
         let config = FleetConfig {
             file: PathBuf::new(),
             site: "here".into(),
@@ -441,7 +459,8 @@ mod tests {
         };
         let (ceiling, telemetry) = (windrose_sandbox::Grants::default(), Telemetry::new());
         let (config, ceiling, telemetry, building) = (&config, &ceiling, &telemetry, &building);
-        Builder { config, ceiling, telemetry, building, before, snapshot: Arc::new(snapshot) }.build()
+        let unheard = unheard.iter().map(|&site| site.into()).collect();
+        Builder { config, ceiling, telemetry, building, before, snapshot: Arc::new(snapshot), unheard }.build()
     }
 
     /// A fleet of this gateway and one peer that serves these versions of a model.
@@ -456,28 +475,50 @@ mod tests {
         built(vec![peer], Snapshot::default(), before)
     }
 
+    fn eu() -> Jurisdictions {
+        Jurisdictions { allow: Some(vec!["eu".into()]), deny: Vec::new() }
+    }
+
+    fn triton() -> SiteState {
+        let models = HashSet::from(["m".to_owned()]);
+        let mut site = site("triton");
+        site.entry.foreign = Some(config::Foreign { models, repeatable: false, authority: None });
+        site
+    }
+
     #[test]
     fn the_law_of_a_model_that_no_gateway_offers_binds_a_foreign_server() {
-        let eu = || Jurisdictions { allow: Some(vec!["eu".into()]), deny: Vec::new() };
-        let foreign = || {
-            let models = HashSet::from(["m".to_owned()]);
-            let mut site = site("triton");
-            site.entry.foreign = Some(config::Foreign { models, repeatable: false, authority: None });
-            site
-        };
-        let gone = || {
-            let laws = HashMap::from([("m".to_owned(), vec![("1".to_owned(), eu())])]);
-            SiteState { laws, ..site("peer") }
-        };
+        let laws =
+            Laws::from([("peer".into(), Arc::new(Told::from([("m".to_owned(), vec![("1".to_owned(), eu())])])))]);
         let loading = || {
             let unready = Unready { version: "1".into(), why: NotReady::Failed, jurisdictions: eu() };
             Snapshot::default().with_unready([("m".to_owned(), unready)])
         };
         let is_free = |table: Table| table.find("m", None).unwrap().rules.permit(None).is_ok();
         let nothing = Table::default();
-        assert!(is_free(built(vec![foreign()], Snapshot::default(), &nothing)), "nobody has said anything");
-        assert!(!is_free(built(vec![foreign(), gone()], Snapshot::default(), &nothing)), "a peer had, before it went");
-        assert!(!is_free(built(vec![foreign()], loading(), &nothing)), "what is deployed here says so");
+        assert!(is_free(built(vec![triton()], Snapshot::default(), &nothing)), "nobody has said anything");
+        let gone =
+            of_told(vec![triton(), site("peer")], laws, (FleetModel::default(), &[]), Snapshot::default(), &nothing);
+        assert!(!is_free(gone), "a peer had, before it went");
+        assert!(!is_free(built(vec![triton()], loading(), &nothing)), "what is deployed here says so");
+    }
+
+    #[test]
+    fn a_foreign_server_waits_for_the_word_of_every_site_unless_the_fleet_file_has_it() {
+        let bound = FleetModel { deny: vec![Jurisdiction::new("us").unwrap()], ..FleetModel::default() };
+        let cases = [
+            (FleetModel::default(), &[][..], Serves::Unverified),
+            (FleetModel::default(), &["far"], Serves::Unheard),
+            (bound, &["far"], Serves::Unverified),
+        ];
+        for (model, unheard, expected) in cases {
+            let told = (model, unheard);
+            let table = of_told(vec![triton()], Laws::new(), told, Snapshot::default(), &Table::default());
+            let found = table.find("m", None).unwrap();
+            let router = found.replicas.lock();
+            let serves = router.find("triton").and_then(|id| router.replica(id)).unwrap().serves;
+            assert_eq!((serves, found.unheard.is_empty()), (expected, expected == Serves::Unverified));
+        }
     }
 
     fn retries_left(table: &Table, version: &str) -> f64 {

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 use http::StatusCode;
 use http::header::{HeaderMap, RETRY_AFTER};
 use windrose_engine::default_tenant;
-use windrose_route::{Failure, Nanos, Reason, Rules, Verdict};
+use windrose_route::{Breach, Failure, Nanos, Reason, Rules, Verdict};
 
 use super::answer;
 use crate::error::{Error, Kind};
@@ -82,18 +82,26 @@ pub(super) fn unanswered(failure: &Failure, found: &Replicated, rules: &Rules, n
 fn breaches(found: &Replicated, rules: &Rules) -> String {
     let mut sites: BTreeMap<String, Vec<&str>> = BTreeMap::new();
     for place in found.places.values() {
-        if let Err(breach) = rules.permit(place.site.jurisdiction.as_ref()) {
-            sites.entry(breach.to_string()).or_default().push(&place.site.name);
-        }
+        let breach = match rules.permit(place.site.jurisdiction.as_ref()) {
+            Err(breach) => breach.to_string(),
+            Ok(()) if place.digest.is_none() && !found.unheard.is_empty() => {
+                format!("{} ({})", Breach::Unheard, named(found.unheard.iter().map(|site| &**site).collect()))
+            }
+            Ok(()) => continue,
+        };
+        sites.entry(breach).or_default().push(&place.site.name);
     }
-    let told = sites.into_iter().map(|(breach, mut sites)| {
-        sites.sort_unstable();
-        let more = sites.len().saturating_sub(NAMED);
-        sites.truncate(NAMED);
-        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
-        format!("{}{more}: {breach}", sites.join(", "))
-    });
+    let told = sites.into_iter().map(|(breach, sites)| format!("{}: {breach}", named(sites)));
     told.collect::<Vec<_>>().join("; ")
+}
+
+/// Names of sites, of many only some.
+fn named(mut sites: Vec<&str>) -> String {
+    sites.sort_unstable();
+    let more = sites.len().saturating_sub(NAMED);
+    sites.truncate(NAMED);
+    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+    format!("{}{more}", sites.join(", "))
 }
 
 #[cfg(test)]

@@ -214,6 +214,7 @@ fn filters_fail_closed_and_say_why() {
         (Replica { grants: Grants(1), ..peer("x", MS, "eu") }, "grants"),
         (foreign("x", MS, "eu"), "grants"),
         (Replica { nature: Nature::Foreign, serves: Serves::Unverified, ..peer("x", MS, "eu") }, "unverified"),
+        (Replica { nature: Nature::Foreign, serves: Serves::Unheard, ..peer("x", MS, "eu") }, "jurisdiction"),
         (peer("x", MS, "us"), "jurisdiction"),
         (peer("x", MS, ""), "jurisdiction"),
     ];

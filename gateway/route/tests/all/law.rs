@@ -21,10 +21,10 @@ fn replica() -> impl Strategy<Value = Replica> {
     (place(), 1u64..200, any::<bool>(), serves, 0u64..4, 0u32..3).prop_map(
         |(place, far, ours, serves, grants, weight)| {
             let distance = far * MILLISECOND;
-            if ours {
-                Replica { serves, grants: Grants(grants), weight, ..peer("x", distance, place) }
-            } else {
-                foreign("x", distance, place)
+            match (ours, serves) {
+                (true, _) => Replica { serves, grants: Grants(grants), weight, ..peer("x", distance, place) },
+                (false, Serves::Nothing) => Replica { serves: Serves::Unheard, ..foreign("x", distance, place) },
+                (false, _) => foreign("x", distance, place),
             }
         },
     )
@@ -113,7 +113,7 @@ proptest! {
             let serves = match replica.serves {
                 Serves::Digest(digest) => digest == DIGEST,
                 Serves::Unverified => replica.nature == Nature::Foreign && !call.verified,
-                Serves::Nothing => false,
+                Serves::Nothing | Serves::Unheard => false,
             };
             let lawful = call.rules.permit(replica.site.jurisdiction.as_ref()).is_ok();
             lawful && serves && replica.grants.cover(Grants(needs))
@@ -142,8 +142,12 @@ proptest! {
                     if let Reason::Law(breach) = failure.reason {
                         prop_assert!(sent == 0 && !fleet.iter().any(may));
                         let sources = [Source::Manifest, Source::Tenant, Source::Request];
-                        let (Breach::NotAllowed(by) | Breach::Denied(by) | Breach::Unknown(by)) = breach;
-                        prop_assert!(sources.contains(&by));
+                        match breach {
+                            Breach::NotAllowed(by) | Breach::Denied(by) | Breach::Unknown(by) => {
+                                prop_assert!(sources.contains(&by));
+                            }
+                            Breach::Unheard => prop_assert!(fleet.iter().any(|one| one.serves == Serves::Unheard)),
+                        }
                     }
                 }
                 Action::Done => break,
