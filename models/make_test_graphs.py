@@ -443,6 +443,16 @@ def rows():
         [value("y", FP32, ["N", 4])],
         [constant("w", rng.integers(-100, 100, (8, 4)).astype(np.int8))],
     )
+    save(
+        "quantised_numbers",
+        [
+            node("Cast", ["numbers"], ["x"], to=FP32),
+            node("DynamicQuantizeLinear", ["x"], ["q", "scale", "zero"]),
+            node("DequantizeLinear", ["q", "scale", "zero"], ["y"]),
+        ],
+        [value("numbers", INT64, ["N", "T"])],
+        [value("y", FP32, ["N", "T"])],
+    )
 
 
 def text_encoder():

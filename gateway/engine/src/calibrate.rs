@@ -98,6 +98,9 @@ const ROUNDS: u32 = 4;
 /// A batch of twice the rows pays if it takes less than this part of the time for a row. Everybody in it waits for all of
 /// it, and so does who comes meanwhile: a few per cent are not worth that.
 const PAYS: f64 = 0.9;
+/// Why nothing was tried.
+const NOTHING_TO_TRY: &str =
+    "it declares inputs of which no small rows that differ could be made: a golden test of several rows would help";
 /// Most bytes of one input that is made up for a run.
 const MOST_BYTES: usize = 64 << 20;
 
@@ -149,7 +152,7 @@ pub async fn calibrate(graph: &Graph, budget: Duration) -> Calibration {
     let trial = Trial { graph, end: Instant::now() + budget, budget };
     match trial.rows().await {
         Err(why) => Calibration::refused(why),
-        Ok(rows) => match trial.compare(&rows).await {
+        Ok((rows, alone)) => match trial.compare(&rows, &alone).await {
             Err(why) => Calibration::refused(why),
             Ok(()) => {
                 let padding_refused = trial.compare_padded(&rows).await.err();
@@ -181,25 +184,14 @@ impl Trial<'_> {
         self.run(stacked).await
     }
 
-    /// Different rows that the graph takes, each alone.
-    async fn rows(&self) -> Result<Vec<Row>, String> {
-        let spec = self.graph.spec();
-        let mut failure = "it declares inputs of which no small one could be made up".to_string();
-        for candidate in rows::candidates(spec, self.graph.sample()) {
-            let Some(first) = candidate.first() else { continue };
-            let begin = Instant::now();
-            match self.run_rows(&[first]).await {
-                Ok(_) => {
-                    let took = begin.elapsed();
-                    // Each row alone, two runs of all of them, and some measurements.
-                    if took * (4 * COMPARED as u32) > self.budget {
-                        let (ms, budget) = (took.as_millis(), self.budget.as_millis());
-                        return Err(format!("a run of one row took {ms} ms: too long to be tried within {budget} ms"));
-                    }
-                    return Ok(candidate);
-                }
+    /// Different rows that the graph takes, and what each gives alone.
+    async fn rows(&self) -> Result<(Vec<Row>, Vec<Vec<Tensor>>), String> {
+        let mut failure = NOTHING_TO_TRY.to_string();
+        for candidate in rows::candidates(self.graph.spec(), self.graph.sample()) {
+            match self.alone(&candidate).await? {
+                Ok(alone) => return Ok((candidate, alone)),
                 Err(error) => {
-                    failure = format!("no inputs were found that it takes ({error}): a golden test would help")
+                    failure = format!("no inputs were found that it takes ({error}): a golden test would help");
                 }
             }
             if Instant::now() > self.end {
@@ -209,17 +201,31 @@ impl Trial<'_> {
         Err(failure)
     }
 
-    /// Whether each row gives alone what it gives among others.
-    async fn compare(&self, rows: &[Row]) -> Result<(), String> {
-        let failed = |what: &'static str| move |error: EngineError| format!("{what} failed: {error}");
+    /// What each row gives alone, where the graph takes them all; an error of its own where that is too slow.
+    async fn alone(&self, rows: &[Row]) -> Result<Result<Vec<Vec<Tensor>>, EngineError>, String> {
         let mut alone = Vec::with_capacity(rows.len());
         for row in rows {
-            alone.push(self.run_rows(&[row]).await.map_err(failed("a row alone"))?);
+            let begin = Instant::now();
+            match self.run_rows(&[row]).await {
+                Ok(outputs) => alone.push(outputs),
+                Err(error) => return Ok(Err(error)),
+            }
+            let took = begin.elapsed();
+            // Each row alone, two runs of all of them, and some measurements.
+            if alone.len() == 1 && took * (4 * COMPARED as u32) > self.budget {
+                let (ms, budget) = (took.as_millis(), self.budget.as_millis());
+                return Err(format!("a run of one row took {ms} ms: too long to be tried within {budget} ms"));
+            }
         }
+        Ok(Ok(alone))
+    }
+
+    /// Whether each row gives alone what it gives among others.
+    async fn compare(&self, rows: &[Row], alone: &[Vec<Tensor>]) -> Result<(), String> {
         let orders: [Vec<usize>; 2] = [(0..rows.len()).collect(), (0..rows.len()).rev().step_by(2).collect()];
         for order in orders {
             let together: Vec<&Row> = order.iter().map(|at| &rows[*at]).collect();
-            let outputs = self.run_rows(&together).await.map_err(failed("rows together"))?;
+            let outputs = self.run_rows(&together).await.map_err(|error| format!("rows together failed: {error}"))?;
             let expected: Vec<&[Tensor]> = order.iter().map(|at| &alone[*at][..]).collect();
             self.same(&outputs, &expected, |_, _, piece| Some(piece))
                 .map_err(|off| format!("rows change each other: {off}"))?;

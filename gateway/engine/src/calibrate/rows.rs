@@ -25,17 +25,16 @@ pub(super) fn bytes(rows: &[&Row]) -> usize {
     (0..inputs).map(of).max().unwrap_or(0)
 }
 
-/// Sets of rows to try, the most plausible first: variations of a sample that the graph has answered, or made up of its
-/// declaration.
+/// Sets of rows to try, the most plausible first: variations of a sample that the graph has answered, and made up of its
+/// declaration. Rows that are all the same would show nothing, and are not tried.
 pub(super) fn candidates<'a>(
     spec: &'a GraphSpec,
     sample: Option<&'a [Tensor]>,
-) -> Box<dyn Iterator<Item = Vec<Row>> + Send + 'a> {
-    if let Some(sample) = sample {
-        return Box::new(vary(sample).into_iter());
-    }
+) -> impl Iterator<Item = Vec<Row>> + Send + 'a {
     let ways = FREE.into_iter().flat_map(|free| [Integers::Small, Integers::Bits, Integers::Zero].map(|i| (free, i)));
-    Box::new(ways.filter_map(move |(free, integers)| invent(spec, free, integers)))
+    let invented = ways.filter_map(move |(free, integers)| invent(spec, free, integers));
+    let varied = sample.into_iter().filter_map(vary);
+    varied.chain(invented).filter(|rows| rows.iter().any(|row| Some(row) != rows.first()))
 }
 
 /// The integers of made-up inputs: token ids are small numbers, and some tables are smaller still.
@@ -86,8 +85,9 @@ fn invent_input(spec: &TensorSpec, free: usize, integers: Integers, row: usize, 
     // A mask that hides everything, or types of tokens that are none, would say little.
     let name = spec.name.to_ascii_lowercase();
     let mut number = || match integers {
-        _ if spec.datatype == DataType::Bool || name.contains("mask") => 1.0,
+        _ if name.contains("mask") => 1.0,
         Integers::Zero => 0.0,
+        _ if spec.datatype == DataType::Bool => (random.next() % 2) as f64,
         _ if name.contains("type") => 0.0,
         Integers::Small => (random.next() % 100) as f64,
         Integers::Bits => (random.next() % 2) as f64,
@@ -104,7 +104,7 @@ fn invent_input(spec: &TensorSpec, free: usize, integers: Integers, row: usize, 
     from_numbers(spec.datatype, shape, &values)
 }
 
-/// Rows like those of a sample: its floating-point numbers stretched, its integers in another order.
+/// Rows like those of a sample: its floating-point numbers stretched, its integers and strings drawn anew.
 fn vary(sample: &[Tensor]) -> Option<Vec<Row>> {
     let rows = crate::batch::common_rows(sample)?;
     let pieces: Vec<Vec<Tensor>> =
@@ -117,8 +117,12 @@ fn vary(sample: &[Tensor]) -> Option<Vec<Row>> {
 
 fn vary_input(tensor: &Tensor, row: usize, random: &mut Random) -> Option<Tensor> {
     let shape = tensor.shape().to_vec();
-    if tensor.datatype() == DataType::Bytes || row == 0 {
+    if row == 0 {
         return Some(tensor.clone());
+    }
+    if tensor.datatype() == DataType::Bytes {
+        let words: Vec<_> = tensor.strings().collect();
+        return Tensor::from_strings(shape, &drawn(&words, words.len(), random)).ok();
     }
     let mut values = numbers(tensor)?;
     if is_float(tensor.datatype()) {
@@ -127,13 +131,33 @@ fn vary_input(tensor: &Tensor, row: usize, random: &mut Random) -> Option<Tensor
             // A test of zeros must not try zeros only.
             *value = if same { *value + random.unit() - 0.5 } else { *value * (0.5 + random.unit()) } * magnitude(row);
         }
-    } else {
-        // Only values that are there are sure to be allowed there; the ends stay, where texts have marks.
-        for at in (2..values.len().saturating_sub(1)).rev() {
-            values.swap(at, 1 + (random.next() as usize) % at);
-        }
+        return from_numbers(tensor.datatype(), shape, &values);
     }
+    // Only values that are there are sure to be allowed there. Some rows have the lower of them and some the higher: the same
+    // ones in another order would have one scale.
+    let mut known = values.clone();
+    known.sort_by(f64::total_cmp);
+    known.dedup();
+    let half = known.len().div_ceil(2);
+    let known = match row % 3 {
+        1 => &known[..half],
+        2 => &known[known.len() - half..],
+        _ => &known[..],
+    };
+    // The ends stay, where texts have marks.
+    let inner = match values.len() {
+        0..3 => 0..values.len(),
+        all => 1..all - 1,
+    };
+    let count = inner.len();
+    values.splice(inner, drawn(known, count, random));
     from_numbers(tensor.datatype(), shape, &values)
+}
+
+/// So many of these, each as likely as any other.
+fn drawn<T: Clone>(from: &[T], count: usize, random: &mut Random) -> Vec<T> {
+    let mut one = || from.get(random.next() as usize % from.len().max(1)).cloned();
+    (0..count).filter_map(|_| one()).collect()
 }
 
 fn is_float(datatype: DataType) -> bool {
@@ -243,15 +267,43 @@ mod tests {
         let sample = [ids, scores];
         let rows = vary(&sample).expect("rows");
         for (at, row) in rows.iter().enumerate() {
-            let mut own = numbers(&row[0]).expect("ids");
+            let own = numbers(&row[0]).expect("ids");
             assert_eq!((own[0], own[4]), (101.0, 102.0));
-            own.sort_by(f64::total_cmp);
-            assert_eq!(own, if at % 2 == 0 { [7.0, 8.0, 9.0, 101.0, 102.0] } else { [3.0, 4.0, 5.0, 101.0, 102.0] });
+            let known = if at % 2 == 0 { [7.0, 8.0, 9.0, 101.0, 102.0] } else { [3.0, 4.0, 5.0, 101.0, 102.0] };
+            assert!(own.iter().all(|id| known.contains(id)), "{own:?}");
         }
         assert_eq!(rows[0][1].values::<f32>().as_deref(), Some(&[1.0][..]));
         let uneven =
             [Tensor::from_vec([2], vec![0u8; 2]).expect("two"), Tensor::from_vec([1], vec![0u8]).expect("one")];
         assert!(vary(&uneven).is_none());
+    }
+
+    #[test]
+    fn rows_of_a_short_sample_differ_in_more_than_their_order() {
+        let inputs = vec![input("ids", DataType::Int64, &["N", "T"])];
+        let spec = GraphSpec { inputs, outputs: vec![] };
+        for ids in [&[101i64, 7592, 102][..], &[3, 4], &[101, 9, 8, 7, 102]] {
+            let sample = [Tensor::from_vec([1, ids.len()], ids.to_vec()).expect("ids")];
+            let rows = candidates(&spec, Some(&sample)).next().expect("rows");
+            assert_eq!(rows[0], sample);
+            let sum = |row: &Row| numbers(&row[0]).expect("ids").iter().sum::<f64>();
+            assert!(rows.iter().any(|row| sum(row) != sum(&rows[0])), "{rows:?}");
+        }
+    }
+
+    #[test]
+    fn rows_that_are_all_the_same_are_not_tried() {
+        let one = |datatype, name: &str| GraphSpec { inputs: vec![input(name, datatype, &["N", "2"])], outputs: vec![] };
+        let (ids, mask) = (one(DataType::Int64, "ids"), one(DataType::Int64, "mask"));
+        let same = [Tensor::from_vec([1, 2], vec![7i64; 2]).expect("ids")];
+        // Numbers are made up where those of the sample give nothing to choose from.
+        assert!(candidates(&ids, Some(&same)).all(|rows| rows[0] != same));
+        assert!(candidates(&ids, Some(&same)).count() > 0);
+        assert_eq!(candidates(&mask, Some(&same)).count(), 0);
+        let word = [Tensor::from_strings([1, 2], &["a", "b"]).expect("words")];
+        let rows = candidates(&one(DataType::Bytes, "words"), Some(&word)).next().expect("rows");
+        assert_eq!(rows[0], word);
+        assert!(candidates(&one(DataType::Bool, "is_set"), None).count() > 0);
     }
 
     #[test]

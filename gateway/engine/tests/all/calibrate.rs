@@ -79,6 +79,19 @@ fn a_sample_is_taken_where_nothing_else_is_accepted() {
     }
 }
 
+#[test]
+fn a_sample_of_one_row_of_integers_shows_what_takes_one_scale_for_all() {
+    for numbers in [&[101i64, 7592, 102][..], &[1, 50, 60, 70, 200], &[9]] {
+        let sample = Tensor::from_vec([1, numbers.len()], numbers.to_vec()).expect("numbers");
+        let found = tried("quantised_numbers", Some(vec![("numbers", sample)]));
+        assert!(!found.is_empty());
+        for found in found {
+            let refused = found.refused.unwrap_or_default();
+            assert!(refused.contains("rows change each other: output 'y' differs at element"), "{numbers:?}: {refused}");
+        }
+    }
+}
+
 /// The text encoder, filled up along its second axis with ids that mean something and a mask that hides them or not.
 fn padded(engine: EngineChoice, mask: i64) -> Graph {
     let padding =
