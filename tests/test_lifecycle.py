@@ -1,5 +1,6 @@
 """Starting, deploying under load, stopping and dying."""
 
+import json
 import os
 import signal
 import stat
@@ -88,6 +89,36 @@ def test_what_is_deployed_survives_a_restart_and_kill_9(make_gateway):
         gateway.start()
         assert gateway.infer("kept", X).json() == before
         assert gateway.infer("gone", X).status == 404
+
+
+def test_what_another_engine_is_to_run_is_tried_with_it_first(make_gateway, tmp_path):
+    """Two models, deployed with rten: the answer that one of them expects is not what ONNX Runtime gives."""
+    folder = tmp_path / "exact"
+    folder.mkdir()
+    graph = GRAPHS.parent / "tiny" / "model.onnx"
+    (folder / "windrose.toml").write_text(
+        f'name = "exact"\n[graphs.model]\nfile = "{graph}"\n[test]\ninput = "in.json"\noutput = "out.json"\ntolerance = 0.0\n'
+    )
+    body = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 16], "data": [0.37 * n - 1.3 for n in range(16)]}]}
+    (folder / "in.json").write_text(json.dumps(body))
+    gateway = make_gateway("rten")
+    gateway.deploy(graph, "--name", "any")
+    answers = gateway.call("POST", "/v2/models/any/infer", json.dumps(body).encode(), {"content-type": "application/json"}).json()
+    (folder / "out.json").write_text(json.dumps({"outputs": answers["outputs"]}))
+    gateway.deploy(folder)
+    gateway.stop()
+    gateway.engine = "onnxruntime"
+    gateway.start()
+    assert gateway.infer("any", body["inputs"]).status == 200
+    assert json.loads(gateway.cli("inspect", "any", "--json").stdout)["graphs"]["model"]["engine"] == "onnxruntime"
+    exact = gateway.infer("exact", body["inputs"])
+    assert (exact.status, exact.headers["windrose-error"]) == (503, "not_ready"), exact
+    assert "golden" in gateway.tail(200)
+    # With the engine that it was prepared with it is loaded as it is.
+    gateway.stop()
+    gateway.engine = "rten"
+    gateway.start()
+    assert gateway.infer("exact", body["inputs"]).json()["outputs"] == answers["outputs"]
 
 
 def test_kill_9_in_the_middle_of_a_deployment(make_gateway):

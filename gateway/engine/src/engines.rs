@@ -288,11 +288,16 @@ impl Engines {
     /// What `auto` means here, on this device; any other choice is itself. It stays `auto` where nothing here can run it.
     pub fn chosen(&self, choice: EngineChoice, device: Device) -> EngineChoice {
         let options = GraphOptions { engine: choice, device, ..GraphOptions::default() };
-        match self.choose(&options).map(|engine| &*engine.info().name) {
-            Ok("rten") => EngineChoice::Rten,
-            Ok("onnxruntime") => EngineChoice::Onnxruntime,
+        match self.that_runs(&options).map(|engine| &*engine.name) {
+            Some("rten") => EngineChoice::Rten,
+            Some("onnxruntime") => EngineChoice::Onnxruntime,
             _ => choice,
         }
+    }
+
+    /// The engine that runs a graph with these options; `None` where nothing here can.
+    pub fn that_runs(&self, options: &GraphOptions) -> Option<&EngineInfo> {
+        self.choose(options).ok().map(|engine| engine.info())
     }
 
     /// The engine with a name.

@@ -15,8 +15,9 @@ use windrose_sandbox::{CallContext, Grants, Import, ModuleKind, PASSTHROUGH, San
 
 use super::deployer::Trust;
 use super::folder::AssetFolders;
+use super::log::Preparation;
 use super::manifest::Manifest;
-use super::prepare::job::{Binding, TestFiles};
+use super::prepare::job::{Binding, TestFiles, engine_label};
 use super::prepare::{Host, Job};
 use super::store::{Store, StoreError, hex_digest};
 use crate::admit::Calls;
@@ -141,6 +142,15 @@ impl Loader {
         let digest = module_digest(manifest).to_string();
         let sandbox = self.sandbox.clone();
         !blocking(move || sandbox.is_cached(&digest)).await.unwrap_or(false)
+    }
+
+    /// Whether every graph would be run by the very engine that it was prepared with.
+    pub fn is_as_prepared(&self, manifest: &Manifest, preparation: &Preparation, trust: Trust) -> bool {
+        manifest.graphs.iter().all(|(name, graph)| {
+            let engine = self.engines.that_runs(&self.options(&graph.options, trust));
+            let engine = engine.map(|engine| engine_label(&engine.name, &engine.version));
+            engine.is_some() && engine.as_ref() == preparation.engines.get(name)
+        })
     }
 
     /// What the child is to do for this manifest, whose blobs are here.

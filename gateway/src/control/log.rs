@@ -7,7 +7,6 @@ use serde::{Deserialize, Serialize};
 use windrose_engine::Calibration;
 
 use super::manifest::Manifest;
-use super::prepare::Prepared;
 use super::store::hex_digest;
 use crate::snapshot::compare_versions;
 
@@ -77,13 +76,9 @@ pub struct Preparation {
     #[serde(default)]
     #[schema(value_type = BTreeMap<String, super::api::types::CalibrationView>)]
     pub batching: BTreeMap<String, Calibration>,
-}
-
-impl From<Prepared> for Preparation {
-    fn from(prepared: Prepared) -> Preparation {
-        let batching = prepared.graphs.into_iter().map(|(name, graph)| (name, graph.batching)).collect();
-        Preparation { timings_ms: prepared.timings_ms, warnings: prepared.warnings, batching }
-    }
+    /// By graph, the engine that it was loaded and tested with, and its version. With another one it is prepared again.
+    #[serde(default)]
+    pub engines: BTreeMap<String, String>,
 }
 
 impl Revision {

@@ -243,15 +243,25 @@ impl Registry {
         }
     }
 
-    /// Loads; where the compiled module is gone, a child compiles it first.
+    /// Loads; where the compiled module is gone, or other engines run the graphs than those that they were prepared with, a
+    /// child does all that first.
     async fn load_lost(&self, record: &Record) -> Result<Loaded, ChangeError> {
         let (manifest, trust) = (&record.manifest, self.trust(record));
-        if self.loader.needs_compile(manifest).await {
-            let _permit = self.preparing.acquire().await;
-            let (progress, _) = tokio::sync::mpsc::channel(1);
-            self.prepare(manifest, record.deployer.as_deref(), trust, progress).await?;
+        let is_as_prepared = self.loader.is_as_prepared(manifest, &record.preparation, trust);
+        if is_as_prepared && !self.loader.needs_compile(manifest).await {
+            return Ok(self.loader.load(manifest, &record.preparation.batching, trust, &self.store).await?);
         }
-        Ok(self.loader.load(manifest, &record.preparation.batching, trust, &self.store).await?)
+        let _permit = self.preparing.acquire().await;
+        let (progress, _) = tokio::sync::mpsc::channel(1);
+        let prepared = self.prepare(manifest, record.deployer.as_deref(), trust, progress).await?;
+        self.known.insert(manifest, &prepared);
+        let preparation = Preparation::from(prepared);
+        if !is_as_prepared {
+            let (model, version) = (&manifest.name, &manifest.version);
+            let (before, now) = (&record.preparation.engines, &preparation.engines);
+            tracing::info!(%model, %version, ?before, ?now, "prepared again, for the engines that are here now");
+        }
+        Ok(self.loader.load(manifest, &preparation.batching, trust, &self.store).await?)
     }
 
     /// How far a version is trusted, as the file of deployers says now.
@@ -436,13 +446,16 @@ impl Registry {
         if missing.is_empty() { Ok(()) } else { Err(ChangeError::Missing(missing)) }
     }
 
-    /// What is there, when it is just this, of the same deployer, and it answers.
+    /// What is there, when it is just this, of the same deployer, prepared for what runs it, and it answers.
     async fn same(&self, manifest: &Manifest, who: &Who) -> Option<Deployed> {
         let state = self.state.lock().await;
         let entry = state.entries.get(&(manifest.name.clone(), manifest.version.clone()))?;
         let is_same =
             |record: &&Arc<Record>| record.manifest == *manifest && record.deployer.as_deref() == who.uploader();
         let record = entry.record.as_ref().filter(is_same)?;
+        if !self.loader.is_as_prepared(manifest, &record.preparation, who.trust()) {
+            return None;
+        }
         let ready = matches!(entry.standing, Standing::Ready(_));
         let preparation = record.preparation.clone();
         ready.then_some(Deployed { revision: state.revision, changed: false, preparation })

@@ -2,8 +2,6 @@
 
 use std::collections::BTreeMap;
 
-use windrose_engine::Calibration;
-
 #[path = "../../../gateway/src/control/log.rs"]
 pub mod log;
 
@@ -21,23 +19,6 @@ pub mod api {
         /// Only a name for the API's description.
         #[derive(utoipa::ToSchema)]
         pub struct CalibrationView {}
-    }
-}
-
-/// What a preparation answers, which nobody reads here.
-pub mod prepare {
-    use super::{BTreeMap, Calibration};
-
-    /// One graph.
-    pub struct Graph {
-        pub batching: Calibration,
-    }
-
-    /// All of it.
-    pub struct Prepared {
-        pub graphs: BTreeMap<String, Graph>,
-        pub timings_ms: BTreeMap<String, u64>,
-        pub warnings: Vec<String>,
     }
 }
 

@@ -293,7 +293,8 @@ mod tests {
 
     #[test]
     fn rows_that_are_all_the_same_are_not_tried() {
-        let one = |datatype, name: &str| GraphSpec { inputs: vec![input(name, datatype, &["N", "2"])], outputs: vec![] };
+        let one =
+            |datatype, name: &str| GraphSpec { inputs: vec![input(name, datatype, &["N", "2"])], outputs: vec![] };
         let (ids, mask) = (one(DataType::Int64, "ids"), one(DataType::Int64, "mask"));
         let same = [Tensor::from_vec([1, 2], vec![7i64; 2]).expect("ids")];
         // Numbers are made up where those of the sample give nothing to choose from.

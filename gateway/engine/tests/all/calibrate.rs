@@ -87,7 +87,10 @@ fn a_sample_of_one_row_of_integers_shows_what_takes_one_scale_for_all() {
         assert!(!found.is_empty());
         for found in found {
             let refused = found.refused.unwrap_or_default();
-            assert!(refused.contains("rows change each other: output 'y' differs at element"), "{numbers:?}: {refused}");
+            assert!(
+                refused.contains("rows change each other: output 'y' differs at element"),
+                "{numbers:?}: {refused}"
+            );
         }
     }
 }

@@ -14,6 +14,7 @@ use windrose_sandbox::{
 };
 
 use crate::config::{Budget, Config, MemoryConfig};
+use crate::control::log::Preparation;
 
 /// What server and child build in the same way, so that what one compiled the other can load.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -197,6 +198,21 @@ pub struct Prepared {
     pub timings_ms: BTreeMap<String, u64>,
     /// What stopped nothing.
     pub warnings: Vec<String>,
+}
+
+impl From<Prepared> for Preparation {
+    fn from(prepared: Prepared) -> Preparation {
+        let Prepared { graphs, timings_ms, warnings, .. } = prepared;
+        let engine = |info: &GraphInfo| engine_label(&info.engine, &info.version);
+        let engines = graphs.iter().map(|(name, graph)| (name.clone(), engine(&graph.info))).collect();
+        let batching = graphs.into_iter().map(|(name, graph)| (name, graph.batching)).collect();
+        Preparation { timings_ms, warnings, batching, engines }
+    }
+}
+
+/// An engine as a preparation names it.
+pub fn engine_label(name: &str, version: &str) -> String {
+    format!("{name} {version}")
 }
 
 /// One loaded graph.
