@@ -144,10 +144,10 @@ fn vary_input(tensor: &Tensor, row: usize, random: &mut Random) -> Option<Tensor
         2 => &known[known.len() - half..],
         _ => &known[..],
     };
-    // The ends stay, where texts have marks.
+    // In every other row the ends stay, where texts have marks.
     let inner = match values.len() {
-        0..3 => 0..values.len(),
-        all => 1..all - 1,
+        all @ 3.. if row % 2 == 1 => 1..all - 1,
+        all => 0..all,
     };
     let count = inner.len();
     values.splice(inner, drawn(known, count, random));
@@ -268,7 +268,7 @@ mod tests {
         let rows = vary(&sample).expect("rows");
         for (at, row) in rows.iter().enumerate() {
             let own = numbers(&row[0]).expect("ids");
-            assert_eq!((own[0], own[4]), (101.0, 102.0));
+            assert!(at % 2 == 0 && at > 0 || (own[0], own[4]) == (101.0, 102.0));
             let known = if at % 2 == 0 { [7.0, 8.0, 9.0, 101.0, 102.0] } else { [3.0, 4.0, 5.0, 101.0, 102.0] };
             assert!(own.iter().all(|id| known.contains(id)), "{own:?}");
         }
