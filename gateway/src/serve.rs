@@ -40,9 +40,6 @@ fn doing<E: std::fmt::Display>(what: &str) -> impl FnOnce(E) -> StartError {
     move |error| StartError { what, why: error.to_string() }
 }
 
-/// How long control calls that are running may go on after the data plane has drained.
-const CONTROL_DRAIN: Duration = Duration::from_secs(5);
-
 /// How long a thread for blocking work waits for more. They are woken in turn: were it long, then every thread that the
 /// busiest moment needed would always find some work in time, and stay with its memory for as long as the process.
 const BLOCKING_IDLE: Duration = Duration::from_millis(100);
@@ -240,8 +237,9 @@ impl Running {
             tracing::error!(%error, "the data plane ended badly");
         }
         self.stop_control.cancel();
-        // A deployment that is still running is abandoned: it either was written to the log or never happened.
-        let _ = tokio::time::timeout(CONTROL_DRAIN, self.control).await;
+        if let Err(error) = self.control.await {
+            tracing::error!(%error, "the control listener ended badly");
+        }
         tracing::info!("stopped");
     }
 }

@@ -1,6 +1,7 @@
 //! The immutable state of the data plane. The control plane publishes a new one in a single pointer store; a request
 //! loads it once and finishes on it.
 
+use std::cmp::Ordering;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -137,12 +138,101 @@ impl Versions {
     }
 }
 
-/// Versions that are numbers compare as numbers and stand above those that are not; others compare as text.
-pub fn compare_versions(a: &str, b: &str) -> std::cmp::Ordering {
-    match (a.parse::<u64>(), b.parse::<u64>()) {
-        (Ok(x), Ok(y)) => x.cmp(&y).then_with(|| a.cmp(b)),
-        (Ok(_), Err(_)) => std::cmp::Ordering::Greater,
-        (Err(_), Ok(_)) => std::cmp::Ordering::Less,
-        (Err(_), Err(_)) => a.cmp(b),
+/// The order of versions: an unversioned call gets the highest. A run of digits is a number, of any length, and stands above
+/// anything else in its place; the rest is text. What goes on is higher than what ends, but for a hyphen: 2.0-rc.1 comes
+/// before 2.0. Only equal texts are equal.
+pub fn compare_versions(a: &str, b: &str) -> Ordering {
+    pieces(a).cmp(pieces(b)).then_with(|| a.cmp(b))
+}
+
+/// A piece of a version, in the order of what may stand in one place.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+enum Piece<'a> {
+    Hyphen,
+    End,
+    Other(char),
+    /// Its digits without leading zeros: more of them are a larger number.
+    Number(usize, &'a str),
+}
+
+/// The pieces of a version, the end among them.
+fn pieces(version: &str) -> impl Iterator<Item = Piece<'_>> {
+    let mut left = Some(version);
+    std::iter::from_fn(move || {
+        let text = left?;
+        let Some(first) = text.chars().next() else {
+            left = None;
+            return Some(Piece::End);
+        };
+        let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+        let (piece, length) = match first {
+            _ if digits > 0 => {
+                let number = text[..digits].trim_start_matches('0');
+                (Piece::Number(number.len(), number), digits)
+            }
+            '-' => (Piece::Hyphen, 1),
+            other => (Piece::Other(other), other.len_utf8()),
+        };
+        left = Some(&text[length..]);
+        Some(piece)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn versions_go_from_low_to_high() {
+        let all = [
+            "beta",
+            "v2",
+            "v10",
+            "0",
+            "00",
+            "1-rc.2",
+            "1-rc.10",
+            "01",
+            "1",
+            "1.0",
+            "1.9.0",
+            "1.9.1",
+            "1.10.0-2",
+            "1.10.0",
+            "1a",
+            "2",
+            "2.0.0",
+            "10",
+            "20240131",
+            "18446744073709551615",
+            "18446744073709551616",
+            "99999999999999999999.1",
+        ];
+        for (i, a) in all.iter().enumerate() {
+            for (j, b) in all.iter().enumerate() {
+                assert_eq!(compare_versions(a, b), i.cmp(&j), "{a} {b}");
+            }
+        }
+    }
+
+    const VERSION: &str = "[0-2a-b._-]{0,5}|[0-9]{18,22}";
+
+    proptest! {
+        #[test]
+        fn versions_have_one_order(a in VERSION, b in VERSION, c in VERSION) {
+            prop_assert_eq!(compare_versions(&a, &b), compare_versions(&b, &a).reverse());
+            prop_assert_eq!(compare_versions(&a, &b) == Ordering::Equal, a == b);
+            if compare_versions(&a, &b).is_le() && compare_versions(&b, &c).is_le() {
+                prop_assert!(compare_versions(&a, &c).is_le(), "{} {} {}", a, b, c);
+            }
+        }
+
+        #[test]
+        fn numbers_compare_as_numbers(a in any::<u64>(), b in any::<u64>()) {
+            prop_assume!(a != b);
+            prop_assert_eq!(compare_versions(&format!("v{a}.x"), &format!("v{b}.x")), a.cmp(&b));
+        }
     }
 }

@@ -1,21 +1,27 @@
 //! A small client of the two listeners.
 
 use std::io::ErrorKind;
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::TryStreamExt;
+use futures_util::Stream;
 use http::header::{ACCEPT, AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, USER_AGENT};
 use http::{Method, Request, Response, StatusCode, Uri};
 use http_body_util::combinators::UnsyncBoxBody;
-use http_body_util::{BodyExt, Full, StreamBody};
-use hyper::body::{Frame, Incoming};
+use http_body_util::{BodyExt, Full};
+use hyper::body::{Frame, Incoming, SizeHint};
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use serde::de::DeserializeOwned;
+use tokio::fs::File;
+use tokio::io::{AsyncReadExt, Take};
 use tokio::net::TcpStream;
 use tokio::sync::OnceCell;
+use tokio_util::io::ReaderStream;
 
 use super::Failure;
 use crate::config::ClientConfig;
@@ -27,6 +33,9 @@ type Body = UnsyncBoxBody<Bytes, std::io::Error>;
 
 /// The most that is read of an answer, bytes.
 const MAX_ANSWER: usize = 1 << 30;
+
+/// How much of a file is sent at a time, bytes.
+const PART: usize = 256 << 10;
 
 /// How long a gateway that was started a moment ago may take until it listens.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -50,6 +59,36 @@ pub struct Answer {
     pub json_length: Option<usize>,
     /// Its body.
     pub body: Bytes,
+}
+
+/// A file on its way. Its length goes ahead, so that one that is too large is refused before it is sent.
+struct Upload<F> {
+    parts: ReaderStream<Take<File>>,
+    /// Bytes that are still to come.
+    left: u64,
+    /// Told how many bytes each part has.
+    sent: F,
+}
+
+impl<F: Fn(u64) + Unpin> http_body::Body for Upload<F> {
+    type Data = Bytes;
+    type Error = std::io::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, std::io::Error>>> {
+        let part = ready!(Pin::new(&mut self.parts).poll_next(cx)).transpose()?;
+        if let Some(part) = &part {
+            self.left = self.left.saturating_sub(part.len() as u64);
+            (self.sent)(part.len() as u64);
+        }
+        Poll::Ready(part.map(|part| Ok(Frame::data(part))))
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.left)
+    }
 }
 
 fn full(bytes: Bytes) -> Body {
@@ -163,16 +202,13 @@ impl Client {
         &self,
         digest: &str,
         file: &Path,
-        sent: impl Fn(u64) + Send + 'static,
+        sent: impl Fn(u64) + Send + Unpin + 'static,
     ) -> Result<(), Failure> {
-        let open = tokio::fs::File::open(file).await;
-        let open = open.map_err(|error| Failure::usage(format!("{}: {error}", file.display())))?;
-        let parts = tokio_util::io::ReaderStream::with_capacity(open, 256 << 10);
-        let frames = parts.map_ok(move |part| {
-            sent(part.len() as u64);
-            Frame::data(part)
-        });
-        let body = StreamBody::new(frames).boxed_unsync();
+        let wrong = |error| Failure::usage(format!("{}: {error}", file.display()));
+        let open = File::open(file).await.map_err(wrong)?;
+        let left = open.metadata().await.map_err(wrong)?.len();
+        let parts = ReaderStream::with_capacity(open.take(left), PART);
+        let body = Upload { parts, left, sent }.boxed_unsync();
         let response = self.control(Method::PUT, &format!("/v1/blobs/{digest}"), "application/json", body).await?;
         let answer = read(response).await?;
         if answer.status.is_success() { Ok(()) } else { Err(refused(&answer)) }
@@ -211,7 +247,7 @@ impl Client {
     pub async fn data_url(&self) -> Result<String, Failure> {
         match &self.config.data {
             Some(url) => Ok(url.clone()),
-            None => Ok(format!("http://{}", self.status().await?.data)),
+            None => Ok(data_url(&self.config.control, &self.status().await?.data)),
         }
     }
 
@@ -241,6 +277,24 @@ impl Client {
     }
 }
 
+/// Where a gateway's data listener is, seen from here: `listener` is the address that it is bound to, and at `control` we
+/// reach the gateway. What is bound to every address, or to those that only its own machine has, is on the same host for us.
+fn data_url(control: &str, listener: &str) -> String {
+    let Ok(bound) = listener.parse::<SocketAddr>() else { return format!("http://{listener}") };
+    let control = control.parse::<Uri>().unwrap_or_default();
+    let host = control.host().unwrap_or_default();
+    let is_here = host == "localhost"
+        || host
+            .trim_matches(['[', ']'])
+            .parse::<IpAddr>()
+            .is_ok_and(|ip| ip.to_canonical().is_loopback() || ip.is_unspecified());
+    let ip = bound.ip().to_canonical();
+    match !host.is_empty() && (ip.is_unspecified() || ip.is_loopback() && !is_here) {
+        true => format!("http://{host}:{}", bound.port()),
+        false => format!("http://{bound}"),
+    }
+}
+
 async fn read(response: Response<Incoming>) -> Result<Answer, Failure> {
     let (head, body) = response.into_parts();
     let body = http_body_util::Limited::new(body, MAX_ANSWER).collect().await;
@@ -260,5 +314,64 @@ pub fn refused(answer: &Answer) -> Failure {
             }
             _ => Failure::refused(format!("{}: {}", answer.status, String::from_utf8_lossy(&answer.body))),
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    #[test]
+    fn the_data_listener_is_where_the_gateway_is_reached() {
+        for (control, listener, expected) in [
+            ("http://127.0.0.1:8001", "127.0.0.1:8000", "http://127.0.0.1:8000"),
+            ("http://localhost:8001", "127.0.0.1:8000", "http://127.0.0.1:8000"),
+            ("http://[::1]:8001", "127.0.0.1:8000", "http://127.0.0.1:8000"),
+            ("http://gate.example:9001", "0.0.0.0:8000", "http://gate.example:8000"),
+            ("http://gate.example:9001", "[::]:8000", "http://gate.example:8000"),
+            ("http://[fd00::1]:9001", "[::]:8000", "http://[fd00::1]:8000"),
+            ("http://127.0.0.1:9001", "0.0.0.0:8000", "http://127.0.0.1:8000"),
+            ("http://gate.example:9001", "127.0.0.1:8000", "http://gate.example:8000"),
+            ("http://10.0.0.1", "[::1]:8000", "http://10.0.0.1:8000"),
+            ("http://10.0.0.1:9001", "192.0.2.7:8000", "http://192.0.2.7:8000"),
+            ("http://localhost:9001", "[2001:db8::7]:8000", "http://[2001:db8::7]:8000"),
+        ] {
+            assert_eq!(data_url(control, listener), expected, "{control} {listener}");
+        }
+    }
+
+    #[tokio::test]
+    async fn an_upload_says_its_length_first_and_may_be_refused_by_it() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let control = format!("http://{}", listener.local_addr().unwrap());
+        // Nothing of the body is read, and the connection stays until the client has its answer.
+        let gateway = async {
+            loop {
+                let mut stream = BufReader::new(listener.accept().await.unwrap().0);
+                let mut lines = Vec::new();
+                let mut line = String::new();
+                while stream.read_line(&mut line).await.unwrap() > 2 {
+                    lines.push(std::mem::take(&mut line));
+                }
+                // The client looks first whether anybody listens.
+                if !lines.is_empty() {
+                    let body = r#"{"error":"too large","kind":"too_large"}"#;
+                    let head = format!("HTTP/1.1 413 Payload Too Large\r\ncontent-length: {}\r\n\r\n", body.len());
+                    stream.write_all((head + body).as_bytes()).await.unwrap();
+                    return (lines, stream);
+                }
+            }
+        };
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().set_len(64 << 20).unwrap();
+        let environment =
+            [("HOME".to_string(), "/nowhere".to_string()), ("WINDROSE_TOKEN".to_string(), "t".to_string())];
+        let client = Client::new(ClientConfig::load(Some(control), None, &environment).unwrap());
+        let ((lines, _stream), put) = tokio::join!(gateway, client.put_blob("d", file.path(), |_| ()));
+        assert!(lines.contains(&format!("content-length: {}\r\n", 64 << 20)), "{lines:?}");
+        assert_eq!(put.unwrap_err().message, "too large");
     }
 }

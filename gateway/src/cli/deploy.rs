@@ -12,7 +12,9 @@ use super::client::Client;
 use super::project::{Overrides, Project};
 use super::{Failure, Gateway, halves, print_json};
 use crate::config::units::show_size;
-use crate::control::api::types::{DeployAnswer, LoadedView, TensorView, ValidateAnswer, VersionView};
+use crate::control::api::types::{
+    DeployAnswer, LoadedView, ModelView, TensorView, ValidateAnswer, VersionState, VersionView,
+};
 use crate::control::log::Preparation;
 use crate::control::prepare::{Event, Status};
 
@@ -97,10 +99,16 @@ impl Deploy {
             started.elapsed().as_secs_f64()
         );
         tell(&answer.preparation);
+        let model: ModelView = client.call(Method::GET, &format!("/v1/models/{name}")).await?;
+        let higher = unversioned(&model).filter(|unversioned| unversioned != version);
+        if let Some(higher) = higher {
+            println!("Calls without a version get version {higher}, which is higher");
+        }
         let view: VersionView = client.call(Method::GET, &path).await?;
         if let Some(loaded) = &view.loaded {
             let url = client.data_url().await?;
-            println!("\nTry it:\n  {}", curl_line(&url, name, view.summary.kind.as_deref(), loaded));
+            let version = higher.map(|_| version.as_str());
+            println!("\nTry it:\n  {}", try_line(&url, (name.as_str(), version), view.summary.kind.as_deref(), loaded));
         }
         Ok(())
     }
@@ -239,26 +247,32 @@ fn words(stage: &str) -> String {
     }
 }
 
-/// A command that would call the model.
-fn curl_line(url: &str, name: &str, kind: Option<&str>, loaded: &LoadedView) -> String {
+/// The version that a call gets which names none.
+fn unversioned(model: &ModelView) -> Option<&str> {
+    model.versions.iter().find(|version| version.state == VersionState::Ready).map(|version| version.version.as_str())
+}
+
+/// A command that would call the model, by a version where it needs one.
+fn try_line(url: &str, (name, version): (&str, Option<&str>), kind: Option<&str>, loaded: &LoadedView) -> String {
+    let target = version.map_or_else(|| name.to_string(), |version| format!("{name}/versions/{version}"));
     match (kind, &loaded.signature) {
         (Some("model"), Some(signature)) => {
             // The protocol has no JSON for these, which is all that fits on a line of curl.
             if signature.inputs.iter().any(|input| halves::is_half(&input.datatype)) {
-                let inputs: Vec<String> =
-                    signature.inputs.iter().map(|i| format!(" --input {}=@FILE", i.name)).collect();
-                return format!("windrose infer {name}{}", inputs.concat());
+                let inputs = signature.inputs.iter().map(|i| format!(" --input {}=@FILE", i.name));
+                let version = version.map(|version| format!(" --version {version}"));
+                return format!("windrose infer {name}{}", version.into_iter().chain(inputs).collect::<String>());
             }
             let inputs: Option<Vec<String>> = signature.inputs.iter().map(example).collect();
             match inputs {
                 Some(inputs) => {
-                    format!("curl -s {url}/v2/models/{name}/infer -d '{{\"inputs\": [{}]}}'", inputs.join(", "))
+                    format!("curl -s {url}/v2/models/{target}/infer -d '{{\"inputs\": [{}]}}'", inputs.join(", "))
                 }
-                None => format!("curl -s {url}/v2/models/{name}"),
+                None => format!("curl -s {url}/v2/models/{target}"),
             }
         }
-        (Some("command"), _) => format!("curl -s {url}/models/{name}/ --data-binary @FILE"),
-        _ => format!("curl -s {url}/models/{name}/"),
+        (Some("command"), _) => format!("curl -s {url}/models/{target}/ --data-binary @FILE"),
+        _ => format!("curl -s {url}/models/{target}/"),
     }
 }
 

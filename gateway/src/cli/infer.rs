@@ -70,11 +70,12 @@ impl Infer {
             Some(url) => url.trim_end_matches('/').to_string(),
             None => client.data_url().await?,
         };
-        if let Some(file) = &self.body {
-            return self.exchange(&client, &base, read(file)?).await;
-        }
         let version = self.model_version.as_ref().map(|version| format!("/versions/{version}")).unwrap_or_default();
-        let model = format!("{base}/v2/models/{}{version}", self.name);
+        let target = format!("models/{}{version}", self.name);
+        if let Some(file) = &self.body {
+            return exchange(&client, &format!("{base}/{target}/"), read(file)?).await;
+        }
+        let model = format!("{base}/v2/{target}");
         let metadata = client.data(&model, Method::GET, &[], Bytes::new()).await?;
         if !metadata.status.is_success() {
             return Err(refused(&metadata));
@@ -96,18 +97,6 @@ impl Infer {
         }
         print_outputs(&value);
         println!("\nanswered in {:.1} ms", took.as_secs_f64() * 1000.0);
-        Ok(())
-    }
-
-    async fn exchange(&self, client: &Client, base: &str, body: Bytes) -> Result<(), Failure> {
-        let start = Instant::now();
-        let url = format!("{base}/models/{}/", self.name);
-        let answer: Answer = client.data(&url, Method::POST, &[], body).await?;
-        if !answer.status.is_success() {
-            return Err(refused(&answer));
-        }
-        out::say(&answer.body);
-        eprintln!("answered in {:.1} ms", start.elapsed().as_secs_f64() * 1000.0);
         Ok(())
     }
 
@@ -136,6 +125,18 @@ impl Infer {
         halves::ask_for_outputs(&mut request, metadata);
         Ok(framed(&request, binary))
     }
+}
+
+/// Posts a body as it is, and shows what comes back.
+async fn exchange(client: &Client, url: &str, body: Bytes) -> Result<(), Failure> {
+    let start = Instant::now();
+    let answer: Answer = client.data(url, Method::POST, &[], body).await?;
+    if !answer.status.is_success() {
+        return Err(refused(&answer));
+    }
+    out::say(&answer.body);
+    eprintln!("answered in {:.1} ms", start.elapsed().as_secs_f64() * 1000.0);
+    Ok(())
 }
 
 /// A request that somebody wrote: sent as it is, but for what has no JSON form.

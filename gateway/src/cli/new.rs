@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::Failure;
-use crate::control::manifest::check_name;
+use crate::control::manifest::check_new_name;
 
 /// A file of a template: its path, and its text with `{{name}}` and the like in it.
 type File = (&'static str, &'static str);
@@ -71,7 +71,7 @@ impl New {
     /// Writes the files.
     pub fn run(self) -> Result<(), Failure> {
         let name = self.folder.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-        check_name(&name).map_err(|error| Failure::usage(error.to_string()))?;
+        check_new_name(&name).map_err(|error| Failure::usage(error.to_string()))?;
         let is_package = !name.contains('.') && name.starts_with(|c: char| c.is_ascii_lowercase());
         if self.lang == Language::Rust && !is_package {
             return Err(Failure::usage(format!("`{name}` is also a Rust package's name: a letter first, and no dots")));

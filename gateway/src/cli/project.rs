@@ -185,7 +185,7 @@ impl Project {
         let shown = file.display().to_string();
         let text = std::fs::read_to_string(file).map_err(|error| format!("{shown}: {error}"))?;
         let written = WrittenModel::parse(&shown, &text)?;
-        let folder = file.parent().unwrap_or(Path::new("."));
+        let folder = folder_of(file);
         let mut project = Project::empty(written.name.clone(), overrides);
         if overrides.version.is_none() {
             project.manifest.version = written.version.clone();
@@ -272,6 +272,11 @@ fn bare(digest: String) -> GraphEntry {
     GraphEntry { digest, options: GraphOptions::default() }
 }
 
+/// Where a file is; what is named alone is in the working folder.
+fn folder_of(file: &Path) -> &Path {
+    file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
 /// Beside the manifest, else where this checkout builds its guests.
 fn find_module(folder: &Path, module: &Path) -> Result<PathBuf, String> {
     let beside = folder.join(module);
@@ -336,6 +341,14 @@ mod tests {
         assert!(error.starts_with("windrose.toml:3:1: ") && error.ends_with("did you mean `memory`?"), "{error}");
         let missing = Project::open(Path::new("/nonexistent/x.onnx"), &Overrides::default()).unwrap_err();
         assert!(missing.contains("x.onnx"));
+    }
+
+    #[test]
+    fn a_file_that_is_named_alone_is_in_the_working_folder() {
+        for (file, folder) in [("windrose.toml", "."), ("a/windrose.toml", "a"), ("/windrose.toml", "/")] {
+            assert_eq!(folder_of(Path::new(file)), Path::new(folder), "{file}");
+        }
+        assert!(folder_of(Path::new("windrose.toml")).canonicalize().is_ok());
     }
 
     #[test]

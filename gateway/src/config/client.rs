@@ -22,7 +22,7 @@ pub struct ClientConfig {
     pub token: Option<String>,
     /// The file to read it from otherwise.
     pub token_file: PathBuf,
-    /// The data listener, where it was named; else the gateway is asked.
+    /// The data listener, where the environment has the settings of this gateway; else the gateway is asked.
     pub data: Option<String>,
     /// The key of the tenant who calls, where there is one.
     pub key: Option<String>,
@@ -42,7 +42,11 @@ impl ClientConfig {
             environment.iter().find(|(key, value)| key == name && !value.is_empty()).map(|(_, value)| value.clone())
         };
         let listen = variable("WINDROSE_CONTROL_LISTEN").unwrap_or_else(|| "127.0.0.1:8001".into());
-        let control = control.or_else(|| variable(URL_VARIABLE)).unwrap_or_else(|| format!("http://{listen}"));
+        let named = control.or_else(|| variable(URL_VARIABLE));
+        // A gateway that was named is not the one whose settings are in the environment.
+        let data =
+            variable("WINDROSE_DATA_LISTEN").filter(|_| named.is_none()).map(|listen| format!("http://{listen}"));
+        let control = named.unwrap_or_else(|| format!("http://{listen}"));
         if !control.starts_with("http://") {
             return Err(ConfigError(format!("`{control}` is no address such as http://127.0.0.1:8001")));
         }
@@ -54,9 +58,32 @@ impl ClientConfig {
             }
             .join("token"),
         };
-        let data = variable("WINDROSE_DATA_LISTEN").map(|listen| format!("http://{listen}"));
         let control = control.trim_end_matches('/').to_string();
         let (token, key) = (variable(TOKEN_VARIABLE), variable(KEY_VARIABLE));
         Ok(ClientConfig { control, token, token_file, data, key })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_gateway_that_is_named_says_itself_where_its_data_listener_is() {
+        let environment = |more: &[(&str, &str)]| -> Vec<(String, String)> {
+            let all = [("HOME", "/nowhere"), ("WINDROSE_DATA_LISTEN", "127.0.0.1:7000")];
+            all.iter().chain(more).map(|(key, value)| (key.to_string(), value.to_string())).collect()
+        };
+        let load = |control: Option<&str>, more: &[(&str, &str)]| {
+            ClientConfig::load(control.map(str::to_string), None, &environment(more)).unwrap()
+        };
+        assert_eq!(load(None, &[]).data.as_deref(), Some("http://127.0.0.1:7000"));
+        assert_eq!(
+            load(None, &[("WINDROSE_CONTROL_LISTEN", "10.0.0.1:1")]).data.as_deref(),
+            Some("http://127.0.0.1:7000")
+        );
+        for named in [load(Some("http://gate:8001/"), &[]), load(None, &[(URL_VARIABLE, "http://gate:8001")])] {
+            assert_eq!((named.control.as_str(), named.data), ("http://gate:8001", None));
+        }
     }
 }

@@ -17,7 +17,7 @@ pub struct Manifest {
     /// `[a-z0-9][a-z0-9._-]*`, at most 128 characters.
     #[schema(pattern = "^[a-z0-9][a-z0-9._-]{0,127}$")]
     pub name: String,
-    /// `[A-Za-z0-9][A-Za-z0-9._-]*`, at most 64 characters. Numbers compare as numbers.
+    /// `[A-Za-z0-9][A-Za-z0-9._-]*`, at most 64 characters. Runs of digits compare as numbers.
     #[schema(pattern = "^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
     pub version: String,
     /// One line for people.
@@ -250,7 +250,7 @@ pub struct SelfTest {
     /// sha256 of the JSON answer, of which `outputs` is compared; without one, any answer passes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub output: Option<String>,
-    /// The largest relative difference of a number, against the larger magnitude or 1.
+    /// The largest relative difference of a floating number, against the larger magnitude or 1; all else must be equal.
     #[serde(default = "default_tolerance")]
     pub tolerance: f64,
 }
@@ -323,7 +323,7 @@ impl Manifest {
     /// # Errors
     /// Names the field.
     pub fn check(&self) -> Result<(), Invalid> {
-        check_name(&self.name)?;
+        check_new_name(&self.name)?;
         check_version(&self.version)?;
         if self.description.len() > 1024 || self.description.contains('\n') {
             return Err(Invalid::new("description", "must be one line of at most 1024 bytes"));
@@ -522,6 +522,17 @@ pub fn check_name(name: &str) -> Result<(), Invalid> {
     } else {
         let message = format!("`{name}` is not 1 to 128 of a-z 0-9 . _ -, the first a letter or a digit");
         Err(Invalid::new("name", message))
+    }
+}
+
+/// Whether a text may name a model that is deployed now.
+///
+/// # Errors
+/// Says how a name looks, or what has it already.
+pub fn check_new_name(name: &str) -> Result<(), Invalid> {
+    match name {
+        "stats" => Err(Invalid::new("name", "`stats` is taken: /v2/models/stats has the statistics of all models")),
+        _ => check_name(name),
     }
 }
 

@@ -65,6 +65,7 @@ fn the_field_is_named() {
             json!({"digest": digest('c'), "padding": {"axis": 0, "inputs": {"ids": 0}}}),
             "graphs.read.padding: ",
         ),
+        ("/name", json!("stats"), "name: `stats` is taken"),
         ("/weight", json!(0), "weight: "),
         ("/assets", json!({"../etc/passwd": digest('d')}), "assets.../etc/passwd: "),
         ("/assets", json!({"/etc": digest('d')}), "assets./etc: "),

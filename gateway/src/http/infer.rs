@@ -1,7 +1,7 @@
 //! One inference over the Open Inference Protocol: body to request, through admission and dispatch, answer to body.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::header::{ACCEPT_ENCODING, HeaderMap, HeaderName, HeaderValue};
@@ -61,8 +61,7 @@ pub(super) async fn answer(
     timing.header = shorter(timing.header, timeout_header(&head.headers)?);
     let json_length = json_length(&head.headers)?;
     let mut lease = Lease::new(plane.telemetry.clone(), &plane.config);
-    let arrives_until = admit::deadline(&served, timing);
-    let body = body::read(&head.headers, incoming, &plane.config, &mut lease, arrives_until).await?;
+    let body = body::read(&head.headers, incoming, &plane.config, &mut lease, arrives_until(&served, timing)).await?;
     track.received(body.len());
     let decoded = decode(body, json_length).await?;
     timing.dialect = decoded.timeout;
@@ -81,6 +80,13 @@ pub(super) async fn answer(
     drop(lease);
     let answer = message(encoded);
     Ok(answer::compressed(answer, head.headers.get(ACCEPT_ENCODING)).await)
+}
+
+/// Until when the body must be there. The protocol's own way to ask for a deadline is in the body: who asks by no header may
+/// ask for the longest yet.
+fn arrives_until(served: &Served, timing: Timing) -> Instant {
+    let header = timing.header.unwrap_or(served.max_timeout);
+    admit::deadline(served, Timing { header: Some(header), ..timing })
 }
 
 /// An encoded body with the headers that its form asks for.

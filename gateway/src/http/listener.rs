@@ -1,6 +1,7 @@
 //! Connections: accepted within a bound, told apart by their first bytes, drained at the end.
 
 use std::future::Future;
+use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -11,19 +12,15 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulConnection;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::again::Again;
+use super::begun::Begun;
+use super::turns::Turns;
 use super::unreadable::{Refuse, Watched};
 use super::{DataPlane, oip};
-
-/// How a client begins that speaks HTTP/2 without having asked.
-const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-
-/// Between two looks at a beginning that may become the preface.
-const PREFACE_PAUSE: Duration = Duration::from_millis(2);
 
 /// After an error of `accept`, for example because file descriptors ran out.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -41,7 +38,7 @@ const READ_HEADERS: u32 = 256 << 10;
 
 /// How much is read of an HTTP/1.1 connection before what was read is looked at, bytes: what each keeps for reading once a
 /// long body has come, and about the longest head. hyper's own limit for a target, of 64 KiB, is to be seen within it.
-const READ_BUFFER: usize = 128 << 10;
+pub(crate) const READ_BUFFER: usize = 128 << 10;
 
 /// How often a silent HTTP/2 peer is asked whether it is there.
 const PING: Duration = Duration::from_secs(30);
@@ -49,27 +46,49 @@ const PING: Duration = Duration::from_secs(30);
 /// Serves connections until `shutdown`; then readiness turns 503 at once, no connection is accepted any more, and
 /// requests in flight have [`super::HttpConfig::drain`] to finish. Returns when the last one did, or was cut off.
 pub async fn serve(listener: TcpListener, plane: Arc<DataPlane>, shutdown: CancellationToken) {
+    let bounds = Bounds { connections: plane.config.max_connections, drain: plane.config.drain };
+    let drains = async {
+        shutdown.cancelled().await;
+        plane.drain();
+    };
+    let serves = each(listener, &bounds, &shutdown, |stream, _| connection(stream, plane.clone(), shutdown.clone()));
+    tokio::join!(drains, serves);
+}
+
+/// What bounds the connections of a listener.
+pub(crate) struct Bounds {
+    /// At the same time; more wait in the kernel's queue.
+    pub connections: usize,
+    /// How long they may take to finish once the shutdown has begun.
+    pub drain: Duration,
+}
+
+/// Runs `connection` for each until `shutdown`, after which none is accepted any more and each is to finish by itself.
+/// Returns when the last one did, or was cut off.
+pub(crate) async fn each<F>(
+    listener: TcpListener,
+    bounds: &Bounds,
+    shutdown: &CancellationToken,
+    connection: impl Fn(TcpStream, SocketAddr) -> F,
+) where
+    F: Future<Output = ()> + Send + 'static,
+{
     let connections = TaskTracker::new();
     let cut = CancellationToken::new();
-    let slots = Arc::new(Semaphore::new(plane.config.max_connections));
-    while let Some((stream, slot)) = next(&listener, &slots, &shutdown).await {
-        let (plane, shutdown, cut) = (plane.clone(), shutdown.clone(), cut.clone());
+    let slots = Arc::new(Semaphore::new(bounds.connections));
+    while let Some((stream, address, slot)) = next(&listener, &slots, shutdown).await {
+        let (connection, cut) = (connection(stream, address), cut.clone());
         connections.spawn(async move {
-            let counts = &plane.telemetry.connections;
-            counts.accepted.fetch_add(1, Ordering::Relaxed);
-            counts.open.fetch_add(1, Ordering::Relaxed);
             tokio::select! {
-                () = connection(stream, plane.clone(), shutdown) => {}
+                () = connection => {}
                 () = cut.cancelled() => {}
             }
-            counts.open.fetch_sub(1, Ordering::Relaxed);
             drop(slot);
         });
     }
-    plane.drain();
     drop(listener);
     connections.close();
-    if tokio::time::timeout(plane.config.drain, connections.wait()).await.is_err() {
+    if tokio::time::timeout(bounds.drain, connections.wait()).await.is_err() {
         tracing::warn!(connections = connections.len(), "cutting off connections that did not finish in time");
         cut.cancel();
         connections.wait().await;
@@ -77,16 +96,16 @@ pub async fn serve(listener: TcpListener, plane: Arc<DataPlane>, shutdown: Cance
 }
 
 /// The next connection, once there is room for it; `None` after the shutdown.
-pub(super) async fn next(
+async fn next(
     listener: &TcpListener,
     slots: &Arc<Semaphore>,
     shutdown: &CancellationToken,
-) -> Option<(TcpStream, tokio::sync::OwnedSemaphorePermit)> {
+) -> Option<(TcpStream, SocketAddr, OwnedSemaphorePermit)> {
     let accept = async {
         let slot = slots.clone().acquire_owned().await.ok()?;
         loop {
             match listener.accept().await {
-                Ok((stream, _)) => return Some((stream, slot)),
+                Ok((stream, address)) => return Some((stream, address, slot)),
                 Err(error) => {
                     tracing::warn!(%error, "could not accept a connection");
                     tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -101,46 +120,102 @@ pub(super) async fn next(
     }
 }
 
+/// A connection that is counted as open.
+struct Open(Arc<DataPlane>);
+
+impl Open {
+    fn new(plane: Arc<DataPlane>) -> Open {
+        let counts = &plane.telemetry.connections;
+        counts.accepted.fetch_add(1, Ordering::Relaxed);
+        counts.open.fetch_add(1, Ordering::Relaxed);
+        Open(plane)
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.telemetry.connections.open.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 async fn connection(stream: TcpStream, plane: Arc<DataPlane>, shutdown: CancellationToken) {
+    let _open = Open::new(plane.clone());
     // Answers are written whole; waiting for more would only delay them.
     let _ = stream.set_nodelay(true);
-    let begins = tokio::time::timeout(plane.config.header_timeout, speaks_http2(&stream));
-    let http2 = tokio::select! {
+    let begins = tokio::time::timeout(plane.config.header_timeout, Begun::read(stream));
+    let stream = tokio::select! {
         begins = begins => match begins {
-            Ok(Ok(http2)) => http2,
+            Ok(Ok(stream)) => stream,
             Ok(Err(_)) | Err(_) => return,
         },
         () = shutdown.cancelled() => return,
     };
-    let header_timeout = plane.config.header_timeout;
-    let ended = if http2 {
-        let service = service_fn(move |request| super::handle(plane.clone(), request));
-        let connection = http2::Builder::new(TokioExecutor::new())
-            .timer(TokioTimer::new())
-            .max_concurrent_streams(MAX_STREAMS)
-            .max_header_list_size(READ_HEADERS)
-            .initial_stream_window_size(STREAM_WINDOW)
-            .initial_connection_window_size(CONNECTION_WINDOW)
-            .keep_alive_interval(PING)
-            .serve_connection(TokioIo::new(stream), service);
-        drive(connection, shutdown.cancelled()).await
-    } else {
-        let stream = Watched::new(stream, refuse(plane.clone()));
-        let turns = stream.turns().clone();
-        let service = service_fn(move |request| {
-            let (turn, answer) = (turns.begin(), super::handle(plane.clone(), request));
-            async move { answer.await.map(|answer| turn.tie(answer)) }
-        });
-        let connection = http1::Builder::new()
-            .timer(TokioTimer::new())
-            .header_read_timeout(header_timeout)
-            .max_buf_size(READ_BUFFER)
-            .serve_connection(TokioIo::new(stream), service);
-        drive(connection, shutdown.cancelled()).await
+    let ended = match stream.speaks_http2() {
+        true => speak_http2(stream, plane, shutdown).await,
+        false => speak_http1(stream, plane, shutdown).await,
     };
     if let Err(error) = ended {
         tracing::debug!(%error, "a connection ended early");
     }
+}
+
+/// Ends by itself once no stream was open for as long as a connection may be idle.
+async fn speak_http2(
+    stream: Begun<TcpStream>,
+    plane: Arc<DataPlane>,
+    shutdown: CancellationToken,
+) -> Result<(), hyper::Error> {
+    let idle = plane.config.header_timeout;
+    let streams = Arc::<Turns>::default();
+    let turns = streams.clone();
+    let service = service_fn(move |request| {
+        let (turn, answer) = (turns.begin(), super::handle(plane.clone(), request));
+        async move { answer.await.map(|answer| turn.tie(answer)) }
+    });
+    let connection = http2::Builder::new(TokioExecutor::new())
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(MAX_STREAMS)
+        .max_header_list_size(READ_HEADERS)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .keep_alive_interval(PING)
+        .serve_connection(TokioIo::new(stream), service);
+    let stops = async {
+        tokio::select! {
+            () = shutdown.cancelled() => {}
+            () = streams.idle(idle) => {}
+        }
+    };
+    // A client that is asked to go has as long again; one that does not is left.
+    let stays = async {
+        streams.idle(idle).await;
+        tokio::time::sleep(idle).await;
+        streams.idle(idle).await;
+    };
+    tokio::select! {
+        ended = drive(connection, stops) => ended,
+        () = stays => Ok(()),
+    }
+}
+
+async fn speak_http1(
+    stream: Begun<TcpStream>,
+    plane: Arc<DataPlane>,
+    shutdown: CancellationToken,
+) -> Result<(), hyper::Error> {
+    let header_timeout = plane.config.header_timeout;
+    let stream = Watched::new(stream, refuse(plane.clone()));
+    let turns = stream.turns().clone();
+    let service = service_fn(move |request| {
+        let (turn, answer) = (turns.begin(), super::handle(plane.clone(), request));
+        async move { answer.await.map(|answer| turn.tie(answer)) }
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(header_timeout)
+        .max_buf_size(READ_BUFFER)
+        .serve_connection(TokioIo::new(stream), service);
+    drive(connection, shutdown.cancelled()).await
 }
 
 /// What is said to a head that is no request; it counts as a request that failed.
@@ -151,23 +226,8 @@ fn refuse(plane: Arc<DataPlane>) -> Refuse {
     })
 }
 
-/// Whether the client begins with the preface of HTTP/2. Looks, and takes nothing.
-async fn speaks_http2(stream: &TcpStream) -> std::io::Result<bool> {
-    let mut seen = [0; PREFACE.len()];
-    loop {
-        let length = stream.peek(&mut seen).await?;
-        if length == 0 || !PREFACE.starts_with(&seen[..length]) {
-            return Ok(false);
-        }
-        if length == PREFACE.len() {
-            return Ok(true);
-        }
-        tokio::time::sleep(PREFACE_PAUSE).await;
-    }
-}
-
 /// Drives a connection to its end; after `stop` it finishes what is in flight and takes nothing more.
-pub(super) async fn drive<C: GracefulConnection>(
+pub(crate) async fn drive<C: GracefulConnection>(
     connection: C,
     stop: impl Future<Output = ()>,
 ) -> Result<(), C::Error> {

@@ -2,12 +2,13 @@
 
 mod again;
 mod answer;
+mod begun;
 mod body;
 mod coding;
 mod guest;
 pub(crate) mod identity;
 mod infer;
-mod listener;
+pub(crate) mod listener;
 mod metadata;
 pub mod oip;
 pub mod peer;
@@ -15,6 +16,7 @@ mod received;
 mod remote;
 mod route;
 mod stats;
+pub(crate) mod turns;
 pub(crate) mod unreadable;
 mod verdict;
 

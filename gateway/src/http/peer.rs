@@ -11,15 +11,13 @@ use hyper::server::conn::http2;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 use windrose_route::Rules;
 
 use super::answer::{self, Body};
 use super::identity::Identity;
-use super::listener::{drive, next};
+use super::listener::{Bounds, drive, each};
 use super::received::Received;
 use super::route::{Route, Target};
 use super::{Asked, DataPlane, answered, described_version, failed, remote};
@@ -50,26 +48,9 @@ const PING: Duration = Duration::from_secs(5);
 
 /// Serves peers until `shutdown`; requests in flight then have the data plane's time to finish.
 pub async fn serve(listener: TcpListener, plane: Arc<DataPlane>, fleet: Arc<Fleet>, shutdown: CancellationToken) {
-    let connections = TaskTracker::new();
-    let cut = CancellationToken::new();
-    let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-    while let Some((stream, slot)) = next(&listener, &slots, &shutdown).await {
-        let (plane, fleet, stop) = (plane.clone(), fleet.clone(), shutdown.clone());
-        let cut = cut.clone();
-        connections.spawn(async move {
-            tokio::select! {
-                () = connection(stream, plane, fleet, stop) => {}
-                () = cut.cancelled() => {}
-            }
-            drop(slot);
-        });
-    }
-    drop(listener);
-    connections.close();
-    if tokio::time::timeout(plane.config.drain, connections.wait()).await.is_err() {
-        cut.cancel();
-        connections.wait().await;
-    }
+    let bounds = Bounds { connections: MAX_CONNECTIONS, drain: plane.config.drain };
+    let serve = |stream, _| connection(stream, plane.clone(), fleet.clone(), shutdown.clone());
+    each(listener, &bounds, &shutdown, serve).await;
 }
 
 /// What answers the requests of a connection.

@@ -7,19 +7,18 @@
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, SystemTime};
 
 use bytes::{Buf, Bytes};
+use http::StatusCode;
 use http::header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, DATE, HeaderMap, HeaderValue};
-use http::{Response, StatusCode};
-use http_body::{Body, Frame, SizeHint};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Sleep;
 
 use super::answer::ERROR;
 use super::identity::Identity;
+use super::turns::Turns;
 use crate::error::Error;
 
 /// How an answer of hyper's begins, in every version of HTTP/1.
@@ -32,22 +31,6 @@ const STATUS: std::ops::Range<usize> = 9..12;
 /// the client may lose the answer: for so long, and so many bytes.
 const LINGER: Duration = Duration::from_secs(1);
 const LINGER_BYTES: usize = 4 << 20;
-
-/// The requests of one connection, as its service sees them.
-#[derive(Debug, Default)]
-pub(crate) struct Turns {
-    begun: AtomicUsize,
-    ended: AtomicUsize,
-}
-
-/// A request that has no whole answer yet.
-pub(crate) struct Turn(Arc<Turns>);
-
-/// The body of an answer, with the turn that ends with it.
-pub(crate) struct Tied<B> {
-    body: B,
-    _turn: Turn,
-}
 
 /// The body of the answer to a head that is no request, as JSON; it is told when there is one.
 pub(crate) type Refuse = Box<dyn Fn(&Error, &Identity) -> Bytes + Send + Sync>;
@@ -63,53 +46,6 @@ pub(crate) struct Watched<S> {
     answer: Option<Bytes>,
     /// After that answer: how long the rest is read, and bytes of it.
     linger: Option<(Pin<Box<Sleep>>, usize)>,
-}
-
-// === impl Turns ===
-
-impl Turns {
-    /// A request begins.
-    pub fn begin(self: &Arc<Turns>) -> Turn {
-        self.begun.fetch_add(1, Ordering::Relaxed);
-        Turn(self.clone())
-    }
-
-    fn begun(&self) -> usize {
-        self.begun.load(Ordering::Relaxed)
-    }
-}
-
-impl Turn {
-    /// The answer, with whose body the turn ends.
-    pub fn tie<B>(self, answer: Response<B>) -> Response<Tied<B>> {
-        answer.map(|body| Tied { body, _turn: self })
-    }
-}
-
-impl Drop for Turn {
-    fn drop(&mut self) {
-        self.0.ended.fetch_add(1, Ordering::Relaxed);
-    }
-}
-
-impl<B: Body + Unpin> Body for Tied<B> {
-    type Data = B::Data;
-    type Error = B::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
-        Pin::new(&mut self.body).poll_frame(cx)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
 }
 
 // === impl Watched ===
@@ -226,7 +162,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Watched<S> {
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(Pin::new(&mut self.stream).poll_flush(cx))?;
         let begun = self.turns.begun();
-        if self.turns.ended.load(Ordering::Relaxed) == begun {
+        if self.turns.ended() == begun {
             self.settled = begun;
         }
         Poll::Ready(Ok(()))
@@ -245,6 +181,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Watched<S> {
 
 #[cfg(test)]
 mod tests {
+    use http::Response;
     use http_body_util::Full;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 

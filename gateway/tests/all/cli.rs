@@ -169,3 +169,58 @@ fn infer_and_inspect_speak_to_people_and_scripts() {
     let (status, said) = server.refused(&["infer", "same", "--input", "x=[[1,2],[3]]"]);
     assert!(status == 2 && said.contains("x: the lists"), "{said}");
 }
+
+#[test]
+fn a_version_that_unversioned_calls_do_not_get_says_so() {
+    let server = Server::start(&[]);
+    let graph = checkout("models/test/identity_fp32.onnx");
+    let deploy =
+        |version: &str| server.ok(&["deploy", graph.to_str().unwrap(), "--name", "same", "--version", version]);
+    for version in ["1.9.0", "1.10.0"] {
+        let said = deploy(version);
+        assert!(!said.contains("Calls without") && said.contains("/v2/models/same\n"), "{said}");
+    }
+    for version in ["1.9.1", "1.10.0-rc.1", "1"] {
+        let said = deploy(version);
+        assert!(said.contains("Calls without a version get version 1.10.0, which is higher"), "{said}");
+        assert!(said.contains(&format!("/v2/models/same/versions/{version}\n")), "{said}");
+    }
+    assert_eq!(server.infer("same").1["model_version"], "1.10.0");
+}
+
+#[test]
+fn a_body_goes_to_the_version_that_is_named() {
+    let server = Server::start(&[]);
+    server.deploy_graph("identity_fp32", "same", "1");
+    let body = server.dir.path().join("body");
+    std::fs::write(&body, "1,2").unwrap();
+    let body = body.to_str().unwrap();
+    let said = server.refused(&["infer", "same", "--body", body, "--version", "3"]).1;
+    assert!(said.contains("version \"3\" of model \"same\" is not deployed"), "{said}");
+    let said = server.refused(&["infer", "same", "--body", body, "--version", "1"]).1;
+    assert!(said.contains("takes inferences"), "{said}");
+}
+
+#[test]
+fn a_manifest_in_the_working_folder_finds_what_its_checkout_built() {
+    let checkout = tempfile::tempdir().unwrap();
+    for folder in ["models/m", "target/guests"] {
+        std::fs::create_dir_all(checkout.path().join(folder)).unwrap();
+    }
+    std::fs::write(checkout.path().join("target/guests/m.wasm"), b"\0asm\x0d\0\x01\0").unwrap();
+    let folder = checkout.path().join("models/m");
+    std::fs::write(folder.join("windrose.toml"), "name = \"m\"\nmodule = \"m.wasm\"\n").unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_windrose"));
+    let ended = command.args(["validate", "--offline", "windrose.toml"]).current_dir(&folder).output().unwrap();
+    assert!(ended.status.success(), "{}", String::from_utf8_lossy(&ended.stderr));
+}
+
+#[test]
+fn a_file_that_is_too_large_is_refused_before_it_is_sent() {
+    let server = Server::start(&[("WINDROSE_CONTROL_MAX_BLOB", "1MiB")]);
+    let large = server.dir.path().join("large.wasm");
+    std::fs::write(&large, b"\0asm\x0d\0\x01\0").unwrap();
+    std::fs::File::options().append(true).open(&large).unwrap().set_len(256 << 20).unwrap();
+    let (status, said) = server.refused(&["deploy", large.to_str().unwrap()]);
+    assert!(status == 1 && said.contains("1048576"), "{said}");
+}

@@ -5,9 +5,12 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::Request;
+use http_body_util::{BodyExt, Full};
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::task::JoinHandle;
 use windrose::http::HttpConfig;
 use windrose::snapshot::Snapshot;
 
@@ -79,14 +82,52 @@ async fn nobody_waits_longer_than_the_models_maximum() {
     meets_its_deadline(&gateway, long, 60_000, 60_000_000, Duration::from_secs(4)).await;
 }
 
+/// Sends a head, and, once the model's default is over, the body.
+async fn late_body(gateway: &Gateway, body: &str, headers: &str) -> String {
+    let mut stream = TcpStream::connect(gateway.address).await.unwrap();
+    let length = body.len();
+    let headers = format!("host: a\r\nconnection: close\r\n{headers}content-length: {length}");
+    let head = format!("POST /v2/models/loop/infer HTTP/1.1\r\n{headers}\r\n\r\n{{");
+    stream.write_all(head.as_bytes()).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    // The gateway may have answered already, and ended the connection.
+    let _ = stream.write_all(&body.as_bytes()[1..]).await;
+    let mut answer = String::new();
+    let read = tokio::time::timeout(Duration::from_secs(10), stream.read_to_string(&mut answer)).await;
+    assert!(read.is_ok(), "{answer}");
+    answer
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_body_that_comes_late_has_the_time_that_it_asks_for() {
+    let gateway = Gateway::start(&[Model { timeout: Duration::from_millis(200), ..slow(64) }]).await;
+    let asks = |micros: u64| turns(1).replacen('{', &format!("{{\"parameters\":{{\"timeout\":{micros}}},"), 1);
+    for (body, headers, status) in [
+        (asks(30_000_000), "", 200),
+        // The shorter of the two holds, the default where nothing is asked for.
+        (asks(30_000_000), "windrose-timeout-ms: 200\r\n", 504),
+        (asks(200_000), "", 504),
+        (turns(1), "", 504),
+        (turns(1), "windrose-timeout-ms: 30000\r\n", 200),
+    ] {
+        let answer = late_body(&gateway, &body, headers).await;
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{body} {headers}: {answer}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_body_that_does_not_come_meets_the_deadline() {
-    let gateway = Gateway::start(&[Model { timeout: Duration::from_millis(100), ..slow(64) }]).await;
-    let mut stream = TcpStream::connect(gateway.address).await.unwrap();
-    stream.write_all(b"POST /v2/models/loop/infer HTTP/1.1\r\nhost: a\r\ncontent-length: 100\r\n\r\n{").await.unwrap();
-    let mut answer = String::new();
-    let read = tokio::time::timeout(Duration::from_secs(5), stream.read_to_string(&mut answer)).await;
-    assert!(read.is_ok() && answer.starts_with("HTTP/1.1 504 "), "{answer}");
+    let longest = Duration::from_millis(100);
+    let gateway = Gateway::start(&[Model { max_timeout: longest, ..slow(64) }]).await;
+    let patient = Gateway::start(&[slow(64)]).await;
+    for (gateway, header) in [(&gateway, ""), (&patient, "windrose-timeout-ms: 100\r\n")] {
+        let mut stream = TcpStream::connect(gateway.address).await.unwrap();
+        let head = format!("POST /v2/models/loop/infer HTTP/1.1\r\nhost: a\r\n{header}content-length: 100\r\n\r\n{{");
+        stream.write_all(head.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        let read = tokio::time::timeout(Duration::from_secs(5), stream.read_to_string(&mut answer)).await;
+        assert!(read.is_ok() && answer.starts_with("HTTP/1.1 504 "), "{answer}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -100,6 +141,57 @@ async fn a_client_that_sends_nothing_is_let_go() {
         let ended = tokio::time::timeout(Duration::from_secs(5), stream.read_to_end(&mut rest)).await;
         assert!(ended.is_ok(), "{begin:?}");
     }
+}
+
+/// Whether a client's connection ends by itself, and in order.
+async fn ends(connection: JoinHandle<hyper::Result<()>>) -> bool {
+    matches!(tokio::time::timeout(Duration::from_secs(10), connection).await, Ok(Ok(Ok(()))))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_http2_connection_without_streams_is_let_go() {
+    let idle = Duration::from_millis(300);
+    let config = HttpConfig { header_timeout: idle, ..HttpConfig::default() };
+    let gateway = Gateway::with(&[slow(64)], config).await;
+    let connect = async || {
+        let stream = TcpStream::connect(gateway.address).await.unwrap();
+        let (client, connection) =
+            hyper::client::conn::http2::handshake::<_, _, Full<Bytes>>(TokioExecutor::new(), TokioIo::new(stream))
+                .await
+                .unwrap();
+        (client, tokio::spawn(connection))
+    };
+    let uri = |path: &str| format!("http://{}{path}", gateway.address);
+    // One that never asks for anything, and one that is done.
+    let (silent, connection) = connect().await;
+    assert!(ends(connection).await);
+    drop(silent);
+    let (mut client, connection) = connect().await;
+    let request = Request::get(uri("/v2")).body(Full::default()).unwrap();
+    assert_eq!(client.send_request(request).await.unwrap().status(), 200);
+    let done = Instant::now();
+    assert!(ends(connection).await);
+    assert!(done.elapsed() > idle / 2, "{:?}", done.elapsed());
+    // A stream that takes longer is not idle, and its connection ends only then.
+    let long = turns(turns_for(&gateway, 4 * idle).await);
+    let (mut client, connection) = connect().await;
+    let request = Request::post(uri("/v2/models/loop/infer")).body(Full::from(long)).unwrap();
+    let answer = client.send_request(request).await.unwrap();
+    assert_eq!(answer.status(), 200);
+    assert!(!answer.into_body().collect().await.unwrap().to_bytes().is_empty());
+    assert!(ends(connection).await);
+}
+
+/// It says that it speaks HTTP/2, and nothing to what it is told.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_http2_client_that_does_not_go_is_left() {
+    let config = HttpConfig { header_timeout: Duration::from_millis(200), ..HttpConfig::default() };
+    let gateway = Gateway::with(&[], config).await;
+    let mut stream = TcpStream::connect(gateway.address).await.unwrap();
+    stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await.unwrap();
+    let mut said = Vec::new();
+    let ended = tokio::time::timeout(Duration::from_secs(10), stream.read_to_end(&mut said)).await;
+    assert!(ended.is_ok(), "{said:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -2,6 +2,7 @@
 
 pub mod explain;
 mod handlers;
+mod serve;
 pub mod types;
 mod view;
 
@@ -11,12 +12,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use axum::Router;
-use axum::extract::connect_info::Connected;
-use axum::extract::{ConnectInfo, Request, State};
+use axum::extract::{Request, State};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use axum::serve::IncomingStream;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityScheme};
@@ -31,7 +30,6 @@ use crate::admit::tenants::Door;
 use crate::error::{Error, Kind};
 use crate::fleet::Fleet;
 use crate::http::identity::Identity;
-use crate::http::unreadable::{Turns, Watched};
 use crate::telemetry::Telemetry;
 use types::{ErrorBody, MissingBlob};
 
@@ -136,54 +134,22 @@ pub async fn serve(listener: TcpListener, api: Arc<Api>, shutdown: CancellationT
         .method_not_allowed_fallback(async || fail(Error::new(Kind::MethodNotAllowed, "not with this method")))
         .layer(middleware::from_fn_with_state(api.clone(), authorize))
         .layer(middleware::from_fn(identify))
-        .with_state(api)
-        .into_make_service_with_connect_info::<Caller>();
-    let served = axum::serve(Listener(listener), app).with_graceful_shutdown(shutdown.cancelled_owned()).await;
-    if let Err(error) = served {
-        tracing::error!(%error, "the control listener failed");
-    }
+        .with_state(api);
+    serve::serve(listener, app, serve::LIMITS, &shutdown).await;
 }
 
-/// The control listener, whose connections have an answer to a head that is no request.
-struct Listener(TcpListener);
-
-/// Who calls, and on which connection.
-#[derive(Clone)]
+/// Who calls.
+#[derive(Clone, Copy)]
 struct Caller {
     address: SocketAddr,
-    turns: Arc<Turns>,
-}
-
-impl axum::serve::Listener for Listener {
-    type Io = Watched<TcpStream>;
-    type Addr = SocketAddr;
-
-    async fn accept(&mut self) -> (Watched<TcpStream>, SocketAddr) {
-        let (stream, address) = axum::serve::Listener::accept(&mut self.0).await;
-        // A stream of progress is many small writes: none waits for the last one's acknowledgement.
-        let _ = stream.set_nodelay(true);
-        let said = |error: &Error, _: &Identity| serde_json::to_vec(&body(error)).unwrap_or_default().into();
-        (Watched::new(stream, Box::new(said)), address)
-    }
-
-    fn local_addr(&self) -> std::io::Result<SocketAddr> {
-        self.0.local_addr()
-    }
-}
-
-impl Connected<IncomingStream<'_, Listener>> for Caller {
-    fn connect_info(stream: IncomingStream<'_, Listener>) -> Caller {
-        Caller { address: *stream.remote_addr(), turns: stream.io().turns().clone() }
-    }
 }
 
 /// Puts the id and the trace context of a call on its answer, as the data listener does.
-async fn identify(ConnectInfo(caller): ConnectInfo<Caller>, request: Request, next: Next) -> Response {
-    let turn = caller.turns.begin();
+async fn identify(request: Request, next: Next) -> Response {
     let identity = Identity::of(request.headers());
     let mut response = next.run(request).await;
     identity.stamp(response.headers_mut());
-    turn.tie(response).map(axum::body::Body::new)
+    response
 }
 
 /// Refuses every call without the token or a deployer's key, before anything of it is read.

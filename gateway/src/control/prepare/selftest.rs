@@ -138,8 +138,7 @@ fn compare(actual: &[(String, Tensor)], expected: &Bytes, tolerance: f64) -> Res
             )));
         }
         if let Some(at) = first_difference(tensor, wanted, tolerance) {
-            let shown =
-                |t: &Tensor| numbers(t).and_then(|n| n.get(at).copied()).map_or(String::new(), |v| format!(" {v}"));
+            let shown = |tensor: &Tensor| element(tensor, at).map_or(String::new(), |element| format!(" {element}"));
             return Err(refuse(format!(
                 "output `{name}` differs from the golden one at element {at}:{} instead of{}",
                 shown(tensor),
@@ -150,33 +149,46 @@ fn compare(actual: &[(String, Tensor)], expected: &Bytes, tolerance: f64) -> Res
     Ok(())
 }
 
-/// The first element that is further off than `tolerance`, against the larger magnitude or 1.
+/// The first element that is another. A floating one may be off by `tolerance`, against the larger magnitude or 1; all others
+/// are what they are, or not.
 fn first_difference(actual: &Tensor, wanted: &Tensor, tolerance: f64) -> Option<usize> {
-    let (Some(a), Some(b)) = (numbers(actual), numbers(wanted)) else {
-        return actual.strings().zip(wanted.strings()).position(|(a, b)| a != b);
-    };
-    let near = |a: f64, b: f64| {
-        a == b || (a.is_nan() && b.is_nan()) || (a - b).abs() <= tolerance * a.abs().max(b.abs()).max(1.0)
-    };
-    a.iter().zip(&b).position(|(a, b)| !near(*a, *b))
+    if let Some((a, b)) = floats(actual).zip(floats(wanted)) {
+        let near = |a: f64, b: f64| {
+            a == b || (a.is_nan() && b.is_nan()) || (a - b).abs() <= tolerance * a.abs().max(b.abs()).max(1.0)
+        };
+        return a.iter().zip(&b).position(|(a, b)| !near(*a, *b));
+    }
+    match actual.datatype().width() {
+        Some(width) => actual.data().chunks(width).zip(wanted.data().chunks(width)).position(|(a, b)| a != b),
+        None => actual.strings().zip(wanted.strings()).position(|(a, b)| a != b),
+    }
 }
 
-/// A tensor's numbers as doubles; `None` for byte strings.
-fn numbers(tensor: &Tensor) -> Option<Vec<f64>> {
-    macro_rules! as_doubles {
+/// The elements as doubles; `None` of a type that is not floating.
+fn floats(tensor: &Tensor) -> Option<Vec<f64>> {
+    match tensor.datatype() {
+        DataType::Fp16 => Some(tensor.values::<half::f16>()?.iter().map(|v| v.to_f64()).collect()),
+        DataType::Bf16 => Some(tensor.values::<half::bf16>()?.iter().map(|v| v.to_f64()).collect()),
+        DataType::Fp32 => Some(tensor.values::<f32>()?.iter().map(|v| f64::from(*v)).collect()),
+        DataType::Fp64 => Some(tensor.values::<f64>()?.to_vec()),
+        _ => None,
+    }
+}
+
+/// An element as people write it; `None` for a byte string, which may be long.
+fn element(tensor: &Tensor, at: usize) -> Option<String> {
+    macro_rules! shown {
         ($($name:ident: $rust:ty),*) => {
             match tensor.datatype() {
-                $( DataType::$name => tensor.values::<$rust>()?.iter().map(|v| *v as f64).collect(), )*
-                DataType::Fp16 => tensor.values::<half::f16>()?.iter().map(|v| v.to_f64()).collect(),
-                DataType::Bf16 => tensor.values::<half::bf16>()?.iter().map(|v| v.to_f64()).collect(),
-                DataType::Bool => tensor.data().iter().map(|v| f64::from(*v)).collect(),
+                $( DataType::$name => tensor.values::<$rust>()?.get(at)?.to_string(), )*
+                DataType::Bool => (*tensor.data().get(at)? != 0).to_string(),
                 DataType::Bytes => return None,
             }
         };
     }
-    Some(as_doubles!(
-        Uint8: u8, Uint16: u16, Uint32: u32, Uint64: u64, Int8: i8, Int16: i16, Int32: i32, Int64: i64, Fp32: f32,
-        Fp64: f64
+    Some(shown!(
+        Uint8: u8, Uint16: u16, Uint32: u32, Uint64: u64, Int8: i8, Int16: i16, Int32: i32, Int64: i64,
+        Fp16: half::f16, Bf16: half::bf16, Fp32: f32, Fp64: f64
     ))
 }
 
@@ -260,6 +272,28 @@ mod tests {
         assert_eq!(first_difference(&floats(&[1.0, 2.0]), &floats(&[1.0, 2.1]), 1e-4), Some(1));
         assert_eq!(first_difference(&floats(&[f32::NAN]), &floats(&[f32::NAN]), 0.0), None);
         assert_eq!(first_difference(&floats(&[f32::NAN]), &floats(&[1.0]), 1.0), Some(0));
+    }
+
+    #[test]
+    fn what_is_not_floating_is_compared_exactly() {
+        let ints = |values: &[i64]| Tensor::from_vec(vec![values.len()], values.to_vec()).unwrap();
+        let tokens = ints(&[30_000, i64::MAX - 1]);
+        assert_eq!(first_difference(&tokens, &tokens, 1.0), None);
+        assert_eq!(first_difference(&tokens, &ints(&[30_001, i64::MAX - 1]), 1e-4), Some(0));
+        assert_eq!(first_difference(&tokens, &ints(&[30_000, i64::MAX]), 0.0), Some(1));
+        let bytes = |values: &[u8]| Tensor::from_vec(vec![values.len()], values.to_vec()).unwrap();
+        assert_eq!(first_difference(&bytes(&[1, 200]), &bytes(&[1, 201]), 0.5), Some(1));
+        let bools = |values: &'static [u8]| Tensor::new(DataType::Bool, vec![values.len()], values.into()).unwrap();
+        assert_eq!(first_difference(&bools(&[1, 0]), &bools(&[1, 1]), 1.0), Some(1));
+        let said = |t: &Tensor| element(t, 1).unwrap();
+        assert_eq!((said(&tokens), said(&bools(&[1, 0]))), ((i64::MAX - 1).to_string(), "false".to_string()));
+    }
+
+    #[test]
+    fn halves_have_the_tolerance_that_floats_have() {
+        let halves = |value: f32| Tensor::from_vec(vec![1], vec![half::f16::from_f32(value)]).unwrap();
+        assert_eq!(first_difference(&halves(1.0), &halves(1.01), 0.1), None);
+        assert_eq!(first_difference(&halves(1.0), &halves(1.01), 1e-4), Some(0));
     }
 
     #[test]
