@@ -2,8 +2,11 @@
 
 import hashlib
 import json
+import os
 import socket
 import subprocess
+import threading
+import time
 
 import pytest
 from fleet import ADD, answers
@@ -248,6 +251,61 @@ def test_what_nobody_names_goes_though_nobody_deletes_anything(make_gateway, tmp
     blob = gateway.folder / "data" / "store" / "blobs" / "sha256" / digest
     assert blob.exists()
     wait_until(lambda: not blob.exists(), 30, "the file to go")
+
+
+def test_what_nobody_names_goes_while_deployments_queue(make_gateway):
+    """One preparation after the other, each for as long as it may be, keep nothing that they do not name."""
+    gateway = make_gateway(storage__keep="1s", control__preparations="1", control__queue="8", ceiling__wall="6s")
+    endless, stop, refused = ADD / "endless_loop.onnx", threading.Event(), []
+
+    def flood(number: int):
+        while not stop.is_set():
+            done = gateway.cli("deploy", endless, "--name", f"endless{number}", check=False)
+            refused.append(done.stdout + done.stderr)
+
+    threads = [threading.Thread(target=flood, args=(number,)) for number in range(3)]
+    for thread in threads:
+        thread.start()
+    try:
+        wait_until(lambda: refused, 60, "the first preparation to end")
+        digest = hashlib.sha256(b"nobody's").hexdigest()
+        token = {"authorization": f"Bearer {(gateway.folder / 'data' / 'token').read_text().strip()}"}
+        url = f"{gateway.control_url}/v1/blobs/{digest}"
+        assert gateway.call("PUT", url, b"nobody's", token).status == 200
+        blob = gateway.folder / "data" / "store" / "blobs" / "sha256" / digest
+        wait_until(lambda: not blob.exists(), 15, "the file to go")
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert all("did not end within 6s" in text for text in refused), refused
+
+
+def test_compiled_modules_that_no_version_has_go(make_gateway, tmp_path):
+    gateway = make_gateway(storage__keep="2s", prepare__wall="60s")
+    manifest = 'name = "{name}"\nversion = "1"\nmodule = "{module}"\n[graphs.model]\nfile = "{graph}"\n'
+    for name in ("echo", "passthrough"):
+        folder = tmp_path / name
+        folder.mkdir()
+        module = ROOT / "target" / "guests" / f"{name}.wasm"
+        (folder / "windrose.toml").write_text(manifest.format(name=name, module=module, graph=IDENTITY))
+        gateway.deploy(folder)
+    cache = gateway.folder / "data" / "cache"
+    deployed = set(cache.iterdir())
+    # Of an earlier version of the gateway; of a preparation that was killed, an hour ago and now.
+    older, killed, running = cache / ("a" * 64), cache / f".{'b' * 64}.7.0", cache / f".{'b' * 64}.8.0"
+    for path, age in ((older, 3600), (killed, 3600), (running, 0)):
+        path.write_bytes(b"x")
+        os.utime(path, (time.time() - age,) * 2)
+    wait_until(lambda: not older.exists() and not killed.exists(), 30, "what is left over to go")
+    time.sleep(3)
+    assert deployed <= set(cache.iterdir()) and running.exists()
+    gateway.cli("delete", "echo", "--yes")
+    wait_until(lambda: len(deployed & set(cache.iterdir())) == len(deployed) - 1, 30, "its module to go")
+    assert gateway.infer("passthrough", BODY["inputs"]).status == 200
+    gateway.stop()
+    gateway.start()
+    assert gateway.infer("passthrough", BODY["inputs"]).status == 200
 
 
 def test_what_one_deployer_found_out_about_batching_is_not_believed_of_another(gateway, deployers, tmp_path):

@@ -1,5 +1,5 @@
-//! A `wasi:http` component of WASI 0.3 that opens files, sockets and names until it is refused, or connections, by path; a fixture of the
-//! sandbox's tests.
+//! A `wasi:http` component of WASI 0.3 that opens files, sockets and names, or has fields kept, until it is refused, or opens
+//! connections, by path; a fixture of the sandbox's tests.
 #[allow(unsafe_code, reason = "generated from the contract")]
 mod bindings {
     wit_bindgen::generate!({
@@ -23,7 +23,7 @@ mod bindings {
 use bindings::exports::wasi::http0_3_0::handler::Guest;
 use bindings::wasi::filesystem0_3_0::preopens;
 use bindings::wasi::filesystem0_3_0::types::{DescriptorFlags, OpenFlags, PathFlags};
-use bindings::wasi::http0_3_0::types::{ErrorCode, Fields, Request, Response};
+use bindings::wasi::http0_3_0::types::{ErrorCode, Fields, Method, Request, Response};
 use bindings::wasi::sockets0_3_0::ip_name_lookup;
 use bindings::wasi::sockets0_3_0::types::{IpAddress, IpAddressFamily, IpSocketAddress, Ipv4SocketAddress, TcpSocket};
 use bindings::{wit_future, wit_stream};
@@ -39,6 +39,7 @@ impl Guest for Hostile {
             "/sockets" => hoard_sockets(),
             "/names" => hoard_names(name).await,
             "/connect-each" => connect_each(name).await,
+            "/words" => hoard_words(name),
             _ => "well".to_owned(),
         };
         let (trailers_out, trailers) = wit_future::new(|| Ok(None));
@@ -85,6 +86,39 @@ async fn hoard_names(name: &str) -> String {
         }
     }
     String::new()
+}
+
+/// Has the host keep fields, or words of requests, of 32 KiB each; 3,000 of them, as far as it lets this.
+fn hoard_words(what: &str) -> String {
+    let (word, mut kept, mut requests) = ("a".repeat(32 << 10), Vec::new(), Vec::new());
+    let list = || Fields::from_list(&[("a".to_owned(), word.clone().into_bytes())]);
+    let Ok(first) = list() else { return "no fields".to_owned() };
+    for _ in 0..3_000 {
+        let fields = Fields::new();
+        let (_trailers_out, trailers) = wit_future::new(|| Ok(None));
+        let (request, _sent) = Request::new(Fields::new(), None, trailers, None);
+        let done = match what {
+            "list" => list().map(|more| kept.push(more)).is_ok(),
+            "set" => fields.set("a", &[word.clone().into_bytes()]).is_ok(),
+            "append" => fields.append("a", word.as_bytes()).is_ok(),
+            // A copy that has changed is one.
+            "clone" => {
+                let copy = first.clone();
+                let changed = copy.append("b", b"b").is_ok();
+                kept.push(copy);
+                changed
+            }
+            "method" => request.set_method(&Method::Other(word.clone())).is_ok(),
+            "path" => request.set_path_with_query(Some(&format!("/{word}"))).is_ok(),
+            _ => request.set_authority(Some(&word)).is_ok(),
+        };
+        if !done {
+            return "refused".to_owned();
+        }
+        kept.push(fields);
+        requests.push(request);
+    }
+    format!("{} kept", kept.len() + requests.len())
 }
 
 /// Opens a connection to each IPv4 address of `NAME:PORT`, and says how that went, a line each.

@@ -5,7 +5,7 @@ use wasip2::filesystem::preopens;
 use wasip2::filesystem::types::{DescriptorFlags, OpenFlags, PathFlags};
 use wasip2::http::outgoing_handler;
 use wasip2::http::types::{
-    Fields, IncomingBody, IncomingRequest, OutgoingBody, OutgoingRequest, OutgoingResponse, ResponseOutparam, Scheme,
+    Fields, IncomingBody, IncomingRequest, Method, OutgoingBody, OutgoingRequest, OutgoingResponse, ResponseOutparam, Scheme,
 };
 use wasip2::sockets::network::{ErrorCode, IpAddress, IpAddressFamily, IpSocketAddress, Ipv4SocketAddress};
 use wasip2::sockets::{instance_network, ip_name_lookup, tcp_create_socket};
@@ -42,6 +42,8 @@ impl wasip2::exports::http::incoming_handler::Guest for Hostile {
             "/sockets" => answer(out, &[hoard_sockets().as_bytes()], || ()),
             "/names" => answer(out, &[hoard_names(rest).as_bytes()], || ()),
             "/requests" => answer(out, &[hoard_requests(rest).as_bytes()], || ()),
+            "/words" => answer(out, &[hoard_words(rest).as_bytes()], || ()),
+            "/bodies" => answer(out, &[hoard_bodies().as_bytes()], || ()),
             _ => answer(out, &[b"well"], || ()),
         }
     }
@@ -175,6 +177,57 @@ fn hoard_requests(target: &str) -> String {
         }
     }
     String::new()
+}
+
+/// Has the host keep fields, or words of requests, of 32 KiB each; 3,000 of them, as far as it lets this.
+fn hoard_words(what: &str) -> String {
+    let (word, mut kept, mut requests) = ("a".repeat(32 << 10), Vec::new(), Vec::new());
+    let list = || Fields::from_list(&[("a".to_owned(), word.clone().into_bytes())]);
+    let Ok(first) = list() else { return "no fields".to_owned() };
+    for _ in 0..3_000 {
+        let fields = Fields::new();
+        let request = OutgoingRequest::new(Fields::new());
+        let done = match what {
+            "list" => list().map(|more| kept.push(more)).is_ok(),
+            "set" => fields.set("a", &[word.clone().into_bytes()]).is_ok(),
+            "append" => fields.append("a", word.as_bytes()).is_ok(),
+            // A copy that has changed is one.
+            "clone" => {
+                let copy = first.clone();
+                let changed = copy.append("b", b"b").is_ok();
+                kept.push(copy);
+                changed
+            }
+            "method" => request.set_method(&Method::Other(word.clone())).is_ok(),
+            "path" => request.set_path_with_query(Some(&format!("/{word}"))).is_ok(),
+            _ => request.set_authority(Some(&word)).is_ok(),
+        };
+        if !done {
+            return "refused".to_owned();
+        }
+        kept.push(fields);
+        requests.push(request);
+    }
+    format!("{} kept", kept.len() + requests.len())
+}
+
+/// Fills the bodies of 2,000 requests that it does not send; how much they hold, MiB.
+fn hoard_bodies() -> String {
+    let (mut kept, mut held) = (Vec::new(), 0);
+    for _ in 0..2_000 {
+        let request = OutgoingRequest::new(Fields::new());
+        let Ok(body) = request.body() else { return "no body".to_owned() };
+        let Ok(stream) = body.write() else { return "no stream".to_owned() };
+        while let Ok(room @ 1..) = stream.check_write() {
+            let chunk = vec![0; room as usize];
+            if stream.write(&chunk).is_err() {
+                return "refused".to_owned();
+            }
+            held += chunk.len();
+        }
+        kept.push((stream, body, request));
+    }
+    (held >> 20).to_string()
 }
 
 /// The IPv4 addresses of a name.

@@ -146,7 +146,8 @@ impl Graph {
         });
         let crew = Crew { cores, inline: inline::is_steady(&model.operators) };
         // Those that have started end when no more can be had.
-        let workers = crew.start(sessions, &shared, &info).inspect_err(|_| shared.queue.close())?;
+        let mut workers = Vec::new();
+        crew.start(sessions, &shared, &info, &mut workers).inspect_err(|_| shared.queue.close())?;
         let (signature, weight_bytes) = (Signature::new(model.spec.clone()), model.weight_bytes);
         let handle = Arc::new(Handle { signature, info, weight_bytes, shared, crew, residence });
         if let Some(residence) = &handle.residence {

@@ -231,11 +231,10 @@ impl Queue {
                     let most = state.lanes.policy(lane).max_rows;
                     let full = state.lanes.gather(lane, most, batch, post == Post::Regular);
                     batch.released = (most > 1).then_some(if full { Released::Full } else { released });
-                    let wake = state.parked > 0 && state.lanes.jobs() > 0;
-                    state.parked -= usize::from(wake);
+                    let other = self.another(&mut state);
                     drop(state);
-                    if wake {
-                        self.wake.notify_one();
+                    if let Some(other) = other {
+                        other.notify_one();
                     }
                     return true;
                 }
@@ -252,9 +251,8 @@ impl Queue {
                 Plan::Park if !state.open || self.is_dismissed() => return false,
                 Plan::Park if post == Post::Prompt => {
                     // What it was woken for is for others now.
-                    if state.parked > 0 && state.lanes.jobs() > 0 {
-                        state.parked -= 1;
-                        self.wake.notify_one();
+                    if let Some(other) = self.another(&mut state) {
+                        other.notify_one();
                     }
                     state.resting += 1;
                     state = self.prompt.wait(state).unwrap_or_else(PoisonError::into_inner);
@@ -272,6 +270,19 @@ impl Queue {
                 }
             }
         }
+    }
+
+    /// Where a worker waits that sees to the jobs that are left: for any job, or for more of some to run together, which
+    /// makes none wait that need not.
+    fn another(&self, state: &mut State) -> Option<&Condvar> {
+        if state.lanes.jobs() == 0 {
+            return None;
+        }
+        if state.parked > 0 {
+            state.parked -= 1;
+            return Some(&self.wake);
+        }
+        (state.gathering > 0).then_some(&self.enough)
     }
 
     fn plan(&self, state: &State, now: Instant, post: Post) -> Plan {

@@ -32,9 +32,11 @@ impl User {
         User { counts, bounds, pads, padded, max_rows: AtomicUsize::new(BatchPolicy::OFF.max_rows), delay_ns }
     }
 
+    /// What runs alone waits for nobody, whatever the delay.
     pub fn set_policy(&self, policy: BatchPolicy) {
+        let delay = if policy.max_rows > 1 { policy.delay } else { Duration::ZERO };
         self.max_rows.store(policy.max_rows.max(1), Relaxed);
-        self.delay_ns.store(u64::try_from(policy.delay.as_nanos()).unwrap_or(u64::MAX), Relaxed);
+        self.delay_ns.store(u64::try_from(delay.as_nanos()).unwrap_or(u64::MAX), Relaxed);
     }
 
     pub fn policy(&self) -> BatchPolicy {

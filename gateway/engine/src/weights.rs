@@ -58,13 +58,15 @@ pub(crate) struct Use<'a>(&'a Residence);
 // === impl Crew ===
 
 impl Crew {
-    /// Starts a worker for each session, and lets callers beside them where they may be.
+    /// Starts a worker for each session, and lets callers beside them where they may be. Where no more can be had, `workers`
+    /// has those that started.
     pub fn start(
         &self,
         sessions: Vec<Box<dyn Session>>,
         shared: &Arc<Shared>,
         info: &GraphInfo,
-    ) -> Result<Vec<JoinHandle<()>>, EngineError> {
+        workers: &mut Vec<JoinHandle<()>>,
+    ) -> Result<(), EngineError> {
         let gate = || self.cores.as_ref().map(|cores| Gate::new(cores, info.threads));
         let beside = sessions.iter().filter(|_| self.inline).filter_map(|session| session.beside());
         shared.inline.set(beside.map(|session| Seat { session, gate: gate() }).collect());
@@ -72,7 +74,7 @@ impl Crew {
         let prompt = sessions.iter().filter(|_| self.cores.is_some());
         let prompt: Vec<_> = prompt.filter_map(|session| Some((session.another()?, Post::Prompt))).collect();
         let regular = sessions.into_iter().map(|session| (session, Post::Regular));
-        worker::start(regular.chain(prompt).collect(), shared, &info.engine, gate)
+        worker::start(regular.chain(prompt).collect(), shared, &info.engine, gate, workers)
     }
 }
 
@@ -148,19 +150,24 @@ fn reload(graph: &Arc<Handle>) {
         // Before the first job that waits is answered.
         residence.residency.reloaded();
         graph.shared.queue.recalled();
-        graph.crew.start(loaded.sessions, &graph.shared, &graph.info)
+        graph.crew.start(loaded.sessions, &graph.shared, &graph.info, &mut place.workers)
     });
     match started {
-        Ok(workers) => {
-            *place = Place { held: Some(held), workers };
+        Ok(()) => {
+            place.held = Some(held);
             drop(place);
             residence.may_leave(graph);
             // Whoever wanted it may have gone meanwhile.
             residence.trim();
         }
         Err(error) => {
-            drop((place, held));
             abandon(graph, &EngineError::NotReady(format!("the weights cannot be loaded: {error}")));
+            // Of several workers some may have started: the weights count until they have gone.
+            graph.shared.inline.set(Vec::new());
+            for worker in place.workers.drain(..) {
+                let _ = worker.join();
+            }
+            drop((place, held));
         }
     }
 }

@@ -27,14 +27,15 @@ pub(crate) struct Shared {
     pub sample: Option<OnceLock<Vec<Tensor>>>,
 }
 
-/// Starts a worker for each session. They end when the queue is empty, and closed or its workers dismissed.
+/// Starts a worker for each session, and adds it to `workers`, which has those that started when no more can. They end when
+/// the queue is empty, and closed or its workers dismissed.
 pub(crate) fn start(
     sessions: Vec<(Box<dyn Session>, Post)>,
     shared: &Arc<Shared>,
     engine: &str,
     gate: impl Fn() -> Option<Gate>,
-) -> Result<Vec<thread::JoinHandle<()>>, EngineError> {
-    let mut workers = Vec::with_capacity(sessions.len());
+    workers: &mut Vec<thread::JoinHandle<()>>,
+) -> Result<(), EngineError> {
     for (i, (session, post)) in sessions.into_iter().enumerate() {
         let (mine, gate) = (Arc::clone(shared), gate());
         let word = if post == Post::Prompt { "now" } else { "work" };
@@ -42,7 +43,7 @@ pub(crate) fn start(
         let started = thread::Builder::new().name(name).spawn(move || serve(session, post, &mine, gate));
         workers.push(started.map_err(|error| EngineError::Unavailable(format!("no thread for a session: {error}")))?);
     }
-    Ok(workers)
+    Ok(())
 }
 
 fn serve(mut session: Box<dyn Session>, post: Post, shared: &Shared, mut gate: Option<Gate>) {

@@ -6,6 +6,7 @@
 //! process can open ([`private`]), so that it can be loaded again as it is.
 
 mod private;
+mod sweep;
 
 use std::fs::{self, File, OpenOptions};
 use std::hash::{Hash, Hasher};
@@ -20,6 +21,7 @@ use wasmtime::Engine;
 
 use self::private::Copies;
 pub(crate) use self::private::PrivateCopy;
+pub use self::sweep::Ages;
 use crate::engine::Tasks;
 use crate::{ModuleError, initialise};
 

@@ -49,13 +49,15 @@ pub(crate) async fn infer(
     let Instance { store, guest, .. } = &mut instance;
     let answer = program
         .run(&call, store, async |store, code| {
-            let request = lower(store.data_mut(), request)?;
+            let (request, held) = lower(store.data_mut(), request)?;
             let guest = match guest {
                 Some(guest) => guest,
                 None => guest.insert(Guest::new(model(&code.entry)?.instantiate_async(&mut *store).await?, code)),
             };
             let response = guest.model.windrose_model_handler().call_infer(&mut *store, &request).await?;
+            drop(request);
             let state = store.data_mut();
+            state.release(held);
             let response = response.map_err(|failure| Outcome::Call(blame(state, failure)))?;
             Ok(lift(store, signature, &wanted, response)?)
         })
@@ -104,14 +106,26 @@ fn clipped(mut text: String) -> String {
 
 // === impl requests ===
 
-fn lower(state: &mut State, request: InferRequest) -> wasmtime::Result<types::Request> {
+/// What an element of byte strings takes on the host beside its bytes: the list that it becomes, and what an allocator adds.
+const ELEMENT: u64 = size_of::<Vec<u8>>() as u64 + 16;
+
+/// The request as the guest takes it, and what its byte strings are charged for until the guest has answered.
+fn lower(state: &mut State, request: InferRequest) -> wasmtime::Result<(types::Request, u64)> {
     let mut inputs = Vec::with_capacity(request.inputs.len());
+    let mut held = 0;
     for (name, tensor) in request.inputs {
         let value = match tensor.datatype() {
-            DataType::Bytes => types::Value::Strings(types::ByteStrings {
-                shape: tensor.shape().iter().map(|d| u32::try_from(*d)).collect::<Result<_, _>>()?,
-                elements: tensor.strings().map(Vec::from).collect(),
-            }),
+            DataType::Bytes => {
+                // Before they are there: they may take many times what the tensor does.
+                let strings = tensor.len() as u64;
+                let bytes = strings.saturating_mul(ELEMENT).saturating_add(tensor.data().len() as u64);
+                state.charge(bytes)?;
+                held += bytes;
+                types::Value::Strings(types::ByteStrings {
+                    shape: tensor.shape().iter().map(|d| u32::try_from(*d)).collect::<Result<_, _>>()?,
+                    elements: tensor.strings().map(Vec::from).collect(),
+                })
+            }
             _ => types::Value::Tensor(state.push_tensor(tensor)?),
         };
         inputs.push(types::NamedValue { name, value });
@@ -126,7 +140,7 @@ fn lower(state: &mut State, request: InferRequest) -> wasmtime::Result<types::Re
         (name, value)
     };
     let parameters = request.parameters.into_iter().map(parameter).collect();
-    Ok(types::Request { inputs, outputs: request.outputs, parameters })
+    Ok((types::Request { inputs, outputs: request.outputs, parameters }, held))
 }
 
 // === impl answers ===

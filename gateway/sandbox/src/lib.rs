@@ -27,7 +27,9 @@ mod sockets;
 mod state;
 mod ticker;
 mod value;
+mod words;
 
+pub use cache::Ages;
 pub use error::{CallError, Limit, ModuleError};
 pub use initialise::Initialised;
 pub use limits::{Grants, Limits};

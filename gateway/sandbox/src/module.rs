@@ -11,7 +11,7 @@ use wasmtime::Engine;
 use wasmtime::component::{Component, Linker};
 use windrose_engine::Residency;
 
-use crate::cache::{Artifact, Cache, Form, PrivateCopy, hex};
+use crate::cache::{Ages, Artifact, Cache, Form, PrivateCopy, hex};
 use crate::code::{Compiled, Refills};
 use crate::engine::Tasks;
 use crate::files::Bound;
@@ -19,7 +19,7 @@ use crate::initialise::Initialised;
 use crate::names::Names;
 use crate::state::State;
 use crate::ticker::Ticker;
-use crate::{Grants, ModuleError, engine, files, imports, nn, sockets};
+use crate::{Grants, ModuleError, engine, files, imports, nn, sockets, words};
 
 /// What a component can be served as, by what it exports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -335,6 +335,16 @@ impl Sandbox {
         }
     }
 
+    /// Removes from the cache what is old enough, but for the modules with these sha256 (hex): what an earlier version of this
+    /// program compiled, and files that were never finished, go as well. Blocks. Returns how many files.
+    ///
+    /// # Errors
+    /// When the cache cannot be listed; a file that cannot be removed stays for the next time.
+    pub fn sweep<'a>(&self, keep: impl Iterator<Item = &'a str>, ages: Ages) -> std::io::Result<usize> {
+        let parts = &self.inner;
+        parts.cache.as_ref().map_or(Ok(0), |cache| cache.sweep(&parts.plain.engine, keep, ages))
+    }
+
     /// What the pool of instances holds.
     pub fn pool(&self) -> PoolMetrics {
         let runtimes = [Some(&self.inner.plain), self.inner.with_tasks.get()].into_iter().flatten();
@@ -366,11 +376,13 @@ pub(crate) fn link(engine: &Engine, tasks: Tasks) -> wasmtime::Result<Linker<Sta
     wasmtime_wasi_http::p2::add_only_http_to_linker_async(&mut linker)?;
     sockets::link(&mut linker)?;
     files::link(&mut linker)?;
+    words::link(&mut linker)?;
     if tasks == Tasks::Told {
         wasmtime_wasi::p3::add_to_linker(&mut linker)?;
         wasmtime_wasi_http::p3::add_to_linker(&mut linker)?;
         sockets::link_3(&mut linker)?;
         files::link_3(&mut linker)?;
+        words::link_3(&mut linker)?;
     }
     nn::link(&mut linker)?;
     Ok(linker)

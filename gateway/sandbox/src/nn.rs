@@ -85,7 +85,7 @@ impl State {
     }
 
     /// Counts host memory for the guest's tensors, or ends the call.
-    fn charge(&mut self, bytes: u64) -> wasmtime::Result<()> {
+    pub(crate) fn charge(&mut self, bytes: u64) -> wasmtime::Result<()> {
         self.tensor_bytes = self.tensor_bytes.saturating_add(bytes);
         if self.tensor_bytes > self.program.limits.tensor_memory {
             self.watch.end(End::TensorMemory);
@@ -94,7 +94,8 @@ impl State {
         Ok(())
     }
 
-    fn release(&mut self, bytes: u64) {
+    /// Counts less of it.
+    pub(crate) fn release(&mut self, bytes: u64) {
         self.tensor_bytes = self.tensor_bytes.saturating_sub(bytes);
     }
 

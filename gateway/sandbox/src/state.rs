@@ -10,6 +10,7 @@ use wasmtime::component::ResourceTable;
 use wasmtime::{PoolConcurrencyLimitError, ResourceLimiter, Store, Trap};
 use wasmtime_wasi::p2::pipe::MemoryInputPipe;
 use wasmtime_wasi::{FsPerms, WasiCtx, WasiCtxView, WasiView};
+use wasmtime_wasi_http::p2::DEFAULT_OUTGOING_BODY_CHUNK_SIZE;
 use wasmtime_wasi_http::{Error as HttpError, RequestOptions, WasiBody, WasiHttpCtx, WasiHttpCtxView};
 use wasmtime_wasi_http::{WasiHttpHooks, WasiHttpView};
 use windrose_engine::EngineError;
@@ -20,6 +21,7 @@ use crate::output::Sink;
 use crate::program::Inner;
 use crate::sockets::{self, Lookups};
 use crate::ticker::{End, Registration, Watch};
+use crate::words::Words;
 use crate::{CallContext, CallError, initialise};
 
 /// Handles of every kind that one call may hold at a time.
@@ -91,7 +93,7 @@ impl State {
             wasi: None,
             host_error: None,
             http: WasiHttpCtx::new(),
-            hooks: Hooks { opened: Opened::new(program) },
+            hooks: Hooks { opened: Opened::new(program), words: Words::default() },
         };
         let mut store = Store::new(&program.engine, state);
         store.limiter(|state| state);
@@ -108,7 +110,7 @@ impl State {
             log.finish();
         }
         let is_whole = self.watch.ended().is_none() && self.host_error.is_none();
-        is_whole && self.tensor_bytes == 0 && self.hooks.opened.may_wait()
+        is_whole && self.tensor_bytes == 0 && self.hooks.words.is_empty() && self.hooks.opened.may_wait()
     }
 
     /// Begins another call in a store that waited, of the same tenant.
@@ -133,6 +135,11 @@ impl State {
     /// The files and sockets that the call has opened.
     pub(crate) fn opened(&mut self) -> &mut Opened {
         &mut self.hooks.opened
+    }
+
+    /// What the call has had `wasi:http` keep.
+    pub(crate) fn words(&mut self) -> &mut Words {
+        &mut self.hooks.words
     }
 
     /// Why a call has failed: what ended it, what its engine said, or what the guest did.
@@ -231,6 +238,7 @@ impl WasiHttpView for State {
 /// Where a guest's own requests go.
 struct Hooks {
     opened: Opened,
+    words: Words,
 }
 
 type Driver = Box<dyn Future<Output = Result<(), HttpError>> + Send>;
@@ -248,6 +256,10 @@ impl WasiHttpHooks for Hooks {
             let (response, driver) = net::send(&network, request, options).await?;
             Ok((response, Box::new(driver) as Driver))
         })
+    }
+
+    fn p2_outgoing_body_chunk_size(&mut self) -> usize {
+        self.words.chunk(DEFAULT_OUTGOING_BODY_CHUNK_SIZE)
     }
 }
 

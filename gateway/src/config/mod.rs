@@ -43,7 +43,7 @@ pub struct Config {
     pub control: ControlConfig,
     /// Where everything is kept.
     pub dir: PathBuf,
-    /// How long a file that no model names is kept after its upload.
+    /// How long a file that no model names is kept after its upload, and a compiled module that no model has.
     pub keep: Duration,
     /// Revisions of the log that are kept.
     pub revisions: u64,

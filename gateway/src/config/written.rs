@@ -92,7 +92,7 @@ table! {
     Storage, "storage", {
         /// The folder; `$XDG_DATA_HOME/windrose`, else `~/.local/share/windrose`, when not given.
         dir: PathBuf = "",
-        /// How long a file that no model names is kept after its upload.
+        /// How long a file that no model names is kept after its upload, and a compiled module that no model has.
         keep: Span = "\"1h\"",
         /// Revisions of the log that are kept: the newest, each with who changed what, when and from where.
         revisions: u64 = "1000",

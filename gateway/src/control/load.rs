@@ -11,7 +11,7 @@ use tokio::sync::OnceCell;
 use windrose_engine::{
     Calibration, EngineChoice, EngineError, Engines, Graph, GraphOptions, Isolation, Source, default_tenant,
 };
-use windrose_sandbox::{CallContext, Grants, Import, ModuleKind, PASSTHROUGH, Sandbox};
+use windrose_sandbox::{Ages, CallContext, CallError, Grants, Import, ModuleError, ModuleKind, PASSTHROUGH, Sandbox};
 
 use super::deployer::Trust;
 use super::folder::AssetFolders;
@@ -24,7 +24,7 @@ use crate::admit::Calls;
 use crate::config::{Budget, Ceiling};
 use crate::snapshot::Served;
 
-/// Why a version could not be loaded. The message is for the operator.
+/// Why a version could not be loaded. What a deployment meets names no file of this machine.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
     /// The store.
@@ -153,6 +153,18 @@ impl Loader {
         })
     }
 
+    /// Removes compiled modules beside these and the built-in one, and files of preparations that were killed. Returns how
+    /// many.
+    ///
+    /// # Errors
+    /// When the cache cannot be listed.
+    pub async fn sweep(&self, mut keep: Vec<String>, ages: Ages) -> Result<usize, LoadError> {
+        keep.push(BUILT_IN.clone());
+        let sandbox = self.sandbox.clone();
+        let swept = blocking(move || sandbox.sweep(keep.iter().map(String::as_str), ages)).await?;
+        swept.map_err(|error| LoadError::Host(error.to_string()))
+    }
+
     /// What the child is to do for this manifest, whose blobs are here.
     ///
     /// # Errors
@@ -244,7 +256,10 @@ impl Loader {
         let imports = module.imports().to_vec();
         let binding = self.binding(manifest, trust, store).await?;
         let program = binding.program(&self.sandbox, module, graphs.clone(), self.engines.clone());
-        let program = program.map_err(|error| LoadError::Model(format!("module: {error}")))?;
+        let program = program.map_err(|error| match error {
+            ModuleError::Host(_) => sandbox_failed(&error),
+            _ => LoadError::Model(format!("module: {error}")),
+        })?;
         let signature = match kind {
             ModuleKind::Model => {
                 let context = CallContext {
@@ -252,8 +267,11 @@ impl Loader {
                     request_id: "load".into(),
                     tenant: default_tenant(),
                 };
-                let described = program.describe(&context).await;
-                Some(described.map_err(|error| LoadError::Model(format!("the module's `describe` failed: {error}")))?)
+                let described = program.describe(&context).await.map_err(|error| match error {
+                    CallError::Host(_) | CallError::NotLoaded(_) => sandbox_failed(&error),
+                    _ => LoadError::Model(format!("the module's `describe` failed: {error}")),
+                });
+                Some(described?)
             }
             ModuleKind::Http | ModuleKind::Command => None,
         };
@@ -297,6 +315,13 @@ impl Loader {
     }
 }
 
+/// An error of the sandbox that is this machine's: what it says may name files here, and is for the log. Who deploys is told
+/// that there is more.
+fn sandbox_failed(error: &dyn Display) -> LoadError {
+    tracing::error!(%error, "a version could not be loaded");
+    LoadError::Host("the sandbox failed; the gateway's log says why".into())
+}
+
 /// Reads a graph's file when its weights are loaded again, and sees that it is what was deployed.
 fn source(path: PathBuf, digest: &str) -> Source {
     let digest = digest.to_string();
@@ -307,9 +332,11 @@ fn source(path: PathBuf, digest: &str) -> Source {
     })
 }
 
+/// The digest of the pass-through module.
+static BUILT_IN: LazyLock<String> = LazyLock::new(|| hex_digest(PASSTHROUGH));
+
 /// The digest of a manifest's module; that of the pass-through module where it names none.
 pub fn module_digest(manifest: &Manifest) -> &str {
-    static BUILT_IN: LazyLock<String> = LazyLock::new(|| hex_digest(PASSTHROUGH));
     manifest.module.as_deref().unwrap_or(&BUILT_IN)
 }
 

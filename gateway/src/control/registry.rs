@@ -17,11 +17,12 @@ use super::log::{Actor, Change, Preparation, Record, Revision, now};
 use super::manifest::{GraphEntry, Invalid, Jurisdictions, Manifest};
 use super::prepare::{self, Event, PrepareError, Prepared, Status};
 use super::store::{Store, StoreError};
+use self::tidy::UnderWay;
 use crate::config::deployers::Deployer;
 use crate::config::keys::KeyFile;
 use crate::snapshot::{Current, NotReady, Served, Snapshot, Unready};
 
-/// Why a change was not made. Messages are for the operator.
+/// Why a change was not made. Messages are for who makes it, and name no file of this machine.
 #[derive(Debug, thiserror::Error)]
 pub enum ChangeError {
     /// The manifest.
@@ -151,8 +152,10 @@ pub struct Registry {
     known: Known,
     /// When unnamed blobs were last looked for.
     swept: Mutex<Option<Instant>>,
-    /// Held for reading while blobs are about to be named, for writing while unnamed ones are removed.
+    /// Held for reading for as long as it takes to name something, for writing while what is not named is removed.
     sweeping: RwLock<()>,
+    /// What deployments name that are under way.
+    under_way: UnderWay,
     bounds: Bounds,
 }
 
@@ -193,6 +196,7 @@ impl Registry {
             known: Known::default(),
             swept: Mutex::default(),
             sweeping: RwLock::new(()),
+            under_way: UnderWay::default(),
             bounds,
             state: AsyncMutex::new(state),
         };
@@ -321,8 +325,7 @@ impl Registry {
         who.may(&manifest.name)?;
         let _place = self.admitted.try_acquire().map_err(|_| ChangeError::Busy)?;
         let _name = self.lock_name(&manifest.name).await;
-        let _using = self.sweeping.read().await;
-        self.check_blobs(&manifest, who).await?;
+        let _named = self.name(&manifest, who).await?;
         if let Some(same) = self.same(&manifest, who).await {
             return Ok(same);
         }
@@ -355,8 +358,7 @@ impl Registry {
         manifest.check()?;
         who.may(&manifest.name)?;
         let _place = self.admitted.try_acquire().map_err(|_| ChangeError::Busy)?;
-        let _using = self.sweeping.read().await;
-        self.check_blobs(manifest, who).await?;
+        let _named = self.name(manifest, who).await?;
         let _permit = self.preparing.acquire().await.map_err(|_| ChangeError::Busy)?;
         self.prepare(manifest, who.uploader(), who.trust(), progress).await
     }
@@ -472,6 +474,8 @@ impl Registry {
         let deployer = who.uploader().map(str::to_owned);
         let record = Record { manifest, deployed: now(), deployer, preparation };
         let bytes = serde_json::to_vec(&record).map_err(|error| ChangeError::Host(error.to_string()))?;
+        // Until the state has it, nothing else names the record.
+        let _naming = self.sweeping.read().await;
         let digest = self.store.put_bytes(bytes.into()).await?;
         let entry = Entry {
             name: name.clone(),

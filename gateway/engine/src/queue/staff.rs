@@ -1,11 +1,12 @@
 //! Queues whose workers can be dismissed while nothing waits, and called back when something does.
 
+use std::sync::MutexGuard;
 use std::sync::atomic::{
     AtomicU8,
     Ordering::{Relaxed, SeqCst},
 };
 
-use super::Queue;
+use super::{Queue, State};
 use crate::EngineError;
 
 /// Whether there are workers. They are dismissed under the queue's lock, so that whoever queues a job knows.
@@ -20,18 +21,23 @@ const COMING: u8 = 2;
 impl Queue {
     /// Sends the workers away if no job waits and `idle` says that none is under way. Each goes when its run ends.
     pub fn dismiss(&self, idle: impl FnOnce() -> bool) -> bool {
-        let mut state = self.lock();
+        let state = self.lock();
         let dismissed =
             state.lanes.jobs() == 0 && idle() && self.staff.0.compare_exchange(HERE, DISMISSED, SeqCst, SeqCst).is_ok();
         if dismissed {
-            (state.parked, state.resting) = (0, 0);
-            drop(state);
-            self.wake.notify_all();
-            self.prompt.notify_all();
-            // One that gathers waits for company of a job that was withdrawn.
-            self.enough.notify_all();
+            self.send_away(state);
         }
         dismissed
+    }
+
+    /// Wakes the workers that wait, to find that they were dismissed.
+    fn send_away(&self, mut state: MutexGuard<'_, State>) {
+        (state.parked, state.resting) = (0, 0);
+        drop(state);
+        self.wake.notify_all();
+        self.prompt.notify_all();
+        // One that gathers waits for company of a job that was withdrawn.
+        self.enough.notify_all();
     }
 
     /// Whether the workers were dismissed and are not back.
@@ -50,12 +56,12 @@ impl Queue {
         self.staff.0.store(HERE, SeqCst);
     }
 
-    /// Nobody comes: whoever waits is told why. The next job calls again.
+    /// Nobody comes, or not enough, who go again: whoever waits is told why. The next job calls again.
     pub fn abandon(&self, why: &EngineError) {
         let mut state = self.lock();
         self.staff.0.store(DISMISSED, SeqCst);
         let waiting = state.lanes.drain();
-        drop(state);
+        self.send_away(state);
         for waiting in waiting {
             waiting.user.counts.withdrawn.fetch_add(1, Relaxed);
             let _ = waiting.reply.send(Err(why.clone()));

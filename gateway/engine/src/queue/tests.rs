@@ -360,6 +360,30 @@ fn a_worker_that_waits_for_more_goes_when_it_is_dismissed() {
 }
 
 #[test]
+fn workers_that_came_back_go_when_the_others_do_not_come() {
+    let queue = Arc::new(queue(BOUNDS, 4, Duration::ZERO));
+    assert!(queue.dismiss(|| true) && queue.claims_recall());
+    queue.recalled();
+    let workers = [Post::Regular, Post::Prompt].map(|post| {
+        let queue = queue.clone();
+        std::thread::spawn(move || queue.take(&mut Batch::new(), &mut None, post))
+    });
+    while queue.lock().parked + queue.lock().resting < 2 {
+        std::thread::yield_now();
+    }
+    queue.abandon(&EngineError::NotReady("no thread".into()));
+    for worker in workers {
+        let end = Instant::now() + Duration::from_secs(20);
+        while !worker.is_finished() {
+            assert!(Instant::now() < end, "it still waits for jobs");
+            std::thread::yield_now();
+        }
+        assert!(!worker.join().expect("the worker"));
+    }
+    assert!(queue.claims_recall(), "the next job calls again");
+}
+
+#[test]
 fn what_would_wait_too_long_is_refused_at_once() {
     let queue = queue(BOUNDS, 1, Duration::ZERO);
     let mut answers = Vec::new();

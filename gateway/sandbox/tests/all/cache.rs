@@ -3,8 +3,9 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
-use windrose_sandbox::{ModuleError, PASSTHROUGH, Sandbox, SandboxConfig};
+use windrose_sandbox::{Ages, ModuleError, PASSTHROUGH, Sandbox, SandboxConfig};
 
 use crate::wat::guest;
 
@@ -84,6 +85,36 @@ fn models_that_name_the_same_module_share_its_code() {
     assert_eq!(first.digest(), second.digest());
     drop((first, second));
     assert!(sandbox.module_from_cache(&digest).is_none(), "nobody had it any more");
+}
+
+#[test]
+fn what_no_module_needs_goes_once_it_is_old() {
+    let folder = tempfile::tempdir().unwrap();
+    let sandbox = open(folder.path()).unwrap();
+    let kept = sandbox.module(PASSTHROUGH).unwrap().digest().to_owned();
+    let gone = sandbox.module(&guest("", "(unreachable)")).unwrap().digest().to_owned();
+    let cache = folder.path().join("cache");
+    let hour = Duration::from_secs(3600);
+    let make = |name: String, age: Duration| {
+        let path = cache.join(name);
+        fs::write(&path, "x").unwrap();
+        let file = fs::File::options().write(true).open(&path).unwrap();
+        file.set_modified(SystemTime::now() - age).unwrap();
+        path
+    };
+    // Of another engine; what a process left that was killed; what one is writing; what is nobody's here.
+    let other = make("a".repeat(64), 2 * hour);
+    let left = make(format!(".{}.7.0", "b".repeat(64)), 2 * hour);
+    let written = make(format!(".{}.8.0", "b".repeat(64)), Duration::ZERO);
+    let foreign = [make("notes".into(), 2 * hour), make(".notes".into(), 2 * hour)];
+    let keep = || [kept.as_str()].into_iter();
+    let ages = |entries| Ages { entries, unfinished: hour };
+    assert_eq!(sandbox.sweep(keep(), ages(hour)).unwrap(), 2);
+    assert!(!other.exists() && !left.exists() && written.exists());
+    assert!(sandbox.is_cached(&gone), "it has just been compiled");
+    assert_eq!(sandbox.sweep(keep(), ages(Duration::ZERO)).unwrap(), 1);
+    assert!(sandbox.is_cached(&kept) && !sandbox.is_cached(&gone) && written.exists());
+    assert!(foreign.iter().all(|path| path.exists()));
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use windrose_engine::Tensor;
 use windrose_sandbox::{CallError, Limit, Limits, PASSTHROUGH, Program};
 
 use crate::support::{SANDBOX, act, all_returned, context, context_for, floats, identity, module, request};
@@ -133,6 +134,22 @@ async fn a_bomb_of_handles() {
     let signature = program.describe(&context()).await.unwrap();
     let error = program.infer(&signature, request(&[1.0]), &context()).await.unwrap_err();
     assert!(matches!(error, CallError::Trapped(_)), "{error:?}");
+}
+
+/// Each string is a list of its own for the guest, which takes many times what four bytes of a tensor do.
+#[tokio::test]
+async fn byte_strings_are_charged_for_what_they_become() {
+    let program = identity(SANDBOX.module(PASSTHROUGH).unwrap(), |limits| limits.tensor_memory = 1 << 20);
+    let signature = program.describe(&context()).await.unwrap();
+    let strings = |count: usize| {
+        let mut request = request(&[1.0]);
+        request.inputs[0].1 = Tensor::from_strings([count], &vec![""; count]).unwrap();
+        request
+    };
+    let error = program.infer(&signature, strings(100_000), &context()).await.unwrap_err();
+    assert_eq!(error, CallError::Limit(Limit::TensorMemory));
+    let error = program.infer(&signature, strings(1_000), &context()).await.unwrap_err();
+    assert!(!matches!(error, CallError::Limit(_)), "{error:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -155,3 +155,25 @@ async fn our_own_listeners_stay_closed() {
     let answer = text(get(&program, &format!("/fetch?{address}")).await.unwrap()).await;
     assert!(answer.contains("HttpRequestDenied"), "{answer}");
 }
+
+/// As much as one answer and all requests of a call may honestly be made of.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_host_keeps_of_fields_and_requests_is_bounded() {
+    for name in ["hostile-http", "hostile-http-async"] {
+        let program = program(config(module(name), graph("test/identity_fp32.onnx")));
+        for what in ["list", "set", "append", "clone", "method", "path", "authority"] {
+            let error = get(&program, &format!("/words?{what}")).await.expect_err(what);
+            assert_eq!(error, CallError::Limit(Limit::Memory), "{name}: {what}");
+        }
+        assert_eq!(text(get(&program, "/").await.unwrap()).await, "well");
+    }
+    let small = hostile(|c| c.limits.memory = 2 << 20);
+    assert_eq!(get(&small, "/words?list").await.unwrap_err(), CallError::Limit(Limit::Memory));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bodies_that_are_not_sent_hold_little() {
+    let held = text(get(&hostile(|_| ()), "/bodies").await.unwrap()).await;
+    let held: u64 = held.parse().unwrap_or_else(|_| panic!("{held}"));
+    assert!((16..64).contains(&held), "{held} MiB");
+}

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use windrose_engine::{DataType, GraphSpec, TensorSpec};
+use windrose_engine::{DataType, GraphSpec, Tensor, TensorSpec};
 use windrose_sandbox::{
     CallContext, CallError, Limit, Limits, ModuleError, Parameter, Program, Sandbox, SandboxConfig,
 };
@@ -79,6 +79,19 @@ async fn without_the_limit_each_request_has_its_own() {
     let program = program_in(&sandbox, |_| ());
     assert_eq!(answers(&program, 3).await, [1.0, 1.0, 1.0]);
     assert_eq!(sandbox.pool().instances, 0);
+}
+
+#[tokio::test]
+async fn the_host_holds_no_byte_strings_after_their_request() {
+    let program = program_in(&sandbox(16), |limits| limits.reuse = 3);
+    for answered in [1.0, 2.0] {
+        let mut request = request(&[0.0]);
+        request.inputs[0].1 = Tensor::from_strings([2], &["a", "b"]).unwrap();
+        // It drops no tensor: there is none.
+        let acts = 0..Act::KeepTensor as usize;
+        request.parameters = acts.map(|at| (at.to_string(), Parameter::Boolean(true))).collect();
+        assert_eq!(floats(&program.infer(&signature(), request, &context()).await.unwrap()), [answered]);
+    }
 }
 
 #[tokio::test]

@@ -116,7 +116,7 @@ fn prepare(job: &Job) -> Result<Prepared, PrepareError> {
         ModuleKind::Model => Some(stages.run("describe", "describe".into(), || {
             let described = runtime.block_on(program.describe(&context()));
             described.map_err(|error| match error {
-                CallError::Host(message) => sandbox_failed(format!("describe: {message}")),
+                CallError::Host(_) | CallError::NotLoaded(_) => sandbox_failed(format!("describe: {error}")),
                 error => PrepareError::Refused(format!("the module's `describe` failed: {error}")),
             })
         })?),

@@ -9,7 +9,8 @@ use windrose_engine::process;
 use crate::config::Budget;
 use crate::config::units::show_size;
 
-/// Why there was no answer from a child that ended with `status` in `stage`, having written `stderr` last.
+/// Why there was no answer from a child that ended with `status` in `stage`, having written `stderr` last. Its own words may
+/// name files of this machine, and are for the log.
 pub fn ended(stage: Option<&str>, status: ExitStatus, stderr: &str, budget: &Budget) -> String {
     let when = during(stage);
     if process::out_of_memory(stderr) {
@@ -19,8 +20,12 @@ pub fn ended(stage: Option<&str>, status: ExitStatus, stderr: &str, budget: &Bud
         return out_of_cpu(stage, budget);
     }
     let (last, verb) = (process::last_line(stderr), if status.signal().is_some() { "was " } else { "" });
-    let said = if last.is_empty() { String::new() } else { format!("; it said: {last}") };
-    format!("{when}: the process {verb}{}{said}", process::ended(status))
+    let how = format!("{when}: the process {verb}{}", process::ended(status));
+    if last.is_empty() {
+        return how;
+    }
+    tracing::warn!(stage, said = stderr, "{how}");
+    format!("{how}; the gateway's log has its last words")
 }
 
 /// The child used up its CPU time.
@@ -59,11 +64,10 @@ mod tests {
     #[test]
     fn each_end_has_its_words() {
         let raw = |signal| ExitStatus::from_raw(signal);
-        let abort = ended(Some("graph model"), raw(6), "Assertion failed\n", &BUDGET);
-        assert_eq!(
-            abort,
-            "loading graph `model`: the process was ended by SIGABRT (it aborted); it said: Assertion failed"
-        );
+        let abort = ended(Some("graph model"), raw(6), "Assertion failed: /srv/secret\n", &BUDGET);
+        let when = "loading graph `model`: the process was ended by SIGABRT (it aborted)";
+        assert_eq!(abort, format!("{when}; the gateway's log has its last words"));
+        assert_eq!(ended(Some("graph model"), raw(6), "\n", &BUDGET), when);
         let memory = ended(Some("test"), raw(6), "memory allocation of 99 bytes failed\n", &BUDGET);
         assert_eq!(memory, "self-test: wants more memory than the 1 GiB of a preparation");
         assert!(ended(Some("compile"), raw(24), "", &BUDGET).contains("2s of CPU time"));

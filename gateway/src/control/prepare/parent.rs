@@ -17,6 +17,8 @@ pub type Progress = mpsc::Sender<Event>;
 
 /// The most that is read from a child's standard output, bytes.
 const MOST: u64 = 8 << 20;
+/// How long it may take to learn how a child ended that has closed its standard output, and what it said last.
+const ENDING: Duration = Duration::from_secs(5);
 /// How much of the end of standard error is kept, bytes.
 const TAIL: usize = 4 << 10;
 
@@ -93,11 +95,13 @@ async fn supervise(job: &Job, progress: &Progress, stage: &mut Option<String>) -
         Ok(None) => {}
         Err(_) => return Err(PrepareError::Refused(explain::too_long(stage.as_deref(), &job.budget))),
     }
-    let status = tokio::time::timeout(Duration::from_secs(5), child.wait()).await;
+    let status = tokio::time::timeout(ENDING, child.wait()).await;
     match status {
         Ok(Ok(status)) => {
             group.0 = None;
-            let stderr = stderr.await.unwrap_or_default();
+            // What it has started may hold the pipe open.
+            let stderr = tokio::time::timeout(ENDING, stderr).await;
+            let stderr = stderr.ok().and_then(Result::ok).unwrap_or_default();
             Err(PrepareError::Refused(explain::ended(stage.as_deref(), status, &stderr, &job.budget)))
         }
         Ok(Err(error)) => Err(host(error)),

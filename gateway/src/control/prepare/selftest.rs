@@ -61,7 +61,7 @@ pub async fn golden(subject: &Subject<'_>, test: &TestFiles, context: &CallConte
 
 fn called(error: CallError) -> PrepareError {
     match error {
-        CallError::Host(message) => sandbox_failed(format!("self-test: {message}")),
+        CallError::Host(_) | CallError::NotLoaded(_) => sandbox_failed(format!("self-test: {error}")),
         error => refuse(error.to_string()),
     }
 }

@@ -1,19 +1,59 @@
-//! What nobody names goes: files, asset folders.
+//! What nobody names goes: files, asset folders, compiled modules.
 
 use std::collections::HashSet;
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use tokio::time::timeout;
+use windrose_sandbox::Ages;
 
-use super::Registry;
+use super::{ChangeError, Registry};
+use crate::control::deployer::Who;
+use crate::control::load::module_digest;
+use crate::control::manifest::Manifest;
 
 /// The shortest and the longest time between two looks for what nobody names.
 const TIDY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
-/// How long such a look waits for deployments that are under way, and has others wait.
+/// How long such a look waits for deployments that are about to name something, and has others wait.
 const SWEEPING: Duration = Duration::from_secs(5);
 
+/// Manifests of deployments that are under way: what they name is not removed, however long they wait and take.
+#[derive(Default)]
+pub(super) struct UnderWay(Mutex<Vec<Weak<Manifest>>>);
+
+/// A deployment that is under way, until it is dropped.
+pub(super) struct Named {
+    _manifest: Arc<Manifest>,
+}
+
+impl UnderWay {
+    fn add(&self, manifest: &Manifest) -> Named {
+        let manifest = Arc::new(manifest.clone());
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        all.retain(|manifest| manifest.strong_count() > 0);
+        all.push(Arc::downgrade(&manifest));
+        Named { _manifest: manifest }
+    }
+
+    fn all(&self) -> Vec<Arc<Manifest>> {
+        let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        all.iter().filter_map(Weak::upgrade).collect()
+    }
+}
+
 impl Registry {
+    /// Names what a deployment is about to use, all of which must be here: none of it is removed until what this returns is
+    /// dropped. A sweep that is under way is waited for, and waits for no more than this.
+    ///
+    /// # Errors
+    /// [`ChangeError::Missing`].
+    pub(super) async fn name(&self, manifest: &Manifest, who: &Who) -> Result<Named, ChangeError> {
+        let _naming = self.sweeping.read().await;
+        let named = self.under_way.add(manifest);
+        self.check_blobs(manifest, who).await?;
+        Ok(named)
+    }
+
     /// Removes what nobody names once it is old enough, whatever is deployed meanwhile. Never returns.
     pub async fn tidy(self: Arc<Registry>) {
         let pause = (self.bounds.keep / 60).clamp(TIDY.0, TIDY.1);
@@ -30,19 +70,22 @@ impl Registry {
         swept.is_none_or(|last| last.elapsed() >= self.bounds.keep / 60)
     }
 
-    /// Removes blobs and asset folders that nothing names; not while a deployment is about to name some, which is waited for
-    /// so long.
+    /// Removes blobs, asset folders and compiled modules that nothing names; not while a deployment is about to name some, which
+    /// is waited for so long.
     pub async fn sweep(&self, wait: Duration) {
         let Ok(_alone) = timeout(wait, self.sweeping.write()).await else { return };
         *self.swept.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+        // Before what is deployed, which is where one of them may go meanwhile.
+        let under_way = self.under_way.all();
         let entries = self.entries().await;
         if entries.iter().any(|entry| entry.record.is_none()) {
             tracing::warn!("a deployment's record is unreadable: no file is removed, since it may be named there");
             return;
         }
-        let manifests = || entries.iter().filter_map(|entry| entry.record.as_deref()).map(|record| &record.manifest);
+        let deployed = entries.iter().filter_map(|entry| entry.record.as_deref()).map(|record| &record.manifest);
+        let manifests: Vec<&Manifest> = deployed.chain(under_way.iter().map(|manifest| &**manifest)).collect();
         let mut keep: HashSet<String> = entries.iter().map(|entry| entry.digest.clone()).collect();
-        for manifest in manifests() {
+        for manifest in &manifests {
             keep.extend(manifest.blobs().into_iter().map(|(_, digest)| digest.to_string()));
         }
         match self.store.sweep(&keep, self.bounds.keep).await {
@@ -50,8 +93,33 @@ impl Registry {
             Ok(removed) => tracing::info!(removed, "removed files that no model names"),
             Err(error) => tracing::warn!(%error, "files that no model names were not removed"),
         }
-        if let Err(error) = self.loader.assets.sweep(manifests().map(|manifest| &manifest.assets)) {
+        if let Err(error) = self.loader.assets.sweep(manifests.iter().map(|manifest| &manifest.assets)) {
             tracing::warn!(%error, "asset folders that no model names were not removed");
         }
+        let modules = manifests.iter().map(|manifest| module_digest(manifest).to_owned()).collect();
+        // No preparation lives longer than it may take.
+        let ages = Ages { entries: self.bounds.keep, unfinished: self.loader.budget.wall.saturating_mul(2) };
+        match self.loader.sweep(modules, ages).await {
+            Ok(0) => {}
+            Ok(removed) => tracing::info!(removed, "removed compiled modules that no model has"),
+            Err(error) => tracing::warn!(%error, "compiled modules that no model has were not removed"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_named_is_known_until_it_is_dropped() {
+        let manifest = Manifest::from_json(br#"{"name": "a", "version": "1"}"#).unwrap();
+        let under_way = UnderWay::default();
+        let (first, second) = (under_way.add(&manifest), under_way.add(&manifest));
+        assert_eq!(under_way.all().len(), 2);
+        drop(first);
+        assert_eq!(under_way.all().iter().map(|manifest| &*manifest.name).collect::<Vec<_>>(), ["a"]);
+        drop(second);
+        assert!(under_way.all().is_empty());
     }
 }

@@ -10,7 +10,9 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
+use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::arena::Arena;
@@ -28,6 +30,8 @@ const LONGEST: Duration = Duration::from_secs(30);
 const ENDING: Duration = Duration::from_secs(5);
 /// How much of the end of standard error is kept, bytes.
 const TAIL: usize = 4 << 10;
+/// How often it is read once the child has ended: more than a pipe holds.
+const PIPE: usize = 64;
 
 /// What sessions and the thread share.
 pub(super) struct Supervisor {
@@ -116,17 +120,18 @@ impl Supervisor {
         let mine = Arc::clone(&supervisor);
         let thread = thread::Builder::new().name("engine-child".into()).spawn(move || mine.supervise());
         thread.map_err(|e| EngineError::Unavailable(format!("no thread for a child: {e}")))?;
-        let mut state = supervisor.lock();
-        while matches!(state.phase, Phase::Starting) {
-            state = supervisor.wait(state);
-        }
+        let mut state = supervisor.started(supervisor.lock(), supervisor.patience());
         match &state.phase {
-            Phase::Never(why) => Err(why.clone()),
-            _ => {
-                drop(state);
-                Ok(supervisor)
+            Phase::Never(why) => return Err(why.clone()),
+            Phase::Starting => {
+                state.closed = true;
+                state.kill();
+                return Err(stuck());
             }
+            Phase::Live(_) | Phase::Waiting => {}
         }
+        drop(state);
+        Ok(supervisor)
     }
 
     /// Connects a session to the child that runs now, or to the one that is being started.
@@ -135,7 +140,12 @@ impl Supervisor {
         loop {
             match &state.phase {
                 _ if state.closed => return Err(EngineError::Stopped),
-                Phase::Starting => state = self.wait(state),
+                Phase::Starting => {
+                    state = self.started(state, self.patience());
+                    if matches!(state.phase, Phase::Starting) && !state.closed {
+                        return Err(stuck());
+                    }
+                }
                 Phase::Waiting => {
                     return Err(EngineError::NotReady("the graph's process is started again soon".into()));
                 }
@@ -208,10 +218,10 @@ impl Supervisor {
         loop {
             let started = Instant::now();
             let why = match self.spawn() {
-                Ok((mut child, stderr, control)) => {
+                Ok((mut child, watched, control)) => {
                     loaded = true;
                     self.set(Phase::Live(Arc::new(control)));
-                    let said = tail(stderr);
+                    let said = watched.tail();
                     // One that merely closed its standard error is of no use either.
                     self.lock().kill();
                     EngineError::Crashed(describe(&mut child, &said))
@@ -253,7 +263,7 @@ impl Supervisor {
     }
 
     /// Starts a child and waits until it has loaded the graph; one that has not is gone when this returns.
-    fn spawn(&self) -> Result<(Child, ChildStderr, OwnedFd), EngineError> {
+    fn spawn(&self) -> Result<(Child, Watched, OwnedFd), EngineError> {
         let host = |error: io::Error| EngineError::Unavailable(format!("a graph's process does not start: {error}"));
         let (control, theirs) = socket::pair(self.config.load).map_err(host)?;
         let mut command = self.config.program.command();
@@ -271,6 +281,7 @@ impl Supervisor {
             let _ = child.wait();
             return Err(EngineError::Unavailable("a graph's process cannot be watched".into()));
         };
+        let watched = Watched { process: Arc::clone(&process), stderr };
         {
             let mut state = self.lock();
             state.process = Some(process);
@@ -280,10 +291,10 @@ impl Supervisor {
         }
         let answer = self.talk(&control);
         match answer {
-            Ok(None) => return Ok((child, stderr, control)),
+            Ok(None) => return Ok((child, watched, control)),
             _ => kill(&mut child),
         }
-        let said = tail(stderr);
+        let said = watched.tail();
         let how = describe(&mut child, &said);
         Err(match answer {
             Ok(Some(error)) => error,
@@ -315,16 +326,23 @@ fn pause(short_lives: u32) -> Duration {
     }
 }
 
-/// Waits for a process that is about to end, and says how it did.
+fn stuck() -> EngineError {
+    EngineError::NotReady("the graph's process does not start".into())
+}
+
+/// Waits for a process that is about to end, and says how it did. Its own words may name files of this machine, and are for
+/// the log.
 fn describe(child: &mut Child, said: &str) -> String {
     if process::out_of_memory(said) {
         let _ = child.wait();
         return "wanted more memory than it may have".into();
     }
     let last = process::last_line(said);
+    if !last.is_empty() {
+        tracing::warn!(said = last, "the last words of a graph's process");
+    }
     match child.wait() {
-        Ok(status) if last.is_empty() => format!("was {}", process::ended(status)),
-        Ok(status) => format!("was {}; it said: {last}", process::ended(status)),
+        Ok(status) => format!("was {}", process::ended(status)),
         Err(error) => format!("is lost: {error}"),
     }
 }
@@ -338,16 +356,49 @@ fn sealed(bytes: &[u8]) -> io::Result<OwnedFd> {
     Ok(file.into())
 }
 
-/// Reads to the end, and keeps the last of it.
-fn tail(mut stderr: ChildStderr) -> String {
-    let (mut kept, mut buffer) = (Vec::new(), [0; 4096]);
-    while let Ok(count @ 1..) = stderr.read(&mut buffer) {
+/// A child, and what it writes to its standard error.
+struct Watched {
+    process: Arc<OwnedFd>,
+    stderr: ChildStderr,
+}
+
+impl Watched {
+    /// Reads until the child ends or closes its standard error, and keeps the last of it. What the child has started may
+    /// hold the pipe open for longer, and is not waited for.
+    fn tail(mut self) -> String {
+        let mut kept = Vec::new();
+        loop {
+            let (said, ended) = self.is_ready(None);
+            if ended || !said || !self.read(&mut kept) {
+                break;
+            }
+        }
+        // What it wrote before its end; others may go on writing.
+        let mut most = PIPE;
+        while most > 0 && self.is_ready(Some(&Timespec::default())).0 && self.read(&mut kept) {
+            most -= 1;
+        }
+        String::from_utf8_lossy(&kept).into_owned()
+    }
+
+    /// Whether there is something to read, or an end of it, and whether the child has ended; waits for either.
+    fn is_ready(&self, most: Option<&Timespec>) -> (bool, bool) {
+        let mut both = [PollFd::new(&self.stderr, PollFlags::IN), PollFd::new(&self.process, PollFlags::IN)];
+        while let Err(Errno::INTR) = poll(&mut both, most) {}
+        let [said, ended] = both.map(|one| !one.revents().is_empty());
+        (said, ended)
+    }
+
+    /// Reads some; false at the end.
+    fn read(&mut self, kept: &mut Vec<u8>) -> bool {
+        let mut buffer = [0; 4096];
+        let Ok(count @ 1..) = self.stderr.read(&mut buffer) else { return false };
         kept.extend_from_slice(&buffer[..count]);
         if kept.len() > 2 * TAIL {
             kept.drain(..kept.len() - TAIL);
         }
+        true
     }
-    String::from_utf8_lossy(&kept).into_owned()
 }
 
 #[cfg(test)]
@@ -359,6 +410,24 @@ mod tests {
         let pauses: Vec<u128> = (0..8).map(|n| pause(n).as_millis()).collect();
         assert_eq!(pauses, [0, 0, 0, 100, 200, 400, 800, 1_600]);
         assert_eq!(pause(u32::MAX), LONGEST);
+    }
+
+    #[test]
+    fn a_start_that_does_not_end_is_not_waited_for() {
+        let program = process::Program { path: "/none".into(), arguments: vec![], environment: vec![] };
+        let (run, load) = (Duration::from_secs(1), Duration::from_secs(60));
+        let config = ChildConfig { program, memory: 1, tensors: 1, run, load, most: 1 };
+        let (engines, engine, device) = (crate::EnginesConfig::default(), "none".into(), crate::Device::Cpu);
+        let job = Job { engines, engine, device, sessions: 1, threads: 1, memory: 1, tensors: 1 };
+        let ended = Ended::by_itself(EngineError::Stopped);
+        let phase = Phase::Starting;
+        let state = State { phase, closed: false, generation: 0, process: None, sentence: None, ended };
+        let (onnx, slot) = (sealed(b"").expect("memory"), Slot::take(&Arc::default(), 1).expect("a slot"));
+        let (state, changed) = (Mutex::new(state), Condvar::new());
+        let supervisor = Supervisor { config, job, onnx, state, changed, _slot: slot };
+        assert!(supervisor.patience() > load);
+        let state = supervisor.started(supervisor.lock(), Duration::ZERO);
+        assert!(matches!(state.phase, Phase::Starting));
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //! says.
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::process::CommandExt;
 use std::time::Duration;
 
 use super::arena::Arena;
@@ -72,6 +73,14 @@ fn tell(lie: &str, socket: &OwnedFd, arena: &Arena, size: u64) {
         "text" => return send_with(socket.as_fd(), b"done", &[]).expect("sent"),
         "silence" => return,
         "death" => std::process::abort(),
+        // What it leaves behind holds its standard error.
+        "orphan" => {
+            let mut orphan = std::process::Command::new("sleep");
+            let stdio = std::process::Stdio::null;
+            orphan.arg("20").stdin(stdio()).stdout(stdio()).process_group(0).spawn().expect("a process");
+            eprintln!("at /srv/secret");
+            std::process::abort()
+        }
         other => panic!("no such lie: {other}"),
     };
     send_frame(socket, frame).expect("sent");
@@ -130,9 +139,11 @@ fn no_lie_is_believed() {
         ("grow", "out of turn"),
         ("text", "a message that is none"),
         ("death", "SIGABRT"),
+        ("orphan", "SIGABRT"),
     ] {
         let error = session(lie).expect("a session").run(&[], &[0]).expect_err(lie);
         assert!(matches!(error, EngineError::Crashed(_)) && error.to_string().contains(why), "{lie}: {error}");
+        assert!(!error.to_string().contains('/'), "{lie}: what a child says is for the log: {error}");
     }
 }
 

@@ -58,6 +58,45 @@ fn who_waits_for_others_holds_up_nobody_else() {
     assert_eq!(queue.of("patient"), 1, "it still waits");
 }
 
+/// A job that the prompt worker was woken for and must leave to the others, all of whom wait for company of another's.
+#[test]
+fn what_the_prompt_worker_leaves_waits_for_nobodys_delay() {
+    let turnstile = Turnstile::new(1);
+    let queue = Arc::new(Queue::new(Some(turnstile.clone())));
+    let [patient, prompt] = [Duration::from_secs(3600), Duration::ZERO].map(|delay| user(BOUNDS, 4, delay));
+    let worker = |post| {
+        let queue = queue.clone();
+        std::thread::spawn(move || queue.take(&mut Batch::new(), &mut None, post))
+    };
+    let mut answers = vec![of(&queue, &patient, "patient")];
+    let regular = worker(Post::Regular);
+    while queue.lock().gathering == 0 {
+        std::thread::yield_now();
+    }
+    let mut others = Gate::new(&turnstile, 1);
+    assert!(others.try_pass(), "others have the core");
+    queue.lock().resting = 1;
+    answers.push(of(&queue, &prompt, "prompt"));
+    assert_eq!(queue.lock().resting, 0, "it is the prompt worker that was woken");
+    // Before that comes, the caller has used its share.
+    let account = {
+        let state = queue.lock();
+        let lane = state.lanes.next_calm(|lane| state.lanes.policy(lane).delay.is_zero());
+        lane.and_then(|lane| state.lanes.account(lane)).expect("a calm lane").0
+    };
+    others.charge(&account, Duration::from_secs(1), (1, 1), 1);
+    let resting = worker(Post::Prompt);
+    let end = Instant::now() + Duration::from_secs(20);
+    while queue.of("prompt") > 0 {
+        assert!(Instant::now() < end, "it waits for another's delay");
+        std::thread::yield_now();
+    }
+    assert!(regular.join().expect("the worker"));
+    queue.close();
+    assert!(!resting.join().expect("the worker"));
+    drop(answers);
+}
+
 #[test]
 fn each_user_has_its_own_bounds() {
     let queue = Queue::new(None);
