@@ -90,6 +90,9 @@ def test_a_deployer_deploys_its_own_models_and_nothing_else(gateway, deployers):
     assert [model["name"] for model in models] == ["acme-one"]
     assert deployers.ask("acme", "GET", "/v1/status").json()["models_ready"] == 1
     assert deployers.ask("acme", "GET", "/v1/explain/plain").status == 403
+    # Nor does it find out who the tenants are, of its own models either.
+    assert deployers.ask("acme", "GET", "/v1/explain/acme-one?tenant=somebody").status == 403
+    assert deployers.ask("acme", "GET", "/v1/explain/acme-one").status == 404, "this gateway has no fleet"
     metrics = deployers.ask("acme", "GET", "/metrics")
     assert metrics.status == 403 and b"plain" not in metrics.body
     assert deployers.cli("acme", "delete", "acme-one", "--yes").returncode == 0

@@ -1,5 +1,6 @@
 """Several gateways as one: real processes on loopback, peers over TLS with certificates on both sides."""
 
+import http.client
 import json
 import re
 import signal
@@ -283,6 +284,27 @@ def test_a_large_body_is_streamed_and_a_large_answer_too(trio):
     answer = answers(entry, MODEL, body)
     assert answer.status == 200, answer.body[:300]
     assert answer.json()["outputs"][0]["data"] == [0.5] * count
+
+
+def test_a_client_that_sends_slowly_makes_no_site_look_slow(trio):
+    """Of a body that is not held: it is passed on as it comes."""
+    fleet, entry = trio
+    count = 600_000
+    body = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, count], "data": [0.5] * count}]}
+    text = json.dumps(body).encode()
+    connection = http.client.HTTPConnection("127.0.0.1", entry.port, timeout=60)
+    headers = {"content-type": "application/json", "content-length": str(len(text))}
+    connection.putrequest("POST", f"/v2/models/{MODEL}/infer")
+    for name, value in headers.items():
+        connection.putheader(name, value)
+    connection.endheaders(text[:-1000])
+    time.sleep(4)
+    connection.send(text[-1000:])
+    answer = connection.getresponse()
+    answer.read()
+    assert (answer.status, answer.headers["windrose-attempts"]) == (200, "1")
+    (site,) = [one for one in explained(entry, MODEL)["candidates"] if one["site"] == answer.headers["windrose-site"]]
+    assert site["score_ms"] < 2_000, site
 
 
 def test_a_deadline_holds_whatever_the_site_does(make_fleet):

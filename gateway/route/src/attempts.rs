@@ -6,6 +6,7 @@ use crate::explain::Purpose;
 use crate::law::Breach;
 use crate::replica::ReplicaId;
 use crate::router::{Ending, Router};
+use crate::tally::Blame;
 use crate::time::{MILLISECOND, NEVER, Nanos, SECOND};
 use crate::verdict::Verdict;
 
@@ -113,6 +114,12 @@ pub enum Event {
     Cut,
     /// The caller's own limit for this attempt passed.
     TimedOut,
+    /// Since it was sent it has waited so long altogether for more of the request's body, which is none of the replica's time.
+    /// The caller tells it before each poll and event for as long as it grows.
+    Waited {
+        /// The sum so far.
+        client: Nanos,
+    },
 }
 
 /// One request's attempts. See the [crate's documentation](crate) for how to drive it.
@@ -148,6 +155,10 @@ struct Attempt {
     /// That delay comes of the replica's own history.
     known: bool,
     head: Head,
+    /// The failure that it was counted as.
+    blame: Option<Blame>,
+    /// How long it has waited for the client's body since it was sent.
+    client: Nanos,
 }
 
 /// What the head of an attempt's answer meant, as far as that matters once it is over.
@@ -155,12 +166,10 @@ struct Attempt {
 enum Head {
     /// Nothing more than that there is an answer; or none has come.
     Plain,
-    /// An error of the module's own.
-    Module,
-    /// An error of the caller's.
-    Rejected,
-    /// It failed with an error status, which counted so much against its replica.
-    Failed { blamed: f64 },
+    /// An error of the caller's or of the module's own, which another replica would give as well.
+    Theirs,
+    /// It failed with an error status.
+    Failed,
 }
 
 /// Why an attempt that runs is given up.
@@ -266,10 +275,9 @@ impl Attempts {
         let Some(Some(this)) = self.sent.get(index).copied() else { return };
         match (this.state, event) {
             (State::Over, _) | (State::Running, Event::Head(Verdict::Answer) | Event::Complete) => {}
-            (State::Running, Event::Head(verdict @ (Verdict::Module | Verdict::Rejected))) => {
-                if let Some(Some(this)) = self.sent.get_mut(index) {
-                    this.head = if verdict == Verdict::Module { Head::Module } else { Head::Rejected };
-                }
+            (_, Event::Waited { client }) => self.sent[index] = Some(Attempt { client, ..this }),
+            (State::Running, Event::Head(Verdict::Module | Verdict::Rejected)) => {
+                self.sent[index] = Some(Attempt { head: Head::Theirs, ..this });
             }
             (State::Running, Event::Whole { bytes }) => {
                 router.answer_bytes += (bytes as f64 - router.answer_bytes) / 16.0;
@@ -282,7 +290,9 @@ impl Attempts {
                 self.leaves_room(router, self.replicas[index], now);
             }
             (State::Streaming, Event::Head(_) | Event::Overflow) => {}
-            (State::Streaming, _) => self.end(router, attempt, Ending::Failed { weight: 1.0 }, now),
+            (State::Streaming, _) => {
+                self.end(router, attempt, Ending::Failed { weight: 1.0 }, now);
+            }
         }
     }
 
@@ -341,7 +351,7 @@ impl Attempts {
                 self.late_at = self.given_up_at();
             }
             if now >= self.late_at {
-                let waited = self.newest().map_or(0, |this| now.saturating_sub(this.sent_at));
+                let waited = self.newest().map_or(0, |this| this.waited(now));
                 let least = if waited < AS_GOOD_AS_FAILED { router.budgets.kept_retries() } else { 0.0 };
                 if open
                     && router.budgets.left().0 >= least.max(1.0)
@@ -389,6 +399,8 @@ impl Attempts {
             state: State::Running,
             known: router.has_history(replica),
             head: Head::Plain,
+            blame: None,
+            client: 0,
         };
         self.sent[usize::from(index)] = Some(attempt);
         self.replicas[usize::from(index)] = replica;
@@ -403,11 +415,12 @@ impl Attempts {
         let Some(Some(this)) = self.sent.get_mut(usize::from(winner.0)) else { return };
         this.state = state;
         let ending = match this.head {
-            Head::Module => Ending::Uncounted,
-            _ => Ending::Answered { took: now.saturating_sub(this.sent_at), beside: this.beside },
+            // It says neither that the replica is well nor how quick: an error is quicker than an answer.
+            Head::Theirs => Ending::Uncounted,
+            _ => Ending::Answered { took: this.waited(now), beside: this.beside },
         };
         let (trial, replica) = (this.trial, self.replicas[usize::from(winner.0)]);
-        if matches!(this.head, Head::Module | Head::Rejected) {
+        if this.head == Head::Theirs {
             self.forgive(router, now);
         }
         if state == State::Streaming {
@@ -430,7 +443,7 @@ impl Attempts {
     fn failed(&mut self, router: &mut Router, attempt: AttemptId, event: Event, now: Nanos) {
         let index = usize::from(attempt.0);
         let Some(Some(this)) = self.sent.get_mut(index) else { return };
-        let waited = now.saturating_sub(this.sent_at);
+        let waited = this.waited(now);
         let mut again = self.call.again();
         self.last = LastFailure { again, headed: self.last.headed, ..LastFailure::default() };
         let blame = Ending::Failed { weight: 1.0 };
@@ -459,12 +472,12 @@ impl Attempts {
                 Ending::NotHere
             }
             Event::Head(Verdict::Failed) => {
-                (this.head, self.last.headed) = (Head::Failed { blamed: 1.0 }, Some(attempt));
+                (this.head, self.last.headed) = (Head::Failed, Some(attempt));
                 blame
             }
             Event::Head(Verdict::TooLate) => {
                 let weight = this.lateness(waited, Why::Deadline);
-                (this.head, self.last.headed) = (Head::Failed { blamed: weight }, Some(attempt));
+                (this.head, self.last.headed) = (Head::Failed, Some(attempt));
                 (again, self.last.again) = (false, false);
                 Ending::Unanswered { waited, weight }
             }
@@ -480,7 +493,7 @@ impl Attempts {
         let index = usize::from(attempt.0);
         if let Some(Some(this)) = self.sent.get_mut(index) {
             this.state = State::Over;
-            router.end(self.replicas[index], ending, this.trial, now);
+            this.blame = router.end(self.replicas[index], ending, this.trial, now);
         }
     }
 
@@ -490,7 +503,7 @@ impl Attempts {
         for index in 0..self.count {
             let Some(Some(this)) = self.sent.get(usize::from(index)) else { continue };
             if this.state == State::Running {
-                let waited = now.saturating_sub(this.sent_at);
+                let waited = this.waited(now);
                 let weight = this.lateness(waited, why);
                 self.end(router, AttemptId(index), Ending::Unanswered { waited, weight }, now);
                 self.cancel |= 1 << index;
@@ -513,7 +526,10 @@ impl Attempts {
     }
 
     fn lose(&mut self, router: &mut Router, reason: Reason, now: Nanos) -> Action {
-        if self.count >= 2 && self.sent.iter().flatten().all(|attempt| matches!(attempt.head, Head::Failed { .. })) {
+        let asked = &self.replicas[..usize::from(self.count)];
+        // What one replica alone fails at may be that replica's fault.
+        let several = asked.iter().any(|other| Some(other) != asked.first());
+        if several && self.sent.iter().flatten().all(|attempt| attempt.head == Head::Failed) {
             self.forgive(router, now);
         }
         let retry_at = if reason == Reason::Overloaded { router.free_at(&self.call, now) } else { None };
@@ -525,8 +541,8 @@ impl Attempts {
     /// one knows to be wrong itself, is to blame: it must eject nobody.
     fn forgive(&mut self, router: &mut Router, now: Nanos) {
         for (attempt, replica) in self.sent.iter().flatten().zip(&self.replicas) {
-            if let Head::Failed { blamed } = attempt.head {
-                router.forgive(*replica, blamed, now);
+            if let (Head::Failed, Some(blame)) = (attempt.head, attempt.blame) {
+                router.forgive(*replica, blame, now);
             }
         }
     }
@@ -560,6 +576,11 @@ impl Attempts {
 }
 
 impl Attempt {
+    /// How long its replica has been waited for.
+    fn waited(&self, now: Nanos) -> Nanos {
+        now.saturating_sub(self.sent_at).saturating_sub(self.client)
+    }
+
     /// How much it counts against its replica that it was asked for so long in vain: nothing up to the hedge's delay, a whole
     /// failure from twice that. How long the client would wait is the client's choice, so that a deadline counts by nothing but
     /// the replica's own history.

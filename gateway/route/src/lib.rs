@@ -43,6 +43,8 @@
 //!   attempts can be dropped, except that of the last one with a head, which [`Failure::attempt`] may name.
 //! - **A deadline is the client's** ([`Verdict::TooLate`]): no other replica has more time, so nothing is tried again. It says
 //!   of a replica what a lost race says.
+//! - **A body that comes slowly** is waited for by the attempt that sends it on: [`Event::Waited`] says how much of its time
+//!   was the client's.
 //! - **Cancelled attempts** are reset; events that still come from them change nothing.
 //! - **A request that is dropped** before [`Action::Done`] must be [abandoned](Attempts::abandon), or its replicas keep
 //!   it in their count of requests in flight.
@@ -64,8 +66,9 @@
 //! Failures in a row eject it; then one request at a time tries whether it is back, and its share grows from a tenth. An
 //! attempt that was cancelled counts against its replica only as far as it was late against that replica's own history:
 //! losing a race is no fault by itself, so a far site that is asked as a hedge is never ejected for being far. A request
-//! to which every replica answered with an error is to blame itself, and so is one that failed at some and that another
-//! then says is wrong. When every replica is out, the best one is asked all
+//! to which every replica that was asked, and more than one was, answered with an error is to blame itself, and so is one
+//! that failed at some and that another then says is wrong. An ejection that such failures made is taken back: the replica
+//! stands as if they had not been. When every replica is out, the best one is asked all
 //! the same; but one that answers golden inputs wrongly only if all do.
 
 mod attempts;
@@ -83,6 +86,7 @@ mod replica;
 mod router;
 mod settings;
 mod shares;
+mod tally;
 mod time;
 mod verdict;
 

@@ -15,6 +15,7 @@ use crate::random::Random;
 use crate::replica::{Load, Nature, Replica, ReplicaId, Serves};
 use crate::settings::Settings;
 use crate::shares::Shares;
+use crate::tally::Blame;
 use crate::time::{MILLISECOND, Nanos};
 
 /// Changes that are kept until somebody takes them.
@@ -113,7 +114,8 @@ pub struct Standing {
 pub(crate) enum Ending {
     /// With an answer, after so long, asked for with so many others in flight.
     Answered { took: Nanos, beside: u32 },
-    /// With nothing that is counted: an answer that was counted before, whose stream has ended, or an error of the module's.
+    /// With nothing that is counted: an answer that was counted before, whose stream has ended, or an error of the caller's or
+    /// the module's.
     Uncounted,
     /// With a failure that counts so much.
     Failed { weight: f64 },
@@ -372,9 +374,9 @@ impl Router {
         self.observe(id, ending, trial, now);
     }
 
-    /// An attempt is over.
-    pub(crate) fn end(&mut self, id: ReplicaId, ending: Ending, trial: bool, now: Nanos) {
-        self.observe(id, ending, trial, now);
+    /// An attempt is over. Gives the failure that it was counted as, if it was.
+    pub(crate) fn end(&mut self, id: ReplicaId, ending: Ending, trial: bool, now: Nanos) -> Option<Blame> {
+        let blame = self.observe(id, ending, trial, now);
         if let Some(slot) = at(&mut self.slots, id) {
             slot.in_flight = slot.in_flight.saturating_sub(1);
             if trial {
@@ -382,13 +384,15 @@ impl Router {
             }
         }
         self.refresh(id, now);
+        blame
     }
 
-    fn observe(&mut self, id: ReplicaId, ending: Ending, trial: bool, now: Nanos) {
+    fn observe(&mut self, id: ReplicaId, ending: Ending, trial: bool, now: Nanos) -> Option<Blame> {
         let jitter = self.random.share();
         let settings = &self.settings;
-        let Some(slot) = at(&mut self.slots, id) else { return };
+        let slot = at(&mut self.slots, id)?;
         let before = slot.health.ejected();
+        let mut blame = None;
         match ending {
             Ending::Answered { took, beside } => {
                 slot.history.answered(took, beside, settings.late, now);
@@ -398,13 +402,11 @@ impl Router {
                 slot.limit.answered(slot.in_flight);
                 slot.health.answered(trial, now);
             }
-            Ending::Failed { weight } => {
-                slot.health.failed(weight, jitter, settings, now);
-            }
+            Ending::Failed { weight } => blame = Some(slot.health.failed(weight, jitter, settings, now)),
             Ending::Unanswered { waited, weight } => {
                 slot.history.at_least(waited, now);
                 if weight > 0.0 {
-                    slot.health.failed(weight, jitter, settings, now);
+                    blame = Some(slot.health.failed(weight, jitter, settings, now));
                 }
             }
             Ending::Overloaded { sent, beside, until } => {
@@ -417,14 +419,15 @@ impl Router {
             Ending::Uncounted => {}
         }
         self.changed(id, before, now);
+        blame
     }
 
     /// Takes back a failure that `end` counted: the request itself was to blame.
-    pub(crate) fn forgive(&mut self, id: ReplicaId, weight: f64, now: Nanos) {
-        if let Some(slot) = at(&mut self.slots, id) {
-            slot.health.forgiven(weight);
-        }
-        self.refresh(id, now);
+    pub(crate) fn forgive(&mut self, id: ReplicaId, blame: Blame, now: Nanos) {
+        let Some(slot) = at(&mut self.slots, id) else { return };
+        let before = slot.health.ejected();
+        slot.health.forgiven(blame);
+        self.tell(id, before, now);
     }
 
     fn changed(&mut self, id: ReplicaId, before: Option<Ejection>, now: Nanos) {
@@ -434,6 +437,11 @@ impl Router {
         {
             slot.history.forgive();
         }
+        self.tell(id, before, now);
+    }
+
+    /// Keeps for whoever looks whether a replica is ejected that was not, or the other way round.
+    fn tell(&mut self, id: ReplicaId, before: Option<Ejection>, now: Nanos) {
         self.refresh(id, now);
         let Some(slot) = self.slot(id) else { return };
         let (ejected, Some(replica)) = (slot.health.ejected(), &slot.replica) else { return };

@@ -8,7 +8,8 @@ pub enum Verdict {
     /// An answer for the client.
     Answer,
     /// An error that is the caller's, and that another replica would give as well: it is the answer, and what others failed
-    /// at was the request.
+    /// at was the request. It says nothing about this one, neither that it is well nor how quick it is: to refuse takes less
+    /// than to answer.
     Rejected,
     /// An error that is the module's own: the client gets it, for another replica would give it as well, and it says nothing
     /// about this one, neither that it failed nor how quick it is.

@@ -199,7 +199,7 @@ async fn dispatched(case: Case, seen: &mut Seen) -> Result<(), TestCaseError> {
         ..Call::until(replicas.now() + 2 * SECOND)
     };
     let mut asked = Vec::new();
-    let ended = run(&replicas, call, |id, attempt, purpose| {
+    let ended = run(&replicas, call, None, |id, attempt, purpose| {
         asked.push((replicas.lock().replica(id).cloned(), purpose));
         let (kind, after) = case.fates[usize::from(attempt) % case.fates.len()];
         Box::pin(async move {

@@ -4,6 +4,7 @@
 #[cfg(test)]
 mod law_tests;
 pub mod replicas;
+pub mod upload;
 
 use std::time::{Duration, Instant};
 

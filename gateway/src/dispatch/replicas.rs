@@ -12,6 +12,8 @@ use windrose_route::{
     Action, AttemptId, Attempts, Budgets, Call, Event, Failure, NEVER, Nanos, Purpose, ReplicaId, Router, Verdict,
 };
 
+use super::upload::Upload;
+
 /// The router of one model, as all its requests share it. It is locked for a microsecond at a time.
 pub struct Replicas {
     router: Mutex<Router>,
@@ -148,35 +150,49 @@ impl Drop for Timer<'_> {
 struct Machine {
     replicas: Arc<Replicas>,
     attempts: Attempts,
+    /// The waits for its client's body, where that is not held.
+    upload: Option<Arc<Upload>>,
 }
 
 impl Machine {
     fn poll(&mut self) -> Action {
-        self.attempts.poll(&mut self.replicas.lock(), self.replicas.now())
+        self.step(Attempts::poll)
     }
 
     fn tell(&mut self, attempt: AttemptId, event: Event) {
-        self.attempts.on(&mut self.replicas.lock(), attempt, event, self.replicas.now());
+        self.step(|attempts, router, now| attempts.on(router, attempt, event, now));
+    }
+
+    /// Takes a step, once it is known what of the attempt's time was the client's. A body that is not held goes to one attempt,
+    /// after which there is no other.
+    fn step<T>(&mut self, take: impl FnOnce(&mut Attempts, &mut Router, Nanos) -> T) -> T {
+        let (mut router, now) = (self.replicas.lock(), self.replicas.now());
+        if let (Some(upload), Some(last)) = (&self.upload, self.attempts.count().checked_sub(1)) {
+            let client = u64::try_from(upload.waited().as_nanos()).unwrap_or(NEVER);
+            self.attempts.on(&mut router, AttemptId(last), Event::Waited { client }, now);
+        }
+        take(&mut self.attempts, &mut router, now)
     }
 }
 
 impl Drop for Machine {
     fn drop(&mut self) {
-        self.attempts.abandon(&mut self.replicas.lock(), self.replicas.now());
+        self.step(Attempts::abandon);
     }
 }
 
-/// Runs a request to its answer. `start` begins an attempt at a replica; it is told the attempt's number and what it is
-/// for.
+/// Runs a request to its answer. `upload` are the waits for a body that is not held. `start` begins an attempt at a replica; it
+/// is told the attempt's number and what it is for.
 ///
 /// # Errors
 /// When no replica may be asked, or none that was asked answered in time.
 pub async fn run<'a, T: Send>(
     replicas: &Arc<Replicas>,
     call: Call,
+    upload: Option<Arc<Upload>>,
     mut start: impl FnMut(ReplicaId, u8, Purpose) -> Running<'a, T>,
 ) -> Result<Won<T>, Lost<T>> {
-    let mut machine = Machine { replicas: replicas.clone(), attempts: Attempts::new(call) };
+    let mut machine = Machine { replicas: replicas.clone(), attempts: Attempts::new(call), upload };
     let mut running: Vec<(AttemptId, Running<'a, T>)> = Vec::with_capacity(1);
     let mut answers: Vec<(AttemptId, Option<u64>, T)> = Vec::new();
     let mut timer = Timer { replicas, sleep: None };
@@ -306,7 +322,7 @@ mod tests {
     async fn a_failure_goes_on_to_the_next() {
         let replicas = replicas(&["near", "far"]);
         for (at, broken) in ["connect", "refused", "reset", "cut"].into_iter().enumerate() {
-            let won = run(&replicas, call(&replicas), |_, attempt, _| {
+            let won = run(&replicas, call(&replicas), None, |_, attempt, _| {
                 Box::pin(std::future::ready(match (attempt, at) {
                     (0, 0) => Outcome::ConnectFailed,
                     (0, 1) => Outcome::Refused,
@@ -332,7 +348,7 @@ mod tests {
         }
         let replicas = replicas(&["near", "far"]);
         let gone = AtomicUsize::new(0);
-        let won = run(&replicas, call(&replicas), |_, attempt, purpose| {
+        let won = run(&replicas, call(&replicas), None, |_, attempt, purpose| {
             let gone = Gone(&gone);
             Box::pin(async move {
                 let _gone = gone;
@@ -351,7 +367,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_client_that_leaves_leaves_nothing_in_flight() {
         let replicas = replicas(&["near"]);
-        let asked = run::<String>(&replicas, call(&replicas), |_, _, _| Box::pin(std::future::pending()));
+        let asked = run::<String>(&replicas, call(&replicas), None, |_, _, _| Box::pin(std::future::pending()));
         assert!(tokio::time::timeout(Duration::from_millis(5), asked).await.is_err());
         assert_eq!(in_flight(&replicas), 0);
     }
@@ -360,7 +376,7 @@ mod tests {
     async fn a_stream_is_in_flight_until_its_end() {
         let replicas = replicas(&["near"]);
         let streams = || {
-            run(&replicas, call(&replicas), |_, _, _| {
+            run(&replicas, call(&replicas), None, |_, _, _| {
                 let outcome = Outcome::Answer { verdict: Verdict::Answer, whole: None, answer: "begins" };
                 Box::pin(std::future::ready(outcome))
             })
@@ -377,13 +393,50 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn what_a_client_takes_to_send_its_body_is_not_the_replicas_time() {
+        let replicas = replicas(&["near"]);
+        let latency = || {
+            let router = replicas.lock();
+            router.find("near").and_then(|id| router.standing(id)).and_then(|standing| standing.latency)
+        };
+        let once = || Call { replayable: false, ..call(&replicas) };
+        let upload = Arc::new(Upload::default());
+        let sends = |upload: &Arc<Upload>| -> Running<'static, String> {
+            let upload = upload.clone();
+            Box::pin(async move {
+                upload.looked(false);
+                tokio::time::sleep(Duration::from_secs(7)).await;
+                upload.looked(true);
+                tokio::time::sleep(Duration::from_millis(20)).await;
+                answer("good")
+            })
+        };
+        assert!(run(&replicas, once(), Some(upload.clone()), |_, _, _| sends(&upload)).await.is_ok());
+        assert!(latency().is_some_and(|took| (20 * MILLISECOND..23 * MILLISECOND).contains(&took)), "{:?}", latency());
+        // Nor where the client gives up before it has sent all, or its time is over.
+        for patience in [3, 20] {
+            let upload = Arc::new(Upload::default());
+            let never = run::<String>(&replicas, once(), Some(upload.clone()), |_, _, _| {
+                upload.looked(false);
+                Box::pin(std::future::pending())
+            });
+            let _ = tokio::time::timeout(Duration::from_secs(patience), never).await;
+            assert!(latency().is_some_and(|took| took < 23 * MILLISECOND), "{patience}: {:?}", latency());
+        }
+        // What a replica takes that does not read is its own.
+        let silent = run::<String>(&replicas, once(), Some(Arc::default()), |_, _, _| Box::pin(std::future::pending()));
+        assert!(silent.await.is_err());
+        assert!(latency().is_some_and(|took| took >= 10 * SECOND), "{:?}", latency());
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn versions_of_a_model_have_one_time_and_one_budget() {
         let old = replicas(&["near", "far"]);
         tokio::time::advance(Duration::from_secs(5)).await;
         let new = old.beside(|budgets| Router::sharing(Settings::default(), Random::seeded(7), budgets));
         assert_eq!((old.now(), new.now()), (5 * SECOND, 5 * SECOND));
         let before = new.lock().budgets().0;
-        let lost = run(&old, call(&old), |_, _, _| Box::pin(std::future::ready(Outcome::<()>::Reset)));
+        let lost = run(&old, call(&old), None, |_, _, _| Box::pin(std::future::ready(Outcome::<()>::Reset)));
         assert!(lost.await.is_err());
         assert!(new.lock().budgets().0 < before);
     }
@@ -391,7 +444,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn without_an_answer_the_last_error_is_handed_back() {
         let replicas = replicas(&["near", "far"]);
-        let lost = run(&replicas, call(&replicas), |_, attempt, _| {
+        let lost = run(&replicas, call(&replicas), None, |_, attempt, _| {
             let answer = format!("error {attempt}");
             Box::pin(std::future::ready(Outcome::Answer { verdict: Verdict::Failed, whole: Some(1), answer }))
         });

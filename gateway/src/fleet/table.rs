@@ -38,8 +38,11 @@ pub struct Replicated {
     pub model: String,
     /// The version; empty where only foreign servers have the model.
     pub version: String,
-    /// What chooses.
+    /// What chooses for calls.
     pub replicas: Arc<Replicas>,
+    /// What chooses for reads, among the replicas elsewhere: how long reads take says nothing about calls, and must not be learned
+    /// as if it did, and what is read all the time must not pay for calls that are sent again.
+    pub reads: Arc<Replicas>,
     /// By the name of the site.
     pub places: HashMap<Arc<str>, Place>,
     /// What binds every request: manifest, fleet file and settings.
@@ -54,9 +57,8 @@ pub struct Replicated {
     pub hedging: Hedging,
     /// Deadline of a request that names none, and the longest.
     pub timeouts: (Duration, Duration),
-    /// The golden test of what is allowed to answer, where it has one, and whose it is.
-    pub golden: Option<SelfTest>,
-    pub golden_digest: Option<Digest>,
+    /// The golden tests of what is allowed to answer, each with the digest whose it is, in the order in which digests are named.
+    pub golden: Vec<(Digest, SelfTest)>,
 }
 
 /// A replica, and how it is reached.
@@ -147,19 +149,14 @@ impl Replicated {
         digest.is_some_and(|digest| self.replicas.lock().settings().digests.contains(&digest))
     }
 
-    /// What chooses for one read, among the replicas elsewhere: how long reads take says nothing about calls, and must
-    /// not be learned as if it did.
-    pub fn for_reads(&self) -> Arc<Replicas> {
-        let router = self.replicas.lock();
-        let all = router.ids().filter_map(|id| router.replica(id));
-        let elsewhere = all.filter(|replica| replica.nature != Nature::Local).cloned().collect();
-        let settings = router.settings().clone();
-        drop(router);
-        self.replicas.beside(|budgets| {
-            let mut reads = Router::sharing(settings, Random::seeded(rand::random()), budgets);
-            reads.update(elsewhere, 0);
-            reads
-        })
+    /// The golden test for a replica: that of its digest, for another would be another model's. A foreign server has no digest: it
+    /// is said to serve the model, and so the first that is named; nothing is sent there before every site has been heard of.
+    pub fn golden_of(&self, place: &Place) -> Option<&SelfTest> {
+        if place.digest.is_none() && !self.unheard.is_empty() {
+            return None;
+        }
+        let is_its_own = |digest: &Digest| place.digest.is_none_or(|own| own == *digest);
+        self.golden.iter().find(|(digest, _)| is_its_own(digest)).map(|(_, test)| test)
     }
 }
 
@@ -191,11 +188,11 @@ impl Builder<'_> {
         names.sort_by(|a, b| compare_versions(b, a));
         let mut versions = Versions::default();
         // One that was there before, or the first of those that are new: its budgets are the model's.
-        let mut beside = self.before.versions(model).next().map(|before| before.replicas.clone());
+        let mut beside = self.before.versions(model).next().cloned();
         for (at, name) in names.into_iter().enumerate() {
             let found = found.remove(&name).unwrap_or_default();
             let replicated = Arc::new(self.replicated((model, &name), found, at == 0, beside.as_deref()));
-            beside.get_or_insert_with(|| replicated.replicas.clone());
+            beside.get_or_insert_with(|| replicated.clone());
             if at == 0 {
                 versions.highest = Some(replicated.clone());
             }
@@ -241,7 +238,7 @@ impl Builder<'_> {
         (model, version): (&str, &str),
         found: Vec<Found>,
         highest: bool,
-        beside: Option<&Replicas>,
+        beside: Option<&Replicated>,
     ) -> Replicated {
         let told = self.building.file.models.get(model).cloned().unwrap_or_default();
         let digests = allowed(model, version, &told, &found);
@@ -254,9 +251,11 @@ impl Builder<'_> {
         // A foreign server's models may have side effects that no manifest tells of.
         let repeatable = may().all(|f| f.offer.repeatable())
             && foreign().all(|s| s.entry.foreign.as_ref().is_some_and(|f| f.repeatable));
-        let golden = may().find(|f| f.offer.golden().is_some());
-        let golden_digest = golden.map(|f| f.offer.parts.digest());
-        let golden = golden.and_then(|f| f.offer.golden().cloned());
+        let golden = |digest: &Digest| {
+            let test = found.iter().find(|f| f.offer.parts.digest() == *digest)?.offer.golden()?;
+            Some((*digest, test.clone()))
+        };
+        let golden = digests.iter().filter_map(golden).collect();
         let timeouts = found.first().map_or(TIMEOUTS, |f| f.offer.timeouts());
         let mut replicas: Vec<Replica> = found.iter().map(Found::replica).collect();
         let serves = if unheard.is_empty() { Serves::Unverified } else { Serves::Unheard };
@@ -264,25 +263,15 @@ impl Builder<'_> {
         let mut places: HashMap<Arc<str>, Place> = found.into_iter().map(|f| f.place(self.telemetry)).collect();
         places.extend(foreign().map(|s| s.foreign_place(model, self.telemetry)));
         let settings = Settings { policy: told.policy, digests, needs, ..Settings::default() };
-        let before = self.before.find(model, Some(version)).map(|before| before.replicas.clone());
-        let shared = before.unwrap_or_else(|| {
-            let random = Random::seeded(rand::random());
-            match beside {
-                Some(other) => other.beside(|budgets| Router::sharing(settings.clone(), random, budgets)),
-                None => Replicas::new(Router::new(settings.clone(), random)),
-            }
-        });
-        let now = shared.now();
-        let mut router = shared.lock();
-        if *router.settings() != settings {
-            router.configure(settings);
-        }
-        router.update(replicas, now);
-        drop(router);
+        let before = self.before.find(model, Some(version)).map(|before| &**before);
+        let elsewhere = replicas.iter().filter(|replica| replica.nature != Nature::Local).cloned().collect();
+        let reads = shared(before.map(|b| &b.reads), beside.map(|b| &b.reads), &settings, elsewhere);
+        let replicas = shared(before.map(|b| &b.replicas), beside.map(|b| &b.replicas), &settings, replicas);
         Replicated {
             model: model.to_owned(),
             version: version.to_owned(),
-            replicas: shared,
+            replicas,
+            reads,
             places,
             shared_rules: Arc::new(rules.clone()),
             rules,
@@ -291,7 +280,6 @@ impl Builder<'_> {
             hedging: told.hedging,
             timeouts,
             golden,
-            golden_digest,
         }
     }
 
@@ -313,6 +301,29 @@ impl Builder<'_> {
         }
         rules
     }
+}
+
+/// What chooses among these replicas from now on: what did so before, or else one with the budgets of another version.
+fn shared(
+    before: Option<&Arc<Replicas>>,
+    beside: Option<&Arc<Replicas>>,
+    settings: &Settings,
+    replicas: Vec<Replica>,
+) -> Arc<Replicas> {
+    let random = || Random::seeded(rand::random());
+    let shared = match (before, beside) {
+        (Some(before), _) => before.clone(),
+        (None, Some(other)) => other.beside(|budgets| Router::sharing(settings.clone(), random(), budgets)),
+        (None, None) => Replicas::new(Router::new(settings.clone(), random())),
+    };
+    let now = shared.now();
+    let mut router = shared.lock();
+    if router.settings() != settings {
+        router.configure(settings.clone());
+    }
+    router.update(replicas, now);
+    drop(router);
+    shared
 }
 
 /// The digests that may answer: what the fleet file names; else what is served here; else the one that all peers agree
@@ -463,16 +474,22 @@ mod tests {
         Builder { config, ceiling, telemetry, building, before, snapshot: Arc::new(snapshot), unheard }.build()
     }
 
+    /// What a peer offers of a model `m` whose module and golden test are these.
+    fn offer(version: &str, module: &str, test: serde_json::Value) -> Offer {
+        let parts = json!({"module": module, "graphs": {}, "assets": {}, "command": "", "test": test});
+        let offer = json!({"model": "m", "version": version, "parts": parts, "infers": true, "engine": "",
+            "granted": 0, "timeout_ms": [1000, 1000]});
+        serde_json::from_value(offer).unwrap()
+    }
+
+    fn peer(name: &str, offers: Vec<Offer>) -> SiteState {
+        SiteState { offers: Some(Arc::new(offers)), ..site(name) }
+    }
+
     /// A fleet of this gateway and one peer that serves these versions of a model.
     fn table(versions: &[&str], before: &Table) -> Table {
-        let offer = |version: &&str| {
-            let parts = json!({"module": "", "graphs": {}, "assets": {}, "command": "", "test": null});
-            let offer = json!({"model": "m", "version": version, "parts": parts, "infers": true, "engine": "",
-                "granted": 0, "timeout_ms": [1000, 1000]});
-            serde_json::from_value(offer).unwrap()
-        };
-        let peer = SiteState { offers: Some(Arc::new(versions.iter().map(offer).collect())), ..site("peer") };
-        built(vec![peer], Snapshot::default(), before)
+        let offers = versions.iter().map(|version| offer(version, "", json!(null))).collect();
+        built(vec![peer("peer", offers)], Snapshot::default(), before)
     }
 
     fn eu() -> Jurisdictions {
@@ -526,8 +543,8 @@ mod tests {
     }
 
     /// One request that fails as often as it is sent.
-    fn fails(found: &Replicated) {
-        let (mut router, mut now) = (found.replicas.lock(), 0);
+    fn fails(replicas: &Replicas) {
+        let (mut router, mut now) = (replicas.lock(), 0);
         let mut attempts = Attempts::new(Call::until(SECOND));
         loop {
             match attempts.poll(&mut router, now) {
@@ -543,12 +560,47 @@ mod tests {
     async fn a_new_version_begins_with_what_the_model_has_left_of_its_budget() {
         let first = table(&["1"], &Table::default());
         let whole = retries_left(&first, "1");
-        fails(first.find("m", None).unwrap());
+        fails(&first.find("m", None).unwrap().replicas);
         let left = retries_left(&first, "1");
         assert!(left < whole, "{left} of {whole}");
         // Beside the old version, and in its place.
         assert_eq!(retries_left(&table(&["1", "2"], &first), "2"), left);
         assert_eq!(retries_left(&table(&["2"], &first), "2"), left);
         assert_eq!(retries_left(&table(&["2"], &Table::default()), "2"), whole);
+    }
+
+    #[test]
+    fn each_digest_that_may_answer_has_its_own_golden_test() {
+        let test = |name: &str| json!({"input": format!("{name} in"), "output": format!("{name} out")});
+        let (old, new) = (offer("1", "old", test("old")), offer("1", "new", test("new")));
+        let (bare, other) = (offer("1", "bare", json!(null)), offer("1", "other", test("other")));
+        // Every digest but that of `other` may answer, and the newer one is named first.
+        let digests = Some([&bare, &new, &old].map(|offer| offer.parts.digest()).to_vec());
+        let model = FleetModel { digests, ..FleetModel::default() };
+        let offers = [("a", old), ("b", new), ("c", bare), ("d", other)];
+        let mut sites: Vec<_> = offers.into_iter().map(|(name, offer)| peer(name, vec![offer])).collect();
+        sites.push(triton());
+        let table = of_told(sites, Laws::new(), (model, &[]), Snapshot::default(), &Table::default());
+        let found = table.find("m", Some("1")).unwrap();
+        let input = |site: &str| found.golden_of(&found.places[site]).map(|test| test.input.as_str());
+        let inputs = ["a", "b", "c", "d", "triton"].map(input);
+        assert_eq!(inputs, [Some("old in"), Some("new in"), None, None, Some("new in")]);
+    }
+
+    #[tokio::test]
+    async fn reads_have_a_router_and_budgets_of_their_own_that_stay() {
+        let first = table(&["1"], &Table::default());
+        let found = first.find("m", None).unwrap();
+        let of_calls = retries_left(&first, "1");
+        // What reads spend is none of the calls', and what they come to buys calls nothing.
+        fails(&found.reads);
+        assert_eq!(retries_left(&first, "1"), of_calls);
+        let left = found.reads.lock().budgets().0;
+        assert!(left < of_calls, "{left} of {of_calls}");
+        // Another table has the same, and a new version shares what is left with the old one.
+        let second = table(&["1", "2"], &first);
+        let reads = |version| &second.find("m", Some(version)).unwrap().reads;
+        assert!(Arc::ptr_eq(reads("1"), &found.reads));
+        assert_eq!(reads("2").lock().budgets().0, left);
     }
 }

@@ -1,6 +1,7 @@
 //! The body of a request, as it comes from its connection.
 
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -11,6 +12,7 @@ use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 
+use crate::dispatch::upload::Upload;
 use crate::fleet::wire::drop_internal;
 
 /// How long what is left of a refused body is read and thrown away.
@@ -27,24 +29,31 @@ pub struct Received {
     body: Option<Incoming>,
     /// The client sends until it has sent everything: it did not ask whether it should.
     insists: bool,
+    /// Who wants to know how long the client keeps its reader waiting.
+    upload: Option<Arc<Upload>>,
 }
 
 impl Received {
     /// The body of a request.
     pub fn of(request: Request<Incoming>) -> Request<Received> {
         let insists = !request.headers().contains_key(EXPECT);
-        request.map(|body| Received { first: Vec::new(), body: Some(body), insists })
+        request.map(|body| Received { first: Vec::new(), body: Some(body), insists, upload: None })
     }
 
     /// A body that is held whole.
     pub fn whole(pieces: &[Bytes]) -> Received {
-        Received { first: pieces.iter().rev().cloned().collect(), body: None, insists: false }
+        Received { first: pieces.iter().rev().cloned().collect(), body: None, insists: false, upload: None }
     }
 
     /// Puts back what was read of it, in the order in which it came.
     pub fn unread(&mut self, mut pieces: Vec<Bytes>) {
         pieces.reverse();
         self.first.append(&mut pieces);
+    }
+
+    /// Has the waits for its client counted from now on.
+    pub fn timed(&mut self) -> Arc<Upload> {
+        self.upload.get_or_insert_default().clone()
     }
 }
 
@@ -57,7 +66,9 @@ impl Body for Received {
             return Poll::Ready(Some(Ok(Frame::data(piece))));
         }
         let Some(body) = &mut self.body else { return Poll::Ready(None) };
-        let mut frame = ready!(Pin::new(body).poll_frame(cx));
+        let looked = Pin::new(body).poll_frame(cx);
+        self.upload.iter().for_each(|upload| upload.looked(looked.is_ready()));
+        let mut frame = ready!(looked);
         match &mut frame {
             // Behind the body, a client may as little speak as a gateway as before it.
             Some(Ok(frame)) => frame.trailers_mut().into_iter().for_each(drop_internal),
@@ -84,6 +95,8 @@ impl Body for Received {
 
 impl Drop for Received {
     fn drop(&mut self) {
+        // Nobody waits for the client any more.
+        self.upload.iter().for_each(|upload| upload.looked(true));
         let Some(mut body) = self.body.take().filter(|body| self.insists && !body.is_end_stream()) else { return };
         let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
         runtime.spawn(tokio::time::timeout(LINGER, async move { while let Some(Ok(_)) = body.frame().await {} }));
@@ -92,6 +105,14 @@ impl Drop for Received {
 
 #[cfg(test)]
 mod tests {
+    use std::convert::Infallible;
+
+    use hyper::server::conn::http1;
+    use hyper::service::service_fn;
+    use hyper_util::rt::TokioIo;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::time::sleep;
+
     use super::*;
 
     #[tokio::test]
@@ -101,5 +122,36 @@ mod tests {
         assert_eq!((body.size_hint().exact(), body.is_end_stream()), (Some(3), false));
         assert_eq!(body.collect().await.unwrap().to_bytes(), "abc");
         assert!(Received::whole(&[]).is_end_stream());
+    }
+    #[tokio::test(start_paused = true)]
+    async fn the_time_that_a_client_takes_is_told_from_that_of_the_reader() {
+        let (mut client, server) = tokio::io::duplex(4096);
+        let (told, told_by) = tokio::sync::oneshot::channel();
+        let told = std::sync::Mutex::new(Some(told));
+        let service = service_fn(|request: Request<Incoming>| {
+            let mut body = Received::of(request).into_body();
+            let upload = body.timed();
+            told.lock().unwrap().take().map(|told| told.send(upload).ok());
+            async move {
+                // A reader that takes its time, before the first piece and behind the last.
+                sleep(Duration::from_secs(1)).await;
+                let read = body.collect().await.unwrap().to_bytes();
+                sleep(Duration::from_secs(3)).await;
+                Ok::<_, Infallible>(http::Response::new(http_body_util::Full::new(read)))
+            }
+        });
+        let served = http1::Builder::new().keep_alive(false).serve_connection(TokioIo::new(server), service);
+        let sends = async {
+            client.write_all(b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 4\r\n\r\nab").await.unwrap();
+            sleep(Duration::from_secs(6)).await;
+            client.write_all(b"cd").await.unwrap();
+            let mut answer = String::new();
+            client.read_to_string(&mut answer).await.unwrap();
+            assert!(answer.ends_with("abcd"), "{answer}");
+        };
+        let (served, ()) = tokio::join!(served, sends);
+        served.unwrap();
+        let waited = told_by.await.unwrap().waited();
+        assert!(waited.abs_diff(Duration::from_secs(5)) < Duration::from_millis(20), "{waited:?}");
     }
 }

@@ -22,6 +22,7 @@ use super::route::Route;
 use super::{Asked, DataPlane, answered, verdict};
 use crate::config::tenants::Tenant;
 use crate::dispatch::replicas::{self, Lost, Outcome, Replicas, Running, Won};
+use crate::dispatch::upload::Upload;
 use crate::error::{Error, Kind};
 use crate::fleet::upstream::{Answer, Outgoing, SendError, Upstream};
 use crate::fleet::wire::{self, Forwarded, Report};
@@ -58,8 +59,8 @@ struct Shared<'a> {
 enum Kept {
     /// All of it, for as many attempts as it takes: the pieces as they came, which all of them share.
     Whole(Arc<[Bytes]>),
-    /// Too large to be held: for one attempt, whichever takes it.
-    Once(Arc<Mutex<Option<Received>>>),
+    /// Too large to be held: for one attempt, whichever takes it. And the waits for it.
+    Once(Arc<Mutex<Option<Received>>>, Arc<Upload>),
 }
 
 /// Answers a call of `found`, here or elsewhere, or a read of its metadata or readiness elsewhere.
@@ -87,7 +88,7 @@ pub(super) async fn answer(
     };
     let (head, body) = request.into_parts();
     let is_call = matches!(route, Route::Infer(_) | Route::Guest(..));
-    let replicas = if is_call { found.replicas.clone() } else { found.for_reads() };
+    let replicas = if is_call { found.replicas.clone() } else { found.reads.clone() };
     let mut lease = Lease::new(plane.telemetry.clone(), &plane.config);
     let body = hold(body, &head.headers, fleet.config.hold, &mut lease, deadline).await?;
     let call = Call {
@@ -101,11 +102,13 @@ pub(super) async fn answer(
         request: Some(identity.request_id.clone()),
         tenant: Some(tenant.name.clone()),
     };
+    let upload = body.upload();
     let tenant = tenant.name.clone();
     let shared =
         Shared { plane, fleet, found, identity, replicas, route, tenant, head, body, rules, started, deadline };
     let shared = &shared;
-    let ended = replicas::run(&shared.replicas, call, |replica, attempt, _| shared.start(replica, attempt)).await;
+    let start = |replica, attempt, _| shared.start(replica, attempt);
+    let ended = replicas::run(&shared.replicas, call, upload, start).await;
     drop(lease);
     match ended {
         Ok(Won { answer: (mut response, place), attempts, stream, .. }) => {
@@ -160,7 +163,8 @@ async fn hold(
         }
     }
     body.unread(pieces);
-    Ok(Kept::Once(Arc::new(Mutex::new(Some(body)))))
+    let upload = body.timed();
+    Ok(Kept::Once(Arc::new(Mutex::new(Some(body))), upload))
 }
 
 /// Pieces as they are, unless a client made so many that they would take more than what is in them.
@@ -171,6 +175,16 @@ fn few(pieces: Vec<Bytes>, length: usize) -> Arc<[Bytes]> {
     let mut all = Vec::with_capacity(length);
     pieces.iter().for_each(|piece| all.extend_from_slice(piece));
     Arc::new([all.into()])
+}
+
+impl Kept {
+    /// The waits for the rest of it, where there is one.
+    fn upload(&self) -> Option<Arc<Upload>> {
+        match self {
+            Kept::Whole(_) => None,
+            Kept::Once(_, upload) => Some(upload.clone()),
+        }
+    }
 }
 
 type Ended<'a> = (Response<Body>, &'a Place);
@@ -229,7 +243,7 @@ impl<'a> Shared<'a> {
     async fn here(&'a self, served: Arc<Served>, place: &'a Place) -> Outcome<Ended<'a>> {
         let body = match &self.body {
             Kept::Whole(pieces) => Some(Received::whole(pieces)),
-            Kept::Once(body) => body.lock().unwrap_or_else(PoisonError::into_inner).take(),
+            Kept::Once(body, _) => body.lock().unwrap_or_else(PoisonError::into_inner).take(),
         };
         let Some(body) = body else { return Outcome::Reset };
         let mut request = Request::new(body);
@@ -264,7 +278,7 @@ impl<'a> Shared<'a> {
                 let Some(request) = self.to_peer(place, attempt) else { return Outcome::ConnectFailed };
                 let body = match &self.body {
                     Kept::Whole(pieces) => Outgoing::Whole(pieces.clone()),
-                    Kept::Once(body) => Outgoing::Once(body.clone()),
+                    Kept::Once(body, _) => Outgoing::Once(body.clone()),
                 };
                 peer.send(request, body).await.map(|(head, body)| (head, Answer::Peer(body)))
             }
@@ -272,7 +286,7 @@ impl<'a> Shared<'a> {
                 let Some(head) = self.to_foreign() else { return Outcome::ConnectFailed };
                 let body = || match &self.body {
                     Kept::Whole(pieces) => Some(Received::whole(pieces)),
-                    Kept::Once(body) => body.lock().unwrap_or_else(PoisonError::into_inner).take(),
+                    Kept::Once(body, _) => body.lock().unwrap_or_else(PoisonError::into_inner).take(),
                 };
                 server.send(head, body).await.map(|(head, body)| (head, Answer::Foreign(body)))
             }

@@ -52,6 +52,7 @@ fn event() -> impl Strategy<Value = Event> {
         Event::TimedOut,
         Event::Overflow,
         Event::Complete,
+        Event::Waited { client: SECOND },
         Event::Whole { bytes: 9 },
         Event::Head(Verdict::Answer),
         Event::Head(Verdict::Failed),

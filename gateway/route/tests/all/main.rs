@@ -4,3 +4,5 @@ mod attempts;
 mod choice;
 mod fleet;
 mod law;
+mod poison;
+mod upload;

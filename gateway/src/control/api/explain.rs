@@ -28,7 +28,7 @@ pub struct Hypothetical {
     allow: Option<String>,
     /// Jurisdictions that the request denies, with commas.
     deny: Option<String>,
-    /// The tenant whose request it is; everybody's when not given.
+    /// The tenant whose request it is; everybody's when not given. Only the operator may name one.
     tenant: Option<String>,
     /// Whether the request asks for a verified digest.
     #[serde(default)]
@@ -95,6 +95,7 @@ pub struct DecisionView {
     /// The request's id, which its answer has as `x-request-id`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub request: Option<String>,
+    /// Whose it is; only the operator is told.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tenant: Option<String>,
     /// The site that was asked; absent when none could be.
@@ -129,7 +130,9 @@ pub async fn explain(
     Path(model): Path<String>,
     Query(asked): Query<Hypothetical>,
 ) -> Response {
-    if let Err(error) = who.may(&model) {
+    // Who the tenants are is the operator's: a deployer neither hears their names nor finds them out.
+    let tenants = if asked.tenant.is_some() { who.may_all() } else { Ok(()) };
+    if let Err(error) = who.may(&model).and(tenants) {
         return fail_change(&error);
     }
     let not_found = |message: String| fail(Error::new(Kind::NotFound, message));
@@ -147,13 +150,13 @@ pub async fn explain(
             None => return not_found(format!("no tenant `{name}` has a key here")),
         },
     };
-    match answer(found, &tenant, &asked) {
+    match answer(found, &tenant, &asked, &who) {
         Ok(answer) => Json(answer).into_response(),
         Err(message) => fail(Error::new(Kind::InvalidInput, message)),
     }
 }
 
-fn answer(found: &Replicated, tenant: &Tenant, asked: &Hypothetical) -> Result<ExplainAnswer, String> {
+fn answer(found: &Replicated, tenant: &Tenant, asked: &Hypothetical, who: &Who) -> Result<ExplainAnswer, String> {
     let list = |text: &str| {
         let names = text.split(',').filter(|name| !name.trim().is_empty());
         names.map(|name| Jurisdiction::new(name).map_err(|e| e.to_string())).collect::<Result<Vec<_>, _>>()
@@ -173,6 +176,7 @@ fn answer(found: &Replicated, tenant: &Tenant, asked: &Hypothetical) -> Result<E
     let router = found.replicas.lock();
     let explained = router.explain(&call, now);
     let candidates: Vec<CandidateView> = explained.candidates.iter().map(|c| candidate(found, c)).collect();
+    let decisions = router.decisions().filter(about).map(|made| decision(&router, made, who, now)).collect();
     Ok(ExplainAnswer {
         model: found.model.clone(),
         version: found.version.clone(),
@@ -181,7 +185,7 @@ fn answer(found: &Replicated, tenant: &Tenant, asked: &Hypothetical) -> Result<E
         last_resort: explained.last_resort,
         budgets: router.budgets(),
         candidates,
-        decisions: router.decisions().filter(about).map(|made| decision(&router, made, now)).collect(),
+        decisions,
     })
 }
 
@@ -208,7 +212,7 @@ fn candidate(found: &Replicated, candidate: &windrose_route::Candidate) -> Candi
     }
 }
 
-fn decision(router: &Router, made: &Decision, now: Nanos) -> DecisionView {
+fn decision(router: &Router, made: &Decision, who: &Who, now: Nanos) -> DecisionView {
     let site = |id| router.replica(id).map_or_else(|| "gone".to_owned(), |replica| replica.site.name.to_string());
     let considered = |considered: &Considered| ConsideredView {
         site: site(considered.replica),
@@ -224,10 +228,34 @@ fn decision(router: &Router, made: &Decision, now: Nanos) -> DecisionView {
         ago_ms: millis(now.saturating_sub(made.at) as f64),
         purpose: purpose.into(),
         request: made.request.as_deref().map(str::to_owned),
-        tenant: made.tenant.as_deref().map(str::to_owned),
+        tenant: made.tenant.as_deref().filter(|_| who.may_all().is_ok()).map(str::to_owned),
         chosen: made.chosen.map(site),
         last_resort: made.last_resort,
         candidates: made.candidates,
         considered: made.considered.iter().flatten().map(considered).collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use windrose_engine::Isolation;
+    use windrose_route::{Attempts, Random, Settings};
+
+    use super::*;
+    use crate::config::deployers::{Deployer, Names};
+
+    #[test]
+    fn only_the_operator_is_told_whose_a_request_was() {
+        let mut router = Router::new(Settings::default(), Random::seeded(1));
+        let call = Call { tenant: Some("secret".into()), request: Some("id".into()), ..Call::until(SECOND) };
+        Attempts::new(call).poll(&mut router, 0);
+        let made = router.decisions().next().unwrap();
+        let told = |who: &Who| decision(&router, made, who, 0);
+        assert_eq!(told(&Who::Operator).tenant.as_deref(), Some("secret"));
+        let models = vec![Names::parse("*").unwrap()];
+        let deployer = Deployer { name: "acme".into(), models, isolation: Isolation::Process, grants: true };
+        let told = told(&Who::Deployer(Arc::new(deployer)));
+        assert_eq!((told.request.as_deref(), told.tenant.as_deref()), (Some("id"), None));
+        assert!(!serde_json::to_string(&told).unwrap().contains("secret"));
     }
 }
