@@ -8,6 +8,7 @@ mod addresses;
 pub mod catalog;
 pub mod certificate;
 pub(crate) mod follow;
+mod foreign;
 mod keeper;
 pub(crate) mod probe;
 mod table;

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulConnection;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::again::Again;
+use super::unread::{Paced, Streams, Taken};
 use super::unreadable::{Refuse, Watched};
 use super::{DataPlane, oip};
 
@@ -112,10 +113,14 @@ async fn connection(stream: TcpStream, plane: Arc<DataPlane>, shutdown: Cancella
         },
         () = shutdown.cancelled() => return,
     };
-    let header_timeout = plane.config.header_timeout;
+    let (header_timeout, write_timeout) = (plane.config.header_timeout, plane.config.write_timeout);
+    let stream = Taken::new(stream, write_timeout);
     let ended = if http2 {
-        let service = service_fn(move |request| super::handle(plane.clone(), request));
-        let connection = http2::Builder::new(TokioExecutor::new())
+        let service = service_fn(move |request| {
+            let answer = super::handle(plane.clone(), request);
+            async move { answer.await.map(|answer| answer.map(Paced::new)) }
+        });
+        let connection = http2::Builder::new(Streams(write_timeout))
             .timer(TokioTimer::new())
             .max_concurrent_streams(MAX_STREAMS)
             .max_header_list_size(READ_HEADERS)
