@@ -76,6 +76,11 @@ impl Error {
         Error { kind, message: message.into(), detail: None, retry_after: None }
     }
 
+    /// Bodies hold all the memory that they may.
+    pub fn no_memory() -> Error {
+        Error::new(Kind::Overloaded, "the memory for bodies of requests and answers is full")
+    }
+
     /// A head that is no request, by the status that hyper has for it.
     pub fn unreadable(status: Option<StatusCode>) -> Error {
         match status {
@@ -251,6 +256,7 @@ impl From<CodecError> for Error {
         match error {
             CodecError::Malformed(message) => Error::new(Kind::Malformed, message),
             CodecError::Invalid(message) => Error::new(Kind::InvalidInput, message),
+            CodecError::NoMemory => Error::no_memory(),
         }
     }
 }

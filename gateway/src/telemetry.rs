@@ -58,7 +58,7 @@ pub struct ConnectionMetrics {
     pub open: AtomicI64,
     /// Accepted so far.
     pub accepted: AtomicU64,
-    /// Bytes of request bodies that are held now.
+    /// Bytes of bodies that are held now, of requests and of answers.
     pub body_bytes: AtomicU64,
 }
 
@@ -472,7 +472,7 @@ impl Scrape {
             ("windrose_connections_open", "Connections to the data listener", self.open),
             (
                 "windrose_body_bytes_held",
-                "Bytes of request bodies in memory",
+                "Bytes of request bodies, and of answers not taken yet, in memory",
                 i64::try_from(self.body_bytes).unwrap_or(i64::MAX),
             ),
         ];

@@ -2,6 +2,7 @@
 
 use windrose_engine::{Dim, GraphSpec, Tensor, TensorSpec};
 
+use super::clipped;
 use crate::request::Request;
 
 /// Checks names, types, ranks and dimensions of the inputs, and the names of the outputs asked for. The message of an
@@ -10,6 +11,7 @@ pub(super) fn check(spec: &GraphSpec, request: &Request) -> Result<(), String> {
     let mut symbols = Symbols::default();
     for (name, tensor) in &request.inputs {
         let Some(declared) = spec.inputs.iter().find(|i| i.name == *name) else {
+            let name = clipped(name);
             return Err(format!("input {name:?} is not one of the model's: {}", names(&spec.inputs)));
         };
         check_input(declared, tensor, &mut symbols)?;
@@ -21,7 +23,10 @@ pub(super) fn check(spec: &GraphSpec, request: &Request) -> Result<(), String> {
         }
     }
     match request.outputs.iter().find(|name| spec.outputs.iter().all(|o| o.name != **name)) {
-        Some(unknown) => Err(format!("output {unknown:?} is not one of the model's: {}", names(&spec.outputs))),
+        Some(unknown) => {
+            let unknown = clipped(unknown);
+            Err(format!("output {unknown:?} is not one of the model's: {}", names(&spec.outputs)))
+        }
         None => Ok(()),
     }
 }
@@ -149,6 +154,8 @@ mod tests {
     fn what_does_not_fit_is_named() {
         let a = |shape: &[usize]| Tensor::from_vec(shape, vec![0f32; shape.iter().product()]).unwrap();
         assert_eq!(error(|r| r.inputs[0].0 = "x".into()), r#"input "x" is not one of the model's: "a", "b", "c", "d""#);
+        let long = error(|r| r.inputs[0].0 = "x".repeat(1_000));
+        assert_eq!(long.matches('x').count(), 128);
         assert_eq!(error(|r| drop(r.inputs.remove(1))), "input \"a\" is missing");
         assert_eq!(error(|r| r.inputs[0].1 = a(&[3])), "input \"b\": datatype is FP32, declared is INT64");
         assert_eq!(

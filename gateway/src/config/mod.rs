@@ -283,6 +283,7 @@ fn validate(written: Written, environment: &[(String, String)]) -> Result<Config
             max_body: in_memory(written.data.max_body, "data.max_body")?,
             max_body_total: in_memory(written.data.max_body_total, "data.max_body_total")?,
             header_timeout: span(written.data.header_timeout, "data.header_timeout")?,
+            write_timeout: span(written.data.write_timeout, "data.write_timeout")?,
             max_connections: positive(written.data.max_connections, "data.max_connections")?,
             drain: need(written.data.drain, "data.drain")?.0,
         },

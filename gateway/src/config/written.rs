@@ -56,10 +56,13 @@ table! {
         listen: String = "\"127.0.0.1:8000\"",
         /// The largest request body, after decompression as well as before.
         max_body: Size = "\"64MiB\"",
-        /// What all request bodies together may hold in memory; further ones are refused.
+        /// What bodies together may hold in memory, of requests and of answers that clients have not taken yet; further requests
+        /// are refused.
         max_body_total: Size = "\"1GiB\"",
         /// How long a client may take to send the head of a request, and how long a connection may be idle.
         header_timeout: Span = "\"75s\"",
+        /// How long a client may take nothing of its answer, before its connection is closed, or over HTTP/2 its stream reset.
+        write_timeout: Span = "\"60s\"",
         /// Connections at the same time; further ones wait to be accepted.
         max_connections: usize = "8192",
         /// How long requests in flight may go on after SIGTERM.

@@ -59,6 +59,12 @@ impl Addresses {
         self.found.borrow_and_update().clone()
     }
 
+    /// The one whose turn it is, in turns without end.
+    pub fn at(&self, turn: usize) -> Option<SocketAddr> {
+        let found = self.found.borrow();
+        found.get(turn.checked_rem(found.len())?).copied()
+    }
+
     /// Whether this address is one of them.
     pub fn have(&self, address: &SocketAddr) -> bool {
         self.found.borrow().contains(address)

@@ -8,6 +8,7 @@ mod addresses;
 pub mod catalog;
 pub mod certificate;
 pub(crate) mod follow;
+mod foreign;
 mod keeper;
 mod laws;
 pub(crate) mod probe;

@@ -1,42 +1,24 @@
 //! Connections to other sites: a few HTTP/2 connections to each peer, kept open and watched, and a pool of HTTP/1.1
-//! connections to each foreign server.
+//! connections to each foreign server (`foreign.rs`).
 
-use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
 
 use bytes::Bytes;
 use h2::{Reason, RecvStream, SendStream};
-use http::header::{HOST, HeaderValue};
 use http::{Request, response};
 use http_body::Body;
 use http_body_util::BodyExt;
-use hyper::client::conn::http1;
-use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{Notify, watch};
-use tokio::time::{Instant, timeout};
-use tokio_rustls::TlsConnector;
-use tokio_rustls::rustls::ClientConfig;
 use tokio_util::sync::CancellationToken;
 
 use super::addresses::Addresses;
-use super::keeper::{CONNECT, CONNECTIONS, Keeper, Pool, dial};
+pub use super::foreign::{Foreign, ForeignBody};
+use super::keeper::{CONNECTIONS, Keeper, Pool};
 use super::tls::Identity;
 use super::wire;
 use crate::http::Received;
-
-/// Idle connections to a foreign server that are kept.
-const IDLE: usize = 64;
-
-/// How long a connection to a foreign server may wait for its next request. Servers close what is idle, uvicorn and Node
-/// after 5 s; a request that is on its way in that moment is lost, and cannot be sent again where its model may act outside.
-const WAITS: Duration = Duration::from_secs(4);
-
-/// How long a connection to a foreign server gets new requests after it has shown its certificate.
-const SHOWN: Duration = Duration::from_secs(60);
 
 /// Why there is no answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,8 +50,8 @@ pub enum Outgoing {
 pub enum Answer {
     /// From a peer.
     Peer(RecvStream),
-    /// From a foreign server; the connection is kept once it has ended.
-    Foreign(hyper::body::Incoming),
+    /// From a foreign server.
+    Foreign(ForeignBody),
 }
 
 /// How one site is reached.
@@ -90,28 +72,6 @@ pub struct Peer {
     spoken: AtomicU64,
     /// They are two.
     stale: Notify,
-}
-
-/// The connections to a foreign server.
-pub struct Foreign {
-    /// What it is called: the first address as it was written.
-    name: String,
-    addresses: Addresses,
-    tls: Option<Arc<ClientConfig>>,
-    /// The one that was used last at the end.
-    idle: Arc<Mutex<Vec<Idle>>>,
-    next: AtomicUsize,
-}
-
-/// A connection that waits for a request.
-struct Idle {
-    /// Where it leads.
-    address: SocketAddr,
-    sender: http1::SendRequest<Received>,
-    /// When the server's certificate was looked at.
-    since: Instant,
-    /// When it was last known to be in use.
-    used: Instant,
 }
 
 // === impl Peer ===
@@ -260,129 +220,6 @@ async fn stream_body(stream: &mut SendStream<Bytes>, mut body: Received) -> Resu
     stream.send_data(Bytes::new(), true).map_err(|_| SendError::Reset)
 }
 
-// === impl Foreign ===
-
-impl Foreign {
-    /// A pool without connections. `name` is the host and port that requests name; `tls` is `None` where plain text was
-    /// asked for.
-    pub fn new(name: String, addresses: Addresses, tls: Option<Arc<ClientConfig>>) -> Foreign {
-        let idle: Arc<Mutex<Vec<Idle>>> = Arc::default();
-        if addresses.can_change() {
-            tokio::spawn(purge(addresses.clone(), Arc::downgrade(&idle)));
-        }
-        Foreign { name, addresses, tls, idle, next: AtomicUsize::new(0) }
-    }
-
-    /// Sends a request and waits for the head of its answer. A dropped future closes the connection.
-    ///
-    /// # Errors
-    /// As [`SendError`] says.
-    pub async fn send(
-        &self,
-        head: Request<()>,
-        body: impl FnOnce() -> Option<Received>,
-    ) -> Result<(response::Parts, hyper::body::Incoming), SendError> {
-        let mut open = match self.pooled() {
-            Some(idle) => idle,
-            None => {
-                // In a box of its own: it is large and rare, and would be part of every attempt.
-                timeout(CONNECT, Box::pin(self.connect())).await.unwrap_or_else(|_| Err("timed out".into())).map_err(
-                    |error| {
-                        tracing::debug!(error, "could not connect to a foreign server");
-                        self.addresses.doubt();
-                        SendError::Connect
-                    },
-                )?
-            }
-        };
-        open.sender.ready().await.map_err(|_| SendError::Connect)?;
-        let (mut head, ()) = head.into_parts();
-        head.headers.insert(HOST, HeaderValue::from_str(&self.name).map_err(|_| SendError::Connect)?);
-        let request = Request::from_parts(head, body().ok_or(SendError::Reset)?);
-        let answer = open.sender.send_request(request).await;
-        let (head, body) = answer
-            .map_err(|error| match error {
-                _ if error.is_canceled() => SendError::Refused,
-                _ if error.is_user() => SendError::Body,
-                _ => SendError::Reset,
-            })?
-            .into_parts();
-        // It takes the next request once this answer has been read; until then it is not ready, and is passed by.
-        let mut idle = lock(&self.idle);
-        if idle.len() < IDLE && self.addresses.have(&open.address) {
-            open.used = Instant::now();
-            idle.push(open);
-        }
-        Ok((head, body))
-    }
-
-    /// The one that was used last of those that are ready: the server is the least likely to close it just now.
-    fn pooled(&self) -> Option<Idle> {
-        let now = Instant::now();
-        let mut idle = lock(&self.idle);
-        idle.retain_mut(|idle| {
-            if !idle.sender.is_ready() {
-                idle.used = now;
-            }
-            // Its certificate may expire: it shows it again now and then.
-            let is_new = self.tls.is_none() || now - idle.since < SHOWN;
-            !idle.sender.is_closed() && is_new && now - idle.used < WAITS
-        });
-        let ready = idle.iter().rposition(|idle| idle.sender.is_ready())?;
-        Some(idle.remove(ready))
-    }
-
-    /// Connects to the address whose turn it is, or to the next that can be reached.
-    async fn connect(&self) -> Result<Idle, String> {
-        let addresses = self.addresses.clone().now();
-        let turn = self.next.fetch_add(1, Ordering::Relaxed);
-        let mut last = "no address".to_owned();
-        for step in 0..addresses.len() {
-            let address = addresses[turn.wrapping_add(step) % addresses.len()];
-            match self.open(address).await {
-                Ok(sender) => {
-                    let now = Instant::now();
-                    return Ok(Idle { address, sender, since: now, used: now });
-                }
-                Err(error) => last = error,
-            }
-        }
-        Err(last)
-    }
-
-    async fn open(&self, address: SocketAddr) -> Result<http1::SendRequest<Received>, String> {
-        let tcp = dial(address).await?;
-        let Some(tls) = &self.tls else { return start(tcp).await };
-        let host = self.name.rsplit_once(':').map_or(self.name.as_str(), |(host, _)| host).to_owned();
-        let name = host.try_into().map_err(|_| "no name for a certificate".to_owned())?;
-        let tls = TlsConnector::from(tls.clone()).connect(name, tcp).await;
-        start(tls.map_err(|error| error.to_string())?).await
-    }
-}
-
-/// Drops what waits for requests at addresses that the server no longer has.
-async fn purge(mut addresses: Addresses, idle: Weak<Mutex<Vec<Idle>>>) {
-    loop {
-        addresses.changed().await;
-        let Some(idle) = idle.upgrade() else { return };
-        let now = addresses.now();
-        lock(&idle).retain(|idle| now.contains(&idle.address));
-    }
-}
-
-fn lock(idle: &Mutex<Vec<Idle>>) -> MutexGuard<'_, Vec<Idle>> {
-    idle.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-async fn start<S>(stream: S) -> Result<http1::SendRequest<Received>, String>
-where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
-    let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(|error| error.to_string())?;
-    tokio::spawn(connection);
-    Ok(sender)
-}
-
 // === impl Answer ===
 
 impl Answer {
@@ -413,82 +250,5 @@ impl Answer {
     /// The next piece of the body.
     pub async fn data(&mut self) -> Option<Result<Bytes, SendError>> {
         std::future::poll_fn(|cx| self.poll_data(cx)).await
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::convert::Infallible;
-
-    use hyper::server::conn::http1 as server;
-    use hyper::service::service_fn;
-    use tokio::net::TcpListener;
-    use tokio::sync::Barrier;
-
-    use super::*;
-
-    /// A server that tells a request the number of its connection; the first `together` of them get their answers together.
-    async fn numbering(together: usize) -> Foreign {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap().to_string();
-        let barrier = Arc::new(Barrier::new(together));
-        tokio::spawn(async move {
-            for number in 0.. {
-                let (tcp, _) = listener.accept().await.unwrap();
-                let (barrier, asked) = (barrier.clone(), AtomicUsize::new(0));
-                let service = service_fn(move |_| {
-                    let (barrier, first) = (barrier.clone(), asked.fetch_add(1, Ordering::Relaxed) == 0);
-                    async move {
-                        if first && number < together {
-                            barrier.wait().await;
-                        }
-                        Ok::<_, Infallible>(http::Response::new(number.to_string()))
-                    }
-                });
-                tokio::spawn(server::Builder::new().serve_connection(TokioIo::new(tcp), service));
-            }
-        });
-        Foreign::new(address.clone(), Addresses::of("site", &[address]), None)
-    }
-
-    /// Sends a request, and says which connection carried it once that may carry the next.
-    async fn ask(server: &Foreign) -> usize {
-        let request = Request::get("/").body(()).unwrap();
-        let (_, body) = server.send(request, || Some(Received::whole(&[]))).await.unwrap();
-        let number = body.collect().await.unwrap().to_bytes();
-        tokio::time::sleep(Duration::from_millis(10)).await;
-        std::str::from_utf8(&number).unwrap().parse().unwrap()
-    }
-
-    #[tokio::test]
-    async fn the_connection_that_was_used_last_is_used_next() {
-        let server = numbering(3).await;
-        let (a, b, c) = tokio::join!(ask(&server), ask(&server), ask(&server));
-        assert_eq!([a, b, c].into_iter().sum::<usize>(), 3);
-        let last = ask(&server).await;
-        for _ in 0..4 {
-            assert_eq!(ask(&server).await, last);
-        }
-        assert_eq!(lock(&server.idle).len(), 3);
-    }
-
-    #[tokio::test]
-    async fn a_connection_that_waited_too_long_gets_no_request() {
-        let server = numbering(2).await;
-        tokio::join!(ask(&server), ask(&server));
-        let pass = async |span: Duration| {
-            tokio::time::pause();
-            tokio::time::advance(span).await;
-            tokio::time::resume();
-        };
-        let used = ask(&server).await;
-        pass(WAITS * 3 / 4).await;
-        assert_eq!(ask(&server).await, used);
-        // Time enough for the other one, and not for this.
-        pass(WAITS / 2).await;
-        assert_eq!(ask(&server).await, used);
-        assert_eq!(lock(&server.idle).len(), 1);
-        pass(WAITS).await;
-        assert_eq!(ask(&server).await, 2);
     }
 }

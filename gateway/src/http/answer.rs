@@ -13,7 +13,8 @@ use http_body::{Body as _, Frame, SizeHint};
 use windrose_sandbox::{CallError, HttpBody};
 
 use super::coding::{Coding, compress};
-use super::oip;
+use super::lease::Lease;
+use super::{DataPlane, oip};
 use crate::admit::Place;
 use crate::dispatch::replicas::Stream;
 use crate::error::{Error, Kind};
@@ -124,6 +125,18 @@ impl Body {
     pub fn goes_to_peer(&mut self) {
         if let Body::Guest(guest) = self {
             guest.to_peer = true;
+        }
+    }
+
+    /// Counts what is in memory of it from now on, until the client has taken it.
+    pub fn count(&mut self, plane: &DataPlane) {
+        let held = match self {
+            Body::Pieces(pieces) => &mut pieces.rest,
+            Body::Remote(remote) => &mut remote.first,
+            Body::Guest(_) => return,
+        };
+        for piece in held {
+            *piece = Lease::of_answer(plane, std::mem::take(piece));
         }
     }
 

@@ -2,8 +2,6 @@
 
 use std::future::{Future, poll_fn};
 use std::pin::pin;
-use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::task::Poll;
 use std::time::Instant;
 
@@ -16,45 +14,16 @@ use tokio::sync::Semaphore;
 
 use super::HttpConfig;
 use super::coding::{self, Coding, Refused};
+use super::lease::Lease;
 use super::received::Received;
 use crate::error::{Error, Kind};
-use crate::telemetry::Telemetry;
 
 /// The most that is reserved on a client's word alone, bytes.
 const TRUSTED_LENGTH: u64 = 1 << 20;
 
-/// Bodies that are decompressed at the same time, in the whole process.
+/// Bodies that are decompressed at the same time, in the whole process: a decoder of zstd has a window of its own, of up to
+/// 64 MiB, which is not counted.
 static DECOMPRESSING: Semaphore = Semaphore::const_new(8);
-
-/// Bytes of bodies that a request holds, counted against the total of all; given back when dropped.
-pub(super) struct Lease {
-    telemetry: Arc<Telemetry>,
-    max_total: usize,
-    held: usize,
-}
-
-impl Lease {
-    /// Holds nothing yet.
-    pub fn new(telemetry: Arc<Telemetry>, config: &HttpConfig) -> Lease {
-        Lease { telemetry, max_total: config.max_body_total, held: 0 }
-    }
-
-    /// Holds `bytes` more.
-    pub fn grow(&mut self, bytes: usize) -> Result<(), Error> {
-        let total = self.telemetry.connections.body_bytes.fetch_add(bytes as u64, Ordering::Relaxed) + bytes as u64;
-        self.held += bytes;
-        if total > self.max_total as u64 {
-            return Err(Error::new(Kind::Overloaded, "request bodies fill the memory that is set aside for them"));
-        }
-        Ok(())
-    }
-}
-
-impl Drop for Lease {
-    fn drop(&mut self) {
-        self.telemetry.connections.body_bytes.fetch_sub(self.held as u64, Ordering::Relaxed);
-    }
-}
 
 /// Reads a body whole and decompresses it.
 ///
@@ -69,6 +38,8 @@ pub(super) async fn read(
 ) -> Result<Bytes, Error> {
     let coding = content_coding(headers)?;
     let max = config.max_body;
+    // Also one without a body makes an answer.
+    lease.grow(0)?;
     if body.size_hint().lower() > max as u64 {
         return Err(too_large(max));
     }
@@ -76,14 +47,14 @@ pub(super) async fn read(
         .await
         .unwrap_or_else(|| Err(Error::new(Kind::Deadline, "the deadline passed before the body had arrived")))?;
     let Some(coding) = coding else { return Ok(received) };
-    // What comes out is counted when it is there: only so many do it at a time.
     let turn = before(deadline, DECOMPRESSING.acquire()).await;
     let _turn = turn.ok_or_else(|| Error::new(Kind::Deadline, "the deadline passed before the body was read"))?;
     // Decompressing is work without a pause; it must not hold up the other requests of this thread.
-    let plain = tokio::task::spawn_blocking(move || decompress(coding, &received, max))
-        .await
-        .map_err(|e| Error::new(Kind::Internal, "internal error").with_detail(e.to_string()))??;
-    lease.grow(plain.len())?;
+    let mut own = lease.another();
+    let plain = tokio::task::spawn_blocking(move || decompress(coding, &received, max, &mut own).map(|all| (all, own)));
+    let (plain, own) =
+        plain.await.map_err(|e| Error::new(Kind::Internal, "internal error").with_detail(e.to_string()))??;
+    lease.absorb(own);
     Ok(plain)
 }
 
@@ -149,10 +120,11 @@ fn content_coding(headers: &HeaderMap) -> Result<Option<Coding>, Error> {
     })
 }
 
-/// Decompresses to at most `max` bytes.
-fn decompress(coding: Coding, body: &[u8], max: usize) -> Result<Bytes, Error> {
-    coding::decompress(coding, body, max).map_err(|refused| match refused {
+/// Decompresses to at most `max` bytes, which the lease holds.
+fn decompress(coding: Coding, body: &[u8], max: usize, lease: &mut Lease) -> Result<Bytes, Error> {
+    coding::decompress(coding, body, max, &mut |bytes| lease.grow(bytes).is_ok()).map_err(|refused| match refused {
         Refused::TooLarge => too_large(max),
+        Refused::NoMemory => Error::no_memory(),
         Refused::Malformed(error) => {
             Error::new(Kind::Malformed, format!("body: is not {}", coding.name())).with_detail(error.to_string())
         }
@@ -161,13 +133,40 @@ fn decompress(coding: Coding, body: &[u8], max: usize) -> Result<Bytes, Error> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::lease::tests::{held, plane};
     use super::*;
 
     #[test]
     fn what_is_refused_of_a_compressed_body_has_its_kind() {
         let packed = coding::compress(Coding::Gzip, &[Bytes::from_static(b"hello")]).unwrap();
-        assert_eq!(decompress(Coding::Gzip, &packed, 5).unwrap(), "hello");
-        assert_eq!(decompress(Coding::Gzip, &packed, 4).unwrap_err().kind, Kind::TooLarge);
-        assert_eq!(decompress(Coding::Gzip, b"hello", 5).unwrap_err().kind, Kind::Malformed);
+        let plane = plane(10);
+        let decompress = |body: &[u8], max, lease: &mut Lease| decompress(Coding::Gzip, body, max, lease);
+        assert_eq!(decompress(&packed, 5, &mut Lease::new(&plane)).unwrap(), "hello");
+        assert_eq!(decompress(&packed, 4, &mut Lease::new(&plane)).unwrap_err().kind, Kind::TooLarge);
+        assert_eq!(decompress(b"hello", 5, &mut Lease::new(&plane)).unwrap_err().kind, Kind::Malformed);
+        let mut others = Lease::new(&plane);
+        others.grow(8).unwrap();
+        assert_eq!(decompress(&packed, 5, &mut Lease::new(&plane)).unwrap_err().kind, Kind::Overloaded);
+        assert_eq!(held(&plane), 8);
+    }
+
+    /// What is counted is what there is, however much more comes out than went in.
+    #[tokio::test]
+    async fn a_small_body_that_becomes_a_large_one_is_refused_before_it_is_there() {
+        let packed: Bytes = coding::compress(Coding::Zstd, &[vec![0; 4 << 20].into()]).unwrap().into();
+        let mut headers = HeaderMap::new();
+        headers.insert(CONTENT_ENCODING, http::HeaderValue::from_static("zstd"));
+        let later = Instant::now() + std::time::Duration::from_secs(60);
+        for (memory, fits) in [(9 << 20, true), (4 << 20, false), (1 << 20, false)] {
+            let plane = plane(memory);
+            let mut lease = Lease::new(&plane);
+            let body = Received::whole(std::slice::from_ref(&packed));
+            match read(&headers, body, &plane.config, &mut lease, later).await {
+                Ok(plain) => assert!(fits && held(&plane) >= plain.len() as u64),
+                Err(error) => assert!(!fits && error.kind == Kind::Overloaded, "{memory}: {error:?}"),
+            }
+            drop(lease);
+            assert_eq!(held(&plane), 0);
+        }
     }
 }

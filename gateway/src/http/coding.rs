@@ -7,6 +7,9 @@ use bytes::Bytes;
 /// The largest window that a zstd body may ask for, as a power of two.
 const ZSTD_WINDOW_LOG: u32 = 26;
 
+/// How much room is made at first for what is decompressed, bytes.
+const FIRST_STEP: usize = 16 << 10;
+
 /// A compression of bodies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Coding {
@@ -68,32 +71,53 @@ impl Coding {
 pub enum Refused {
     /// It is more than may be.
     TooLarge,
+    /// There is no memory for it now.
+    NoMemory,
     /// It is not what its headers say.
     Malformed(std::io::Error),
 }
 
-/// Decompresses to at most `max` bytes.
+/// Decompresses to at most `max` bytes. `memory` is asked for every bit of memory before it is taken.
 ///
 /// # Errors
 /// As [`Refused`] says.
-pub fn decompress(coding: Coding, body: &[u8], max: usize) -> Result<Bytes, Refused> {
-    let limit = max as u64 + 1;
-    let mut out = Vec::new();
-    let read = match coding {
-        Coding::Gzip => flate2::bufread::MultiGzDecoder::new(body).take(limit).read_to_end(&mut out),
+pub fn decompress(
+    coding: Coding,
+    body: &[u8],
+    max: usize,
+    memory: &mut dyn FnMut(usize) -> bool,
+) -> Result<Bytes, Refused> {
+    match coding {
+        Coding::Gzip => read(flate2::bufread::MultiGzDecoder::new(body), max, memory),
         // Some clients send the bare stream where the name means one in zlib's frame.
-        Coding::Deflate if is_zlib(body) => flate2::bufread::ZlibDecoder::new(body).take(limit).read_to_end(&mut out),
-        Coding::Deflate => flate2::bufread::DeflateDecoder::new(body).take(limit).read_to_end(&mut out),
-        Coding::Zstd => zstd::stream::read::Decoder::with_buffer(body).and_then(|mut decoder| {
-            decoder.window_log_max(ZSTD_WINDOW_LOG)?;
-            decoder.take(limit).read_to_end(&mut out)
-        }),
-    };
-    read.map_err(Refused::Malformed)?;
-    if out.len() > max {
-        return Err(Refused::TooLarge);
+        Coding::Deflate if is_zlib(body) => read(flate2::bufread::ZlibDecoder::new(body), max, memory),
+        Coding::Deflate => read(flate2::bufread::DeflateDecoder::new(body), max, memory),
+        Coding::Zstd => {
+            let mut decoder = zstd::stream::read::Decoder::with_buffer(body).map_err(Refused::Malformed)?;
+            decoder.window_log_max(ZSTD_WINDOW_LOG).map_err(Refused::Malformed)?;
+            read(decoder, max, memory)
+        }
     }
-    Ok(out.into())
+}
+
+/// Reads to the end. What holds it grows to twice its size each time.
+fn read(mut from: impl Read, max: usize, memory: &mut dyn FnMut(usize) -> bool) -> Result<Bytes, Refused> {
+    let mut out: Vec<u8> = Vec::new();
+    loop {
+        let step = out.len().max(FIRST_STEP).min(max - out.len());
+        if step > 0 && !memory(step) {
+            return Err(Refused::NoMemory);
+        }
+        out.reserve_exact(step);
+        let read = from.by_ref().take(step as u64).read_to_end(&mut out).map_err(Refused::Malformed)?;
+        if read < step {
+            return Ok(out.into());
+        }
+        if out.len() == max {
+            let over = from.read(&mut [0]).map_err(Refused::Malformed)?;
+            return if over > 0 { Err(Refused::TooLarge) } else { Ok(out.into()) };
+        }
+    }
 }
 
 fn is_zlib(body: &[u8]) -> bool {
@@ -130,6 +154,34 @@ pub fn compress(coding: Coding, parts: &[Bytes]) -> std::io::Result<Vec<u8>> {
 mod tests {
     use super::*;
 
+    fn whole(coding: Coding, body: &[u8], max: usize) -> Result<Bytes, Refused> {
+        decompress(coding, body, max, &mut |_| true)
+    }
+
+    #[test]
+    fn memory_is_asked_for_before_it_is_taken_and_never_more_than_the_bound() {
+        let packed = compress(Coding::Zstd, &[vec![0; 1 << 20].into()]).unwrap();
+        for (room, max) in [(0, 1 << 20), (FIRST_STEP, 1 << 20), ((1 << 20) - 1, 1 << 20), (100, 0)] {
+            let mut asked = 0;
+            let refused = decompress(Coding::Zstd, &packed, max, &mut |bytes| {
+                asked += bytes;
+                asked <= room
+            });
+            match refused.unwrap_err() {
+                Refused::NoMemory => assert!(asked > room && asked <= (2 * room).max(FIRST_STEP), "{asked} of {room}"),
+                Refused::TooLarge => assert_eq!((max, asked), (0, 0)),
+                Refused::Malformed(error) => panic!("{error}"),
+            }
+        }
+        let mut asked = 0;
+        let count = &mut |bytes: usize| {
+            asked += bytes;
+            true
+        };
+        assert_eq!(decompress(Coding::Zstd, &packed, 1 << 20, count).unwrap().len(), 1 << 20);
+        assert_eq!(asked, 1 << 20);
+    }
+
     #[test]
     fn bodies_round_trip_within_their_bound() {
         let plain: Bytes = (0..100_000u32).flat_map(|i| (i % 251).to_le_bytes()).collect::<Vec<_>>().into();
@@ -137,12 +189,12 @@ mod tests {
             let parts = [plain.slice(..1000), plain.slice(1000..)];
             let packed = compress(coding, &parts).unwrap();
             assert!(packed.len() < plain.len() / 4);
-            assert_eq!(decompress(coding, &packed, plain.len()).unwrap(), plain);
-            let over = decompress(coding, &packed, plain.len() - 1).unwrap_err();
+            assert_eq!(whole(coding, &packed, plain.len()).unwrap(), plain);
+            let over = whole(coding, &packed, plain.len() - 1).unwrap_err();
             assert!(matches!(over, Refused::TooLarge));
-            let cut = decompress(coding, &packed[..packed.len() / 2], plain.len()).unwrap_err();
+            let cut = whole(coding, &packed[..packed.len() / 2], plain.len()).unwrap_err();
             assert!(matches!(cut, Refused::Malformed(_)), "{coding:?}");
-            let other = decompress(coding, b"not compressed", 100).unwrap_err();
+            let other = whole(coding, b"not compressed", 100).unwrap_err();
             assert!(matches!(other, Refused::Malformed(_)), "{coding:?}");
         }
     }
@@ -152,7 +204,7 @@ mod tests {
         use std::io::Write;
         let mut encoder = flate2::write::DeflateEncoder::new(Vec::new(), flate2::Compression::default());
         encoder.write_all(b"hello").unwrap();
-        assert_eq!(decompress(Coding::Deflate, &encoder.finish().unwrap(), 100).unwrap(), "hello");
+        assert_eq!(whole(Coding::Deflate, &encoder.finish().unwrap(), 100).unwrap(), "hello");
     }
 
     #[test]

@@ -6,8 +6,9 @@ use http_body_util::{BodyExt, Limited};
 use windrose_sandbox::{HttpBody, ModuleKind};
 
 use super::answer::{self, Body};
-use super::body::{self, Lease};
+use super::body;
 use super::infer::{Call, shorter, timeout_header};
+use super::lease::Lease;
 use super::received::Received;
 use crate::admit;
 use crate::dispatch;
@@ -83,7 +84,7 @@ async fn command(
     }
     timing.header = shorter(timing.header, timeout_header(request.headers())?);
     let (head, incoming) = request.into_parts();
-    let mut lease = Lease::new(plane.telemetry.clone(), &plane.config);
+    let mut lease = Lease::new(plane);
     let arrives_until = admit::deadline(&served, timing);
     let stdin = body::read(&head.headers, incoming, &plane.config, &mut lease, arrives_until).await?;
     let received = stdin.len();

@@ -9,8 +9,9 @@ use http::{Request, Response};
 
 use super::DataPlane;
 use super::answer::{self, Body};
-use super::body::{self, Lease};
+use super::body;
 use super::identity::Identity;
+use super::lease::Lease;
 use super::oip::{self, AnswerFormat, Decoded, Envelope};
 use super::received::Received;
 use crate::admit::{self, Timing};
@@ -60,10 +61,10 @@ pub(super) async fn answer(
     let (head, incoming) = request.into_parts();
     timing.header = shorter(timing.header, timeout_header(&head.headers)?);
     let json_length = json_length(&head.headers)?;
-    let mut lease = Lease::new(plane.telemetry.clone(), &plane.config);
+    let mut lease = Lease::new(plane);
     let body = body::read(&head.headers, incoming, &plane.config, &mut lease, arrives_until(&served, timing)).await?;
     track.received(body.len());
-    let decoded = decode(body, json_length).await?;
+    let decoded = decode(body, json_length, &mut lease).await?;
     timing.dialect = decoded.timeout;
     let Decoded { mut request, format, .. } = decoded;
     check_format(&served, &request.outputs, &format)?;
@@ -102,12 +103,21 @@ fn message(encoded: oip::Encoded) -> Response<Body> {
     response
 }
 
-async fn decode(body: Bytes, json_length: Option<usize>) -> Result<Decoded, Error> {
-    if json_length.unwrap_or(body.len()) <= LONG {
-        return Ok(oip::decode_request(&body, json_length)?);
+/// Decodes a body; the lease holds what comes of it as well.
+async fn decode(body: Bytes, json_length: Option<usize>, lease: &mut Lease) -> Result<Decoded, Error> {
+    let is_short = json_length.unwrap_or(body.len()) <= LONG;
+    let decode = move |lease: &mut Lease| {
+        oip::decode_request(&body, json_length, &mut |bytes| lease.grow(bytes).is_ok()).map_err(Error::from)
+    };
+    if is_short {
+        return decode(lease);
     }
-    let decoded = tokio::task::spawn_blocking(move || oip::decode_request(&body, json_length)).await;
-    Ok(decoded.map_err(|e| Error::new(Kind::Internal, "internal error").with_detail(e.to_string()))??)
+    let mut own = lease.another();
+    let decoded = tokio::task::spawn_blocking(move || decode(&mut own).map(|decoded| (decoded, own))).await;
+    let (decoded, own) =
+        decoded.map_err(|e| Error::new(Kind::Internal, "internal error").with_detail(e.to_string()))??;
+    lease.absorb(own);
+    Ok(decoded)
 }
 
 /// Refuses an output that the asked form cannot carry, before it is computed.

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulConnection;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -19,6 +19,7 @@ use tokio_util::task::TaskTracker;
 use super::again::Again;
 use super::begun::Begun;
 use super::turns::Turns;
+use super::unread::{Paced, Streams, Taken};
 use super::unreadable::{Refuse, Watched};
 use super::{DataPlane, oip};
 
@@ -142,7 +143,7 @@ async fn connection(stream: TcpStream, plane: Arc<DataPlane>, shutdown: Cancella
     let _open = Open::new(plane.clone());
     // Answers are written whole; waiting for more would only delay them.
     let _ = stream.set_nodelay(true);
-    let begins = tokio::time::timeout(plane.config.header_timeout, Begun::read(stream));
+    let begins = tokio::time::timeout(plane.config.header_timeout, Begun::read(Taken::new(stream, plane.config.write_timeout)));
     let stream = tokio::select! {
         begins = begins => match begins {
             Ok(Ok(stream)) => stream,
@@ -161,18 +162,18 @@ async fn connection(stream: TcpStream, plane: Arc<DataPlane>, shutdown: Cancella
 
 /// Ends by itself once no stream was open for as long as a connection may be idle.
 async fn speak_http2(
-    stream: Begun<TcpStream>,
+    stream: Begun<Taken>,
     plane: Arc<DataPlane>,
     shutdown: CancellationToken,
 ) -> Result<(), hyper::Error> {
-    let idle = plane.config.header_timeout;
+    let (idle, patience) = (plane.config.header_timeout, plane.config.write_timeout);
     let streams = Arc::<Turns>::default();
     let turns = streams.clone();
     let service = service_fn(move |request| {
         let (turn, answer) = (turns.begin(), super::handle(plane.clone(), request));
-        async move { answer.await.map(|answer| turn.tie(answer)) }
+        async move { answer.await.map(|answer| turn.tie(answer.map(Paced::new))) }
     });
-    let connection = http2::Builder::new(TokioExecutor::new())
+    let connection = http2::Builder::new(Streams(patience))
         .timer(TokioTimer::new())
         .max_concurrent_streams(MAX_STREAMS)
         .max_header_list_size(READ_HEADERS)
@@ -199,7 +200,7 @@ async fn speak_http2(
 }
 
 async fn speak_http1(
-    stream: Begun<TcpStream>,
+    stream: Begun<Taken>,
     plane: Arc<DataPlane>,
     shutdown: CancellationToken,
 ) -> Result<(), hyper::Error> {

@@ -6,8 +6,10 @@ mod begun;
 mod body;
 mod coding;
 mod guest;
+mod held;
 pub(crate) mod identity;
 mod infer;
+mod lease;
 pub(crate) mod listener;
 mod metadata;
 pub mod oip;
@@ -17,6 +19,7 @@ mod remote;
 mod route;
 mod stats;
 pub(crate) mod turns;
+mod unread;
 pub(crate) mod unreadable;
 mod verdict;
 
@@ -50,10 +53,12 @@ use crate::telemetry::{Telemetry, Track};
 pub struct HttpConfig {
     /// Bytes of one request body, compressed and decompressed.
     pub max_body: usize,
-    /// Bytes of all request bodies that are held at the same time.
+    /// Bytes of bodies that are held at the same time: of requests, and of answers that clients have not taken yet.
     pub max_body_total: usize,
     /// How long a client may take to send the head of a request, and how long a connection may be idle.
     pub header_timeout: Duration,
+    /// How long a client may take nothing of its answer.
+    pub write_timeout: Duration,
     /// How long requests in flight may take to finish once the shutdown has begun.
     pub drain: Duration,
     /// Connections at the same time; more wait in the kernel's queue.
@@ -81,6 +86,7 @@ impl Default for HttpConfig {
             max_body: 64 << 20,
             max_body_total: 1 << 30,
             header_timeout: Duration::from_secs(75),
+            write_timeout: Duration::from_secs(60),
             drain: Duration::from_secs(30),
             max_connections: 8192,
         }
@@ -165,6 +171,7 @@ async fn handle(plane: Arc<DataPlane>, request: Request<Incoming>) -> Answer {
         },
     };
     identity.stamp(response.headers_mut());
+    response.body_mut().count(&plane);
     tracing::debug!(
         target: "windrose::access",
         request_id = &*identity.request_id,
@@ -220,9 +227,9 @@ async fn called(
 ) -> Response<Body> {
     let refused = |error: &Error| failed(plane.telemetry.track(None, started), error, identity);
     wire::drop_internal(request.headers_mut());
-    let found = admit::find(&plane.current.load(), target.model, target.version);
+    let find = || admit::find(&plane.current.load(), target.model, target.version);
     let Some(fleet) = plane.fleet.get() else {
-        let lawful = found.and_then(|served| admit::check_law(&served, tenant, request.headers()).map(|()| served));
+        let lawful = find().and_then(|served| admit::check_law(&served, tenant, request.headers()).map(|()| served));
         return match lawful {
             Ok(served) => {
                 answered(plane, served, route.rest(), (request, identity, started), Asked::by_client(tenant)).await
@@ -232,7 +239,7 @@ async fn called(
     };
     let table = table(plane, fleet);
     let Some(replicated) = table.find(target.model, target.version) else {
-        return refused(&found.err().unwrap_or_else(|| Error::new(Kind::NotReady, "the model is being published")));
+        return refused(&find().err().unwrap_or_else(|| Error::new(Kind::NotReady, "the model is being published")));
     };
     // In a box, as everything that a call here does not need: hyper moves the future of every request.
     match Box::pin(remote::answer(plane, fleet, tenant, replicated, route, (request, identity, started))).await {

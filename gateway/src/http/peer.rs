@@ -130,7 +130,7 @@ async fn handle(peer: Arc<Peer>, request: Request<Incoming>) -> Answer {
     }
     let started = Instant::now();
     let uri = request.uri().clone();
-    Ok(match uri.path() {
+    let mut response = match uri.path() {
         CATALOG => peer.catalog(uri.query()).await,
         LOAD => peer.load(),
         path if path.starts_with(GOLDEN) => peer.golden(&path[GOLDEN.len()..]).await,
@@ -139,7 +139,9 @@ async fn handle(peer: Arc<Peer>, request: Request<Incoming>) -> Answer {
             let identity = Identity::of(request.headers());
             peer.forwarded(request, &identity, started).await
         }
-    })
+    };
+    response.body_mut().count(&peer.plane);
+    Ok(response)
 }
 
 impl Peer {

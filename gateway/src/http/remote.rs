@@ -14,9 +14,11 @@ use http_body_util::BodyExt;
 use windrose_route::{AttemptId, Call, Hedging, Reason, ReplicaId, Rules, Source, Verdict};
 
 use super::answer::{self, Body};
-use super::body::{Lease, before};
+use super::body::before;
+use super::held::Held;
 use super::identity::Identity;
 use super::infer::timeout_header;
+use super::lease::Lease;
 use super::received::Received;
 use super::route::Route;
 use super::{Asked, DataPlane, answered, verdict};
@@ -34,9 +36,6 @@ use crate::telemetry::Attempt;
 const SITE: HeaderName = HeaderName::from_static("windrose-site");
 /// How many attempts there were.
 const ATTEMPTS: HeaderName = HeaderName::from_static("windrose-attempts");
-
-/// Pieces of a body that are kept as they came.
-const PIECES: usize = 64;
 
 /// A call, as its attempts share it.
 struct Shared<'a> {
@@ -89,7 +88,7 @@ pub(super) async fn answer(
     let (head, body) = request.into_parts();
     let is_call = matches!(route, Route::Infer(_) | Route::Guest(..));
     let replicas = if is_call { found.replicas.clone() } else { found.reads.clone() };
-    let mut lease = Lease::new(plane.telemetry.clone(), &plane.config);
+    let mut lease = Lease::new(plane);
     let body = hold(body, &head.headers, fleet.config.hold, &mut lease, deadline).await?;
     let call = Call {
         rules: rules.clone(),
@@ -146,35 +145,23 @@ async fn hold(
         return Ok(Kept::Whole(Arc::default()));
     }
     let declared: Option<u64> = headers.get(CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse().ok());
-    let mut pieces: Vec<Bytes> = Vec::new();
-    let mut length = 0;
+    let mut held = Held::default();
     while declared.unwrap_or(0) <= bound as u64 {
         let frame = before(deadline, body.frame()).await;
         let frame =
             frame.ok_or_else(|| Error::new(Kind::Deadline, "the deadline passed before the body had arrived"))?;
-        let Some(frame) = frame else { return Ok(Kept::Whole(few(pieces, length))) };
+        let Some(frame) = frame else { return Ok(Kept::Whole(held.pieces().into())) };
         let frame = frame.map_err(|e| Error::new(Kind::Malformed, "body: broke off").with_detail(e.to_string()))?;
         let Some(data) = frame.into_data().ok().filter(|data| !data.is_empty()) else { continue };
-        length += data.len();
         lease.grow(data.len())?;
-        pieces.push(data);
-        if length > bound {
+        held.push(data);
+        if held.length() > bound {
             break;
         }
     }
-    body.unread(pieces);
+    body.unread(held.pieces());
     let upload = body.timed();
     Ok(Kept::Once(Arc::new(Mutex::new(Some(body))), upload))
-}
-
-/// Pieces as they are, unless a client made so many that they would take more than what is in them.
-fn few(pieces: Vec<Bytes>, length: usize) -> Arc<[Bytes]> {
-    if pieces.len() <= PIECES {
-        return pieces.into();
-    }
-    let mut all = Vec::with_capacity(length);
-    pieces.iter().for_each(|piece| all.extend_from_slice(piece));
-    Arc::new([all.into()])
 }
 
 impl Kept {
@@ -321,27 +308,31 @@ impl<'a> Shared<'a> {
         let bound = self.fleet.config.hold;
         let events =
             head.headers.get(CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"text/event-stream"));
-        let mut pieces = Vec::new();
-        let mut length = 0;
-        let held = loop {
-            if events || declared.unwrap_or(0) > bound as u64 || length > bound {
+        let (mut held, mut lease) = (Held::default(), Lease::new(self.plane));
+        // Where there is no memory to hold it in, it is passed on as it comes.
+        let mut may_hold = !events && declared.unwrap_or(0) <= bound as u64;
+        let is_whole = loop {
+            if !may_hold {
                 break false;
             }
             match body.data().await {
-                None if declared.is_some_and(|d| d != length as u64) && self.head.method != http::Method::HEAD => {
+                None if declared.is_some_and(|d| d != held.length() as u64)
+                    && self.head.method != http::Method::HEAD =>
+                {
                     return Outcome::Cut;
                 }
                 None => break true,
                 Some(Err(SendError::Module)) => return broke_off(place),
                 Some(Err(_)) => return Outcome::Cut,
                 Some(Ok(piece)) => {
-                    length += piece.len();
-                    pieces.push(piece);
+                    may_hold = lease.grow(piece.len()).is_ok();
+                    held.push(piece);
+                    may_hold &= held.length() <= bound;
                 }
             }
         };
-        let whole = held.then_some(length as u64);
-        let body = if held { Body::pieces(pieces) } else { Body::remote(pieces, body, declared) };
+        let whole = is_whole.then_some(held.length() as u64);
+        let body = if is_whole { Body::pieces(held.pieces()) } else { Body::remote(held.pieces(), body, declared) };
         let mut response = Response::new(body);
         *response.status_mut() = head.status;
         *response.headers_mut() = head.headers;

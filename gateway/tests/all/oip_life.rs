@@ -1,6 +1,7 @@
 //! Time, load, disconnects, the end of the process, and what is counted of it all.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -14,7 +15,7 @@ use tokio::task::JoinHandle;
 use windrose::http::HttpConfig;
 use windrose::snapshot::Snapshot;
 
-use crate::setup::{Gateway, Model};
+use crate::setup::{Answer, Gateway, Model, infer_request};
 
 /// A request that keeps the engine busy for as many turns of a loop.
 fn turns(turns: i64) -> String {
@@ -194,6 +195,100 @@ async fn an_http2_client_that_does_not_go_is_left() {
     assert!(ended.is_ok(), "{said:?}");
 }
 
+/// An inference whose answer is as long as its binary input: 16 MiB, more than the kernel takes for a connection.
+fn large() -> Request<Bytes> {
+    let values = 4 << 20;
+    let size = values * 4;
+    let input = json!({"name": "x", "shape": [values], "datatype": "FP32", "parameters": {"binary_data_size": size}});
+    let text = json!({"inputs": [input], "parameters": {"binary_data_output": true}}).to_string();
+    let body = [text.as_bytes(), &vec![0; size]].concat();
+    infer_request("id", body, &[("inference-header-content-length", &text.len().to_string())])
+}
+
+/// A gateway with memory for one such body, and the part of it that is held.
+async fn with_little_memory() -> Gateway {
+    let config =
+        HttpConfig { write_timeout: Duration::from_secs(2), max_body_total: 24 << 20, ..HttpConfig::default() };
+    Gateway::with(&[Model::new("id", "1", "identity_fp32")], config).await
+}
+
+fn held(gateway: &Gateway) -> u64 {
+    gateway.telemetry.connections.body_bytes.load(Ordering::Relaxed)
+}
+
+async fn until(what: &str, is_so: impl Fn() -> bool) {
+    let waits = async {
+        while !is_so() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), waits).await.unwrap_or_else(|_| panic!("{what}"));
+}
+
+/// While an answer waits to be read, others are refused what would be too much; then it is let go.
+async fn others_pay_until_it_is_let_go(gateway: &Gateway) {
+    assert!(held(gateway) >= 16 << 20, "{}", held(gateway));
+    let answer = gateway.send(large()).await;
+    answer.error(429, "overloaded");
+    assert_eq!(answer.header("retry-after"), "1");
+    until("the answer is let go", || held(gateway) == 0).await;
+    let answer = gateway.send(large()).await;
+    assert_eq!((answer.status.as_u16(), answer.body.len() > 16 << 20), (200, true));
+    until("it was read", || held(gateway) == 0).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_that_nobody_reads_takes_memory_for_a_while_only() {
+    let gateway = with_little_memory().await;
+    let stream = TcpStream::connect(gateway.address).await.unwrap();
+    let (mut client, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
+    tokio::spawn(connection);
+    let mut request = large().map(Full::new);
+    request.headers_mut().insert("host", "test".parse().unwrap());
+    // Its head has been read, and with it as much of its body as came along.
+    let unread = client.send_request(request).await.unwrap();
+    others_pay_until_it_is_let_go(&gateway).await;
+    assert!(unread.collect().await.is_err());
+    until("the connection has ended", || gateway.telemetry.connections.open.load(Ordering::Relaxed) == 0).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_that_nobody_reads_takes_memory_for_a_while_only() {
+    let gateway = with_little_memory().await;
+    let stream = TcpStream::connect(gateway.address).await.unwrap();
+    let mut builder = hyper::client::conn::http2::Builder::new(TokioExecutor::new());
+    builder.initial_stream_window_size(64 << 10).initial_connection_window_size(1 << 20);
+    let (mut client, connection) = builder.handshake(TokioIo::new(stream)).await.unwrap();
+    tokio::spawn(connection);
+    let mut at_gateway = |request: Request<Bytes>| {
+        let mut request = request.map(Full::new);
+        *request.uri_mut() = format!("http://{}{}", gateway.address, request.uri()).parse().unwrap();
+        client.send_request(request)
+    };
+    let unread = at_gateway(large()).await.unwrap();
+    assert_eq!(unread.status(), 200);
+    others_pay_until_it_is_let_go(&gateway).await;
+    let error = unread.collect().await.unwrap_err();
+    let error = std::error::Error::source(&error).and_then(|error| error.downcast_ref::<h2::Error>()).unwrap();
+    assert_eq!(error.reason(), Some(h2::Reason::CANCEL));
+    // The connection goes on.
+    let answer = Answer::read(at_gateway(large()).await.unwrap()).await;
+    assert_eq!((answer.status.as_u16(), answer.body.len() > 16 << 20), (200, true));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tensors_of_short_json_are_refused_before_they_take_too_much() {
+    let gateway = with_little_memory().await;
+    let body = |values: usize| {
+        let data = vec!["0"; values].join(",");
+        format!(r#"{{"inputs":[{{"name":"x","shape":[{values}],"datatype":"FP32","data":[{data}]}}]}}"#)
+    };
+    // 2 bytes of text make 4 of the tensor: 3 times as much as came.
+    gateway.infer("id", body(4 << 20)).await.error(429, "overloaded");
+    until("what was refused is let go", || held(&gateway) == 0).await;
+    assert_eq!(gateway.infer("id", body(2 << 20)).await.status, 200);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn too_many_calls_are_refused_once_it_is_known_that_none_ends_soon() {
     let gateway = Gateway::start(&[slow(2)]).await;
@@ -354,6 +449,7 @@ async fn metric_names_are_a_contract() {
     let mut stream = TcpStream::connect(gateway.address).await.unwrap();
     stream.write_all(b"nonsense\r\n\r\n").await.unwrap();
     stream.read_to_end(&mut Vec::new()).await.unwrap();
+    until("all answers are read", || held(&gateway) == 0).await;
     let text = gateway.telemetry.encode();
     for line in [
         r#"windrose_requests_total{model="id",version="1",kind="ok"} 1"#,

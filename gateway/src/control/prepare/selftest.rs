@@ -72,7 +72,7 @@ async fn infer(
     input: &Bytes,
     context: &CallContext,
 ) -> Result<Vec<(String, Tensor)>, PrepareError> {
-    let decoded = oip::decode_request(input, None).map_err(|error| refuse(format!("input: {error}")))?;
+    let decoded = oip::decode_request(input, None, &mut |_| true).map_err(|error| refuse(format!("input: {error}")))?;
     let request = decoded.request;
     check_inputs(signature, &request.inputs)?;
     let request = InferRequest { inputs: request.inputs, outputs: request.outputs, parameters: request.parameters };

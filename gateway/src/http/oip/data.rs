@@ -1,11 +1,12 @@
 //! The `data` of a tensor in JSON: numbers, booleans and strings, parsed straight into the tensor's memory.
 //!
-//! The elements may come flat or nested as the shape says. Memory grows with the elements that are really there, and
-//! never beyond what the shape asks for.
+//! The elements may come flat or nested as the shape says. Memory is taken once, for as many elements as there can be in the
+//! text, and never for more than the shape asks for.
 
 use bytes::Bytes;
 use windrose_engine::{DataType, Tensor, TensorError};
 
+use super::Memory;
 use super::json::{Cursor, Syntax, write_string};
 use super::number::{Number, NumberFault};
 
@@ -19,6 +20,8 @@ pub(super) enum DataFault {
     Syntax(Syntax),
     /// JSON that does not fit type or shape.
     Invalid(String),
+    /// There is no memory for it now.
+    NoMemory,
 }
 
 impl From<Syntax> for DataFault {
@@ -41,42 +44,50 @@ pub(super) fn element_count(datatype: DataType, shape: &[usize]) -> Option<usize
     Some(count)
 }
 
-/// Parses the `data` at the cursor as a tensor.
-pub(super) fn parse(cursor: &mut Cursor, datatype: DataType, shape: Box<[usize]>) -> Result<Tensor, DataFault> {
+/// Parses the `data` at the cursor as a tensor, which takes `memory`.
+pub(super) fn parse(
+    cursor: &mut Cursor,
+    datatype: DataType,
+    shape: Box<[usize]>,
+    memory: Memory,
+) -> Result<Tensor, DataFault> {
     match datatype {
         DataType::Bool => {
-            let bools: Bools = walk(cursor, datatype, &shape)?;
+            let bools: Bools = walk(cursor, datatype, &shape, memory)?;
             Ok(Tensor::new(datatype, shape, bools.0.into())?)
         }
         DataType::Bytes => {
-            let strings: Strings = walk(cursor, datatype, &shape)?;
+            let strings: Strings = walk(cursor, datatype, &shape, memory)?;
             Ok(Tensor::new(datatype, shape, strings.0.into())?)
         }
-        DataType::Uint8 => numbers::<u8>(cursor, shape),
-        DataType::Uint16 => numbers::<u16>(cursor, shape),
-        DataType::Uint32 => numbers::<u32>(cursor, shape),
-        DataType::Uint64 => numbers::<u64>(cursor, shape),
-        DataType::Int8 => numbers::<i8>(cursor, shape),
-        DataType::Int16 => numbers::<i16>(cursor, shape),
-        DataType::Int32 => numbers::<i32>(cursor, shape),
-        DataType::Int64 => numbers::<i64>(cursor, shape),
-        DataType::Fp32 => numbers::<f32>(cursor, shape),
-        DataType::Fp64 => numbers::<f64>(cursor, shape),
+        DataType::Uint8 => numbers::<u8>(cursor, shape, memory),
+        DataType::Uint16 => numbers::<u16>(cursor, shape, memory),
+        DataType::Uint32 => numbers::<u32>(cursor, shape, memory),
+        DataType::Uint64 => numbers::<u64>(cursor, shape, memory),
+        DataType::Int8 => numbers::<i8>(cursor, shape, memory),
+        DataType::Int16 => numbers::<i16>(cursor, shape, memory),
+        DataType::Int32 => numbers::<i32>(cursor, shape, memory),
+        DataType::Int64 => numbers::<i64>(cursor, shape, memory),
+        DataType::Fp32 => numbers::<f32>(cursor, shape, memory),
+        DataType::Fp64 => numbers::<f64>(cursor, shape, memory),
         DataType::Fp16 | DataType::Bf16 => {
             Err(DataFault::Invalid(format!("{datatype} has no JSON form: send it as binary data")))
         }
     }
 }
 
-fn numbers<T: Number>(cursor: &mut Cursor, shape: Box<[usize]>) -> Result<Tensor, DataFault> {
-    let values: Vec<T> = walk(cursor, T::DATATYPE, &shape)?;
+fn numbers<T: Number>(cursor: &mut Cursor, shape: Box<[usize]>, memory: Memory) -> Result<Tensor, DataFault> {
+    let values: Vec<T> = walk(cursor, T::DATATYPE, &shape, memory)?;
     Ok(Tensor::from_vec(shape, values)?)
 }
 
 /// What takes elements one by one.
 trait Sink: Sized {
-    /// With room for so many elements.
-    fn with_capacity(elements: usize) -> Self;
+    /// The room that so many elements take at most, bytes. The first is at the cursor.
+    fn room(elements: usize, cursor: &Cursor) -> usize;
+
+    /// With this room.
+    fn with_room(bytes: usize) -> Self;
 
     /// Takes the element at the cursor.
     fn element(&mut self, cursor: &mut Cursor) -> Result<(), Element>;
@@ -100,8 +111,12 @@ enum Element {
 }
 
 impl<T: Number> Sink for Vec<T> {
-    fn with_capacity(elements: usize) -> Vec<T> {
-        Vec::with_capacity(elements)
+    fn room(elements: usize, _: &Cursor) -> usize {
+        elements.saturating_mul(size_of::<T>())
+    }
+
+    fn with_room(bytes: usize) -> Vec<T> {
+        Vec::with_capacity(bytes / size_of::<T>())
     }
 
     #[inline]
@@ -126,8 +141,12 @@ impl<T: Number> Sink for Vec<T> {
 struct Bools(Vec<u8>);
 
 impl Sink for Bools {
-    fn with_capacity(elements: usize) -> Bools {
-        Bools(Vec::with_capacity(elements))
+    fn room(elements: usize, _: &Cursor) -> usize {
+        elements
+    }
+
+    fn with_room(bytes: usize) -> Bools {
+        Bools(Vec::with_capacity(bytes))
     }
 
     fn element(&mut self, cursor: &mut Cursor) -> Result<(), Element> {
@@ -140,21 +159,32 @@ impl Sink for Bools {
     }
 }
 
+/// What the length of a string takes, bytes.
+const LENGTH: usize = 4;
+
 /// Byte strings in a tensor's layout: a length and the bytes, each.
 struct Strings(Vec<u8>);
 
 impl Sink for Strings {
-    fn with_capacity(elements: usize) -> Strings {
-        Strings(Vec::with_capacity(elements.saturating_mul(8)))
+    /// Unescaped, no string is longer than in the text.
+    fn room(elements: usize, cursor: &Cursor) -> usize {
+        let left = cursor.bytes().len() - cursor.position();
+        // What is malformed is said in its place.
+        let length = cursor.clone().skip().map_or(left, <[u8]>::len);
+        length.saturating_add(elements.min(length / 2).saturating_mul(LENGTH))
+    }
+
+    fn with_room(bytes: usize) -> Strings {
+        Strings(Vec::with_capacity(bytes))
     }
 
     fn element(&mut self, cursor: &mut Cursor) -> Result<(), Element> {
         let raw = cursor.raw_string().map_err(Element::Syntax)?;
         let start = self.0.len();
-        self.0.extend_from_slice(&[0; 4]);
+        self.0.extend_from_slice(&[0; LENGTH]);
         raw.append_to(&mut self.0).map_err(Element::Syntax)?;
-        let length = u32::try_from(self.0.len() - start - 4).map_err(|_| Element::TooLong)?;
-        self.0[start..start + 4].copy_from_slice(&length.to_le_bytes());
+        let length = u32::try_from(self.0.len() - start - LENGTH).map_err(|_| Element::TooLong)?;
+        self.0[start..start + LENGTH].copy_from_slice(&length.to_le_bytes());
         Ok(())
     }
 }
@@ -178,11 +208,15 @@ struct Walk<'s> {
 }
 
 /// Takes every element of the array at the cursor, flat or nested, in order.
-fn walk<S: Sink>(cursor: &mut Cursor, datatype: DataType, shape: &[usize]) -> Result<S, DataFault> {
+fn walk<S: Sink>(cursor: &mut Cursor, datatype: DataType, shape: &[usize], memory: Memory) -> Result<S, DataFault> {
     let expected = element_count(datatype, shape)
         .ok_or_else(|| DataFault::Invalid(format!("the shape {shape:?} has too many elements")))?;
     // Each element takes at least two bytes of text.
-    let mut sink = S::with_capacity(expected.min((cursor.bytes().len() - cursor.position()) / 2 + 1));
+    let room = S::room(expected.min((cursor.bytes().len() - cursor.position()) / 2 + 1), cursor);
+    if !memory(room) {
+        return Err(DataFault::NoMemory);
+    }
+    let mut sink = S::with_room(room);
     let mut walk =
         Walk { datatype, shape, expected, count: 0, depth: 0, items: [0; MAX_RANK + 2], leaf: 0, empty: false };
     if cursor.peek() != b'[' {

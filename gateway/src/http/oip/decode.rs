@@ -1,6 +1,7 @@
 //! Bodies to requests and answers.
 
 use std::borrow::Cow;
+use std::collections::HashSet;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -9,7 +10,7 @@ use windrose_engine::{DataType, Tensor};
 use super::data::{self, DataFault, MAX_RANK};
 use super::json::{Cursor, Syntax};
 use super::number;
-use super::{AnswerFormat, CodecError, Decoded, Envelope};
+use super::{AnswerFormat, CodecError, Decoded, Envelope, Memory};
 use crate::request::{Parameter, Response};
 
 /// Inputs or outputs of one body.
@@ -17,6 +18,9 @@ const MAX_TENSORS: usize = 1024;
 
 /// Members of one `parameters` object.
 const MAX_PARAMETERS: usize = 256;
+
+/// The longest name of a tensor or of a parameter, bytes.
+const MAX_NAME: usize = 1024;
 
 type Result<T> = std::result::Result<T, CodecError>;
 
@@ -62,13 +66,13 @@ impl<'a> Place<'a> {
 
 impl std::fmt::Display for Place<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(if self.list.is_empty() { "request" } else { self.list })?;
+        f.write_str(if self.list.is_empty() { "request" } else { clipped(self.list) })?;
         if let Some(index) = self.index {
             write!(f, "[{index}]")?;
         }
         for part in [self.member, self.inner] {
             if !part.is_empty() {
-                write!(f, ".{part}")?;
+                write!(f, ".{}", clipped(part))?;
             }
         }
         Ok(())
@@ -95,17 +99,24 @@ enum ItemData {
     Parsed(Tensor),
 }
 
+/// What tensors are made of, beside the JSON.
+struct Source<'m> {
+    /// The binary data that is left.
+    rest: Bytes,
+    memory: Memory<'m>,
+}
+
 /// See [`super::decode_request`].
-pub(super) fn request(body: &Bytes, json_length: Option<usize>) -> Result<Decoded> {
-    let (json, binary) = split(body, json_length)?;
+pub(super) fn request(body: &Bytes, json_length: Option<usize>, memory: Memory) -> Result<Decoded> {
+    let (json, rest) = split(body, json_length)?;
     let mut cursor = Cursor::new(json);
     let mut decoded = Decoded::default();
     let (mut inputs, mut seen_outputs, mut seen_parameters) = (None, false, false);
-    let mut rest = binary;
+    let mut source = Source { rest, memory };
     object(&mut cursor, Place::of(""), |cursor, key| {
         match key {
             "id" => once(Place::of("id"), &mut decoded.request.id, optional_text(cursor, Place::of("id"))?)?,
-            "inputs" => once(Place::of("inputs"), &mut inputs, tensors(cursor, Place::of("inputs"), &mut rest)?)?,
+            "inputs" => once(Place::of("inputs"), &mut inputs, tensors(cursor, Place::of("inputs"), &mut source)?)?,
             "outputs" => {
                 flag_once(Place::of("outputs"), &mut seen_outputs)?;
                 outputs(cursor, &mut decoded)?;
@@ -120,7 +131,7 @@ pub(super) fn request(body: &Bytes, json_length: Option<usize>) -> Result<Decode
         Ok(())
     })?;
     cursor.end().map_err(|s| Place::of("").syntax(s))?;
-    surplus(&rest)?;
+    surplus(&source.rest)?;
     decoded.request.inputs = inputs.ok_or_else(|| Place::of("inputs").invalid("is missing"))?;
     take_protocol_parameters(&mut decoded)?;
     Ok(decoded)
@@ -128,7 +139,8 @@ pub(super) fn request(body: &Bytes, json_length: Option<usize>) -> Result<Decode
 
 /// See [`super::decode_response`].
 pub(super) fn response(body: &Bytes, json_length: Option<usize>) -> Result<(Envelope, Response)> {
-    let (json, mut rest) = split(body, json_length)?;
+    let (json, rest) = split(body, json_length)?;
+    let mut source = Source { rest, memory: &mut |_| true };
     let mut cursor = Cursor::new(json);
     let (mut envelope, mut response) = (Envelope::default(), Response::default());
     let (mut name, mut outputs) = (None, None);
@@ -140,13 +152,13 @@ pub(super) fn response(body: &Bytes, json_length: Option<usize>) -> Result<(Enve
             }
             "id" => once(Place::of(key), &mut envelope.id, optional_text(cursor, Place::of(key))?)?,
             "parameters" => response.parameters = parameters(cursor, Place::of("parameters"))?,
-            "outputs" => once(Place::of(key), &mut outputs, tensors(cursor, Place::of("outputs"), &mut rest)?)?,
+            "outputs" => once(Place::of(key), &mut outputs, tensors(cursor, Place::of("outputs"), &mut source)?)?,
             _ => skip(cursor, Place::of(key))?,
         }
         Ok(())
     })?;
     cursor.end().map_err(|s| Place::of("").syntax(s))?;
-    surplus(&rest)?;
+    surplus(&source.rest)?;
     response.outputs = outputs.ok_or_else(|| Place::of("outputs").invalid("is missing"))?;
     envelope.model_name = name.unwrap_or_default();
     Ok((envelope, response))
@@ -266,27 +278,53 @@ fn optional_text(cursor: &mut Cursor, place: Place) -> Result<Option<String>> {
     text(cursor, place).map(|t| Some(t.into_owned()))
 }
 
+/// A name that is no longer than names may be.
+fn name<'a>(cursor: &mut Cursor<'a>, place: Place) -> Result<Cow<'a, str>> {
+    let name = text(cursor, place)?;
+    check_name(place, &name)?;
+    Ok(name)
+}
+
+fn check_name(place: Place, name: &str) -> Result<()> {
+    if name.len() > MAX_NAME {
+        return Err(place.invalid(format!("{:?}... is longer than the {MAX_NAME} bytes of a name", clipped(name))));
+    }
+    Ok(())
+}
+
+/// Notes a name that may appear once.
+fn unique<'a>(place: Place, seen: &mut HashSet<Cow<'a, str>>, name: Cow<'a, str>) -> Result<()> {
+    match seen.replace(name) {
+        None => Ok(()),
+        Some(name) => Err(place.member("name").invalid(format!("{:?} appears twice", clipped(&name)))),
+    }
+}
+
 /// `inputs` of a request or `outputs` of an answer.
-fn tensors(cursor: &mut Cursor, place: Place, rest: &mut Bytes) -> Result<Vec<(String, Tensor)>> {
-    let mut tensors: Vec<(String, Tensor)> = Vec::new();
+fn tensors(cursor: &mut Cursor, place: Place, source: &mut Source) -> Result<Vec<(String, Tensor)>> {
+    let (mut tensors, mut seen) = (Vec::new(), HashSet::new());
     array(cursor, place, MAX_TENSORS, |cursor, index| {
         let place = place.item(index);
         let mut item = Item::default();
-        object(cursor, place, |cursor, key| member(cursor, place, key, &mut item))?;
-        let (name, tensor) = finish(cursor, place, item, rest)?;
-        if tensors.iter().any(|(other, _)| *other == name) {
-            return Err(place.member("name").invalid(format!("{name:?} appears twice")));
-        }
-        tensors.push((name, tensor));
+        object(cursor, place, |cursor, key| member(cursor, place, key, &mut item, source))?;
+        let (name, tensor) = finish(cursor, place, item, source)?;
+        unique(place, &mut seen, name.clone())?;
+        tensors.push((name.into_owned(), tensor));
         Ok(())
     })?;
     Ok(tensors)
 }
 
 /// One member of an input or output.
-fn member<'a>(cursor: &mut Cursor<'a>, place: Place, key: &str, item: &mut Item<'a>) -> Result<()> {
+fn member<'a>(
+    cursor: &mut Cursor<'a>,
+    place: Place,
+    key: &str,
+    item: &mut Item<'a>,
+    source: &mut Source,
+) -> Result<()> {
     match key {
-        "name" => once(place.member("name"), &mut item.name, text(cursor, place.member("name"))?),
+        "name" => once(place.member("name"), &mut item.name, name(cursor, place.member("name"))?),
         "datatype" => once(place.member("datatype"), &mut item.datatype, datatype(cursor, place)?),
         "shape" => once(place.member("shape"), &mut item.shape, shape(cursor, place)?),
         "parameters" => {
@@ -300,7 +338,8 @@ fn member<'a>(cursor: &mut Cursor<'a>, place: Place, key: &str, item: &mut Item<
             }
             if let (Some(datatype), true) = (item.datatype, item.shape.is_some()) {
                 let shape = item.shape.clone().unwrap_or_default();
-                item.data = ItemData::Parsed(parse_data(cursor, place, datatype, shape, item.name.as_deref())?);
+                let name = item.name.as_deref().unwrap_or_default();
+                item.data = ItemData::Parsed(parse_data(cursor, place, name, (datatype, shape), source)?);
             } else {
                 cursor.peek();
                 item.data = ItemData::Later(cursor.position());
@@ -313,7 +352,7 @@ fn member<'a>(cursor: &mut Cursor<'a>, place: Place, key: &str, item: &mut Item<
 }
 
 /// The tensor of a complete item.
-fn finish(cursor: &Cursor, place: Place, item: Item, rest: &mut Bytes) -> Result<(String, Tensor)> {
+fn finish<'a>(cursor: &Cursor, place: Place, item: Item<'a>, source: &mut Source) -> Result<(Cow<'a, str>, Tensor)> {
     let name = item.name.ok_or_else(|| place.member("name").invalid("is missing"))?;
     let datatype = item.datatype.ok_or_else(|| place.member("datatype").invalid("is missing"))?;
     let shape = item.shape.ok_or_else(|| place.member("shape").invalid("is missing"))?;
@@ -326,12 +365,12 @@ fn finish(cursor: &Cursor, place: Place, item: Item, rest: &mut Bytes) -> Result
         }
     };
     let tensor = match (item.data, size) {
-        (ItemData::Absent, Some(size)) => binary(place, &name, (datatype, shape), size, rest)?,
+        (ItemData::Absent, Some(size)) => binary(place, &name, (datatype, shape), size, &mut source.rest)?,
         (ItemData::Parsed(tensor), None) => tensor,
         (ItemData::Later(start), None) => {
             let mut cursor = cursor.clone();
             cursor.seek(start);
-            parse_data(&mut cursor, place, datatype, shape, Some(&name))?
+            parse_data(&mut cursor, place, &name, (datatype, shape), source)?
         }
         (ItemData::Absent, None) if item.parameters.iter().any(|(key, _)| key.starts_with("shared_memory")) => {
             return Err(place
@@ -340,11 +379,15 @@ fn finish(cursor: &Cursor, place: Place, item: Item, rest: &mut Bytes) -> Result
                 .invalid("shared memory is not served"));
         }
         (ItemData::Absent, None) => {
+            let name = clipped(&name);
             return Err(place.member("data").invalid(format!("is missing for {name:?}, and so is binary_data_size")));
         }
-        (_, Some(_)) => return Err(place.member("data").invalid(format!("{name:?} has it beside binary_data_size"))),
+        (_, Some(_)) => {
+            let name = clipped(&name);
+            return Err(place.member("data").invalid(format!("{name:?} has it beside binary_data_size")));
+        }
     };
-    Ok((name.into_owned(), tensor))
+    Ok((name, tensor))
 }
 
 /// The next `size` bytes of binary data as a tensor.
@@ -360,7 +403,8 @@ fn binary(
         let place = place.member("parameters").inner("binary_data_size");
         let left = rest.len();
         return Err(CodecError::Malformed(format!(
-            "{place}: {size} for {name:?}, and only {left} bytes of binary data are left"
+            "{place}: {size} for {:?}, and only {left} bytes of binary data are left",
+            clipped(name)
         )));
     }
     let taken = rest.split_to(size);
@@ -371,13 +415,12 @@ fn binary(
 fn parse_data(
     cursor: &mut Cursor,
     place: Place,
-    datatype: DataType,
-    shape: Box<[usize]>,
-    name: Option<&str>,
+    name: &str,
+    (datatype, shape): (DataType, Box<[usize]>),
+    source: &mut Source,
 ) -> Result<Tensor> {
-    let name = name.unwrap_or_default();
     check_size(place, datatype, &shape, name)?;
-    data::parse(cursor, datatype, shape).map_err(|fault| data_fault(place.member("data"), name, fault))
+    data::parse(cursor, datatype, shape, source.memory).map_err(|fault| data_fault(place.member("data"), name, fault))
 }
 
 /// Refuses a shape whose elements could not be addressed, a zero among its dimensions or not.
@@ -385,15 +428,16 @@ fn check_size(place: Place, datatype: DataType, shape: &[usize], name: &str) -> 
     if data::element_count(datatype, shape).is_some() {
         return Ok(());
     }
-    Err(place.member("shape").invalid(format!("{name:?} has too many elements with {shape:?}")))
+    Err(place.member("shape").invalid(format!("{:?} has too many elements with {shape:?}", clipped(name))))
 }
 
 #[cold]
 fn data_fault(place: Place, name: &str, fault: DataFault) -> CodecError {
-    let named = if name.is_empty() { String::new() } else { format!("{name:?} ") };
+    let named = if name.is_empty() { String::new() } else { format!("{:?} ", clipped(name)) };
     match fault {
         DataFault::Syntax(syntax) => CodecError::Malformed(format!("{place}: {named}is malformed JSON: {syntax}")),
         DataFault::Invalid(what) => CodecError::Invalid(format!("{place}: {named}{what}")),
+        DataFault::NoMemory => CodecError::NoMemory,
     }
 }
 
@@ -424,15 +468,14 @@ fn parameters(cursor: &mut Cursor, place: Place) -> Result<Vec<(String, Paramete
     if cursor.word("null") {
         return Ok(parameters);
     }
+    let mut seen = HashSet::new();
     object(cursor, place, |cursor, key| {
-        let inner = |place: Place| CodecError::Invalid(format!("{place}.{}: ", clipped(key)));
-        let fail = |what: &str| match inner(place) {
-            CodecError::Invalid(prefix) | CodecError::Malformed(prefix) => CodecError::Invalid(prefix + what),
-        };
-        if parameters.len() == MAX_PARAMETERS {
+        let fail = |what: &str| CodecError::Invalid(format!("{place}.{}: {what}", clipped(key)));
+        check_name(place, key)?;
+        if seen.len() == MAX_PARAMETERS {
             return Err(place.invalid(format!("has more than {MAX_PARAMETERS} members")));
         }
-        if parameters.iter().any(|(other, _)| other == key) {
+        if !seen.insert(key.to_owned()) {
             return Err(CodecError::Malformed(format!("{place}.{}: appears twice", clipped(key))));
         }
         if let Some(value) = parameter(cursor, place)?.map_err(fail)? {
@@ -466,12 +509,12 @@ fn outputs(cursor: &mut Cursor, decoded: &mut Decoded) -> Result<()> {
     if cursor.word("null") {
         return Ok(());
     }
-    let list = Place::of("outputs");
+    let (list, mut names) = (Place::of("outputs"), HashSet::new());
     array(cursor, list, MAX_TENSORS, |cursor, index| {
         let place = list.item(index);
-        let (mut name, mut wanted, mut seen) = (None, Vec::new(), false);
+        let (mut named, mut wanted, mut seen) = (None, Vec::new(), false);
         object(cursor, place, |cursor, key| match key {
-            "name" => once(place.member("name"), &mut name, text(cursor, place.member("name"))?),
+            "name" => once(place.member("name"), &mut named, name(cursor, place.member("name"))?),
             "parameters" => {
                 flag_once(place.member("parameters"), &mut seen)?;
                 wanted = parameters(cursor, place.member("parameters"))?;
@@ -479,10 +522,9 @@ fn outputs(cursor: &mut Cursor, decoded: &mut Decoded) -> Result<()> {
             }
             _ => skip(cursor, place.member(key)),
         })?;
-        let name = name.ok_or_else(|| place.member("name").invalid("is missing"))?.into_owned();
-        if decoded.request.outputs.contains(&name) {
-            return Err(place.member("name").invalid(format!("{name:?} appears twice")));
-        }
+        let name = named.ok_or_else(|| place.member("name").invalid("is missing"))?;
+        unique(place, &mut names, name.clone())?;
+        let name = name.into_owned();
         output_parameters(place, &name, wanted, &mut decoded.format)?;
         decoded.request.outputs.push(name);
         Ok(())

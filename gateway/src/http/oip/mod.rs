@@ -26,7 +26,13 @@ pub enum CodecError {
     /// Well-formed, with a value that does not fit.
     #[error("{0}")]
     Invalid(String),
+    /// There is no memory for its tensors now.
+    #[error("there is no memory for its tensors")]
+    NoMemory,
 }
+
+/// Asked for the memory of each tensor, bytes, before it is taken.
+pub type Memory<'a> = &'a mut dyn FnMut(usize) -> bool;
 
 /// How the caller wants each output.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -109,12 +115,13 @@ impl Encoded {
     }
 }
 
-/// Decodes the body of an inference. `json_length` is the header `Inference-Header-Content-Length`.
+/// Decodes the body of an inference. `json_length` is the header `Inference-Header-Content-Length`. Tensors that are no slices
+/// of the body take `memory`.
 ///
 /// # Errors
 /// As [`CodecError`] says.
-pub fn decode_request(body: &Bytes, json_length: Option<usize>) -> Result<Decoded, CodecError> {
-    decode::request(body, json_length)
+pub fn decode_request(body: &Bytes, json_length: Option<usize>, memory: Memory) -> Result<Decoded, CodecError> {
+    decode::request(body, json_length, memory)
 }
 
 /// Encodes an answer as `format` asks.

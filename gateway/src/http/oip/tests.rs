@@ -7,7 +7,7 @@ use super::*;
 use crate::request::Parameter;
 
 fn decode(json: &str) -> Result<Decoded, CodecError> {
-    decode_request(&Bytes::copy_from_slice(json.as_bytes()), None)
+    decode_request(&Bytes::copy_from_slice(json.as_bytes()), None, &mut |_| true)
 }
 
 /// The error of a request with this one input object.
@@ -169,7 +169,7 @@ fn binary_request(size: &str, shape: &str, datatype: &str, data: &[u8]) -> (Byte
 #[test]
 fn binary_tensors_are_slices_of_the_body() {
     let (body, length) = binary_request("8", "[2]", "FP32", &[0, 0, 128, 63, 0, 0, 0, 64]);
-    let decoded = decode_request(&body, Some(length)).unwrap();
+    let decoded = decode_request(&body, Some(length), &mut |_| true).unwrap();
     let tensor = &decoded.request.inputs[0].1;
     assert_eq!(tensor.values::<f32>().unwrap().as_ref(), [1.0, 2.0]);
     assert!(body.as_ptr_range().contains(&tensor.data().as_ptr()));
@@ -192,7 +192,7 @@ fn bad_binary_data_names_the_field() {
     ];
     for (size, shape, datatype, data, expected) in cases {
         let (body, length) = binary_request(size, shape, datatype, data);
-        let message = decode_request(&body, Some(length)).expect_err(expected).to_string();
+        let message = decode_request(&body, Some(length), &mut |_| true).expect_err(expected).to_string();
         assert!(message.contains(expected), "gave {message:?}\n not {expected:?}");
     }
     let (body, length) = binary_request("8", "[2]", "FP32", &[0; 8]);
@@ -205,7 +205,7 @@ fn bad_binary_data_names_the_field() {
         (body.len(), "binary_data_size"),
     ];
     for (header, expected) in cases {
-        let message = decode_request(&body, Some(header)).expect_err(expected).to_string();
+        let message = decode_request(&body, Some(header), &mut |_| true).expect_err(expected).to_string();
         assert!(message.contains(expected), "gave {message:?}\n not {expected:?}");
     }
     let both =
@@ -282,8 +282,83 @@ fn same(a: &[(String, Tensor)], b: &[(String, Tensor)]) -> bool {
         })
 }
 
+#[test]
+fn names_have_a_bound_and_errors_show_only_their_beginning() {
+    let named = |name: &str| format!(r#"{{"name":"{name}","datatype":"INT8","shape":[1],"data":[1]}}"#);
+    let (fits, long, longer) = ("n".repeat(1024), "n".repeat(1025), "n".repeat(1 << 20));
+    let inputs = |name: &str| format!("{{\"inputs\":[{}]}}", named(name));
+    assert_eq!(decode(&inputs(&fits)).unwrap().request.inputs[0].0, fits);
+    let x = named("x");
+    let cases = [
+        (inputs(&long), "inputs[0].name: "),
+        (inputs(&longer), "inputs[0].name: "),
+        (format!(r#"{{"inputs":[{x}],"outputs":[{{"name":"{long}"}}]}}"#), "outputs[0].name: "),
+        (format!(r#"{{"inputs":[{x}],"parameters":{{"{long}":1}}}}"#), "parameters: "),
+        (inputs(r#"x","parameters":{"LONG":null},"k":""#).replace("LONG", &long), "inputs[0].parameters: "),
+    ];
+    for (body, field) in cases {
+        let message = decode(&body).unwrap_err().to_string();
+        assert!(
+            message.starts_with(field) && message.ends_with("is longer than the 1024 bytes of a name"),
+            "{message}"
+        );
+    }
+    let name = fits.as_str();
+    let cases = [
+        format!("{{\"inputs\":[{},{}]}}", named(name), named(name)),
+        format!(r#"{{"inputs":[{x}],"outputs":[{{"name":"{name}"}},{{"name":"{name}"}}]}}"#),
+        format!(r#"{{"inputs":[{x}],"parameters":{{"{name}":1,"{name}":2}}}}"#),
+        inputs(name).replace("[1]", "[2]"),
+        inputs(name).replace("\"data\":[1]", "\"parameters\":{\"binary_data_size\":9}"),
+        inputs(name).replace("\"data\":[1]", "\"data\":[1],\"parameters\":{\"binary_data_size\":9}"),
+        inputs(name).replace(",\"data\":[1]", ""),
+        inputs(name).replace("\"data\":[1]", "\"data\":[x]"),
+        inputs(name).replace("\"shape\":[1]", "\"shape\":[4611686018427387904,4611686018427387904]"),
+        format!(r#"{{"{longer}":[x]}}"#),
+        format!(r#"{{"inputs":[{{"{longer}":[x]}}]}}"#),
+    ];
+    for body in cases {
+        let message = decode(&body).unwrap_err().to_string();
+        assert!(message.len() < 300 && message.matches('n').count() < 128, "{message}");
+    }
+}
+
+#[test]
+fn where_there_is_no_memory_nothing_is_parsed() {
+    let numbers = format!("{{\"inputs\":[{}]}}", input("INT64", "[3]", "[1,2,3]"));
+    let strings = format!("{{\"inputs\":[{}]}}", input("BYTES", "[2]", r#"["ab","\u00e9"]"#));
+    for (body, most) in [(numbers, 24), (strings, 24)] {
+        let body = Bytes::from(body);
+        let mut asked = Vec::new();
+        let refused = decode_request(&body, None, &mut |bytes| {
+            asked.push(bytes);
+            false
+        });
+        assert_eq!(refused.unwrap_err(), CodecError::NoMemory);
+        assert!(asked.len() == 1 && asked[0] <= most, "{asked:?}");
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(2_000))]
+
+    #[test]
+    fn tensors_take_no_more_memory_than_was_asked_for(tensors in proptest::collection::vec(any_tensor(), 1..4)) {
+        let inputs: Vec<_> = tensors.into_iter().enumerate().map(|(i, t)| (format!("t{i}"), t)).collect();
+        let request = Request { id: None, inputs, outputs: vec![], parameters: vec![] };
+        let Ok(encoded) = encode_request(&request, false) else { return Ok(()) };
+        let mut asked = Vec::new();
+        let decoded = decode_request(&encoded.into_bytes(), None, &mut |bytes| {
+            asked.push(bytes);
+            true
+        });
+        for ((name, tensor), asked) in decoded.unwrap().request.inputs.iter().zip(asked) {
+            prop_assert!(tensor.data().len() <= asked, "{name}: {} of {asked}", tensor.data().len());
+            if tensor.datatype() != DataType::Bytes {
+                prop_assert_eq!(tensor.data().len(), asked);
+            }
+        }
+    }
 
     #[test]
     fn requests_and_answers_round_trip(
@@ -296,7 +371,7 @@ proptest! {
         let request = Request { id: id.clone(), inputs: named.clone(), outputs: vec!["y".to_owned()], parameters: vec![] };
         let encoded = encode_request(&request, binary).unwrap();
         let length = (!encoded.binary.is_empty()).then_some(encoded.json.len());
-        let decoded = decode_request(&encoded.into_bytes(), length).unwrap();
+        let decoded = decode_request(&encoded.into_bytes(), length, &mut |_| true).unwrap();
         prop_assert!(same(&decoded.request.inputs, &named));
         prop_assert_eq!(&decoded.request.id, &id);
         prop_assert_eq!(decoded.format.binary, binary);
@@ -332,7 +407,7 @@ proptest! {
             }
         }
         let body = Bytes::from(body);
-        if let Ok(decoded) = decode_request(&body, length) {
+        if let Ok(decoded) = decode_request(&body, length, &mut |_| true) {
             // What was accepted holds together.
             for (_, tensor) in &decoded.request.inputs {
                 let again = Tensor::new(tensor.datatype(), tensor.shape(), tensor.data().clone());
