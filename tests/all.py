@@ -53,7 +53,6 @@ class Fetching(threading.Thread):
     """Downloads beside the compilers. What it prints is kept, and shown when somebody waits for it."""
 
     COMMANDS = [
-        [sys.executable, "tests/tools.py"],
         [sys.executable, "tests/environment.py"],
         [sys.executable, "models/fetch.py", "all"],
         [sys.executable, "models/onnxruntime.py"],
@@ -82,6 +81,7 @@ class Fetching(threading.Thread):
 
 def everything() -> None:
     LOGS.mkdir(parents=True, exist_ok=True)
+    stage("tools", sys.executable, "tests/tools.py")
     fetching = Fetching()
     fetching.start()
     stage("format", "cargo", "fmt", "--all", "--check")
@@ -106,6 +106,8 @@ def everything() -> None:
 
 def main() -> int:
     began = time.monotonic()
+    # Whatever folder the shell or cargo's own settings name: the tests look here.
+    os.environ["CARGO_TARGET_DIR"] = str(ROOT / "target")
     try:
         everything()
     except Failed as failed:

@@ -24,6 +24,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 BINARY = ROOT / "target" / "release" / "windrose"
+# Asks this machine itself, whatever proxy the environment names.
+DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 FILES = [ROOT / "README.md", ROOT / "models" / "iris" / "model.onnx", ROOT / "tests" / "demo.py"]
 
 
@@ -43,8 +45,11 @@ def run(*command, env=None) -> None:
 
 
 def prepare() -> None:
+    run(sys.executable, "tests/tools.py", "pip")
     step("1. Building the gateway (some minutes the first time)")
-    run("cargo", "build", "--release", "--locked", "-p", "windrose")
+    # Whatever folder the shell or cargo's own settings name.
+    here = os.environ | {"CARGO_TARGET_DIR": str(ROOT / "target")}
+    run("cargo", "build", "--release", "--locked", "-p", "windrose", env=here)
     step("2. Building the guest: a WebAssembly component written in Rust")
     run(sys.executable, "guest-sdk/build.py", "magika")
     step("3. Fetching the model out of its Python package")
@@ -62,7 +67,8 @@ def free_ports() -> tuple[int, int]:
 def gateway(folder: Path):
     """A running gateway: yields its URL and the environment that points the CLI at it. It ends with the block."""
     data, control = free_ports()
-    environment = os.environ | {
+    # What the shell says of a gateway of one's own would lead the CLI there.
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("WINDROSE_")} | {
         "WINDROSE_DATA_LISTEN": f"127.0.0.1:{data}",
         "WINDROSE_CONTROL_LISTEN": f"127.0.0.1:{control}",
         "WINDROSE_STORAGE_DIR": str(folder / "data"),
@@ -94,7 +100,7 @@ def wait_ready(url: str, process: subprocess.Popen, log: Path) -> None:
         if process.poll() is not None:
             raise Stop(f"the gateway did not start:\n{log.read_text(errors='replace')}")
         try:
-            urllib.request.urlopen(f"{url}/v2/health/ready", timeout=5).close()
+            DIRECT.open(f"{url}/v2/health/ready", timeout=5).close()
             return
         except (urllib.error.URLError, OSError):
             time.sleep(0.02)
@@ -115,7 +121,7 @@ def ask(url: str, content: bytes) -> tuple[dict, float]:
     request = urllib.request.Request(url, body, {"Inference-Header-Content-Length": str(len(head))})
     began = time.perf_counter()
     try:
-        with urllib.request.urlopen(request, timeout=60) as response:
+        with DIRECT.open(request, timeout=60) as response:
             answer = json.load(response)
     except urllib.error.HTTPError as error:
         raise Stop(f"the gateway answered {error.code}: {error.read().decode(errors='replace')}") from None
@@ -129,7 +135,7 @@ def curl_line(url: str, file: Path, size: int) -> str:
     length = "".join(f"\\{byte:03o}" for byte in struct.pack("<I", size))
     return (
         f"(printf '%s' '{head}'; printf '{length}'; cat {shlex.quote(str(file))}) |\n"
-        f"  curl -s {url} --data-binary @- -H 'Inference-Header-Content-Length: {len(head)}'"
+        f"  curl -s --noproxy '*' {url} --data-binary @- -H 'Inference-Header-Content-Length: {len(head)}'"
     )
 
 
@@ -160,7 +166,9 @@ def show(url: str, environment: dict, files: list[Path]) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description="Show what Windrose does, with a real model and real files.")
     parser.add_argument("files", nargs="*", type=Path, default=FILES, help="files to ask about")
-    files = [file for file in parser.parse_args().files if file.is_file()]
+    files = parser.parse_args().files
+    if missing := [str(file) for file in files if not file.is_file()]:
+        parser.error(f"no such file: {', '.join(missing)}")
     began = time.monotonic()
     try:
         prepare()

@@ -24,8 +24,10 @@ def blocks(page: str) -> list[str]:
 def test_commands_run(make_gateway, tmp_path, page):
     if not shutil.which("curl"):
         pytest.skip("no curl here")
-    gateway = make_gateway()
-    environment = gateway.environment()
+    # Nothing names the data folder to the commands: it is where it is by default.
+    gateway = make_gateway(storage__dir=str(tmp_path / "windrose"))
+    environment = gateway.environment() | {"XDG_DATA_HOME": str(tmp_path)}
+    del environment["WINDROSE_STORAGE_DIR"]
     environment["PATH"] = f"{BINARY.parent}:{os.environ['PATH']}"
     environment["HOME"] = os.environ["HOME"]
     environment["TMPDIR"] = str(tmp_path)

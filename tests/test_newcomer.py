@@ -41,8 +41,10 @@ def test_from_new_to_an_answer(make_gateway, tmp_path, language):
     gateway.deploy(folder)
     listed = json.loads(gateway.cli("models", "--json").stdout)
     assert "hello" in json.dumps(listed)
-    answer = json.loads(gateway.cli("infer", "hello", "--input", "text=Grüße", "--json").stdout)
-    assert answer["outputs"][0]["data"] == [5]
+    # A byte order mark is a character of the text like any other.
+    for text, length in [("Grüße", 5), ("\ufeffGrüße", 6)]:
+        answer = json.loads(gateway.cli("infer", "hello", "--input", f"text={text}", "--json").stdout)
+        assert answer["outputs"][0]["data"] == [length]
 
 
 def test_a_bare_graph(deployed, gateway):

@@ -1,6 +1,5 @@
 """The servers that are compared: how each is installed, started, asked and measured."""
 
-import hashlib
 import json
 import os
 import shutil
@@ -11,11 +10,15 @@ import sys
 import time
 import urllib.error
 import urllib.request
-import venv
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
+sys.path.insert(0, str(ROOT / "guest-sdk"))
+
+from builder import environments  # noqa: E402
+from builder.report import BuildError  # noqa: E402
+
 SERVERS = HERE / "servers"
 FOLDER = ROOT / "target" / "peers"
 BENCH = ROOT / "target" / "release" / "windrose-bench"
@@ -28,6 +31,8 @@ GRAPHS = {"tiny": "models/tiny/model.onnx", "mobilenet": "target/models/mobilene
 CONCURRENCY, WAIT = 256, "2m"
 # Seconds that a server may take to its first answer.
 PATIENCE = 120
+# Asks this machine itself, whatever proxy the environment names.
+DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 class PeerError(Exception):
@@ -35,19 +40,16 @@ class PeerError(Exception):
 
 
 def python(name: str) -> Path:
-    """The peer's own environment, installed from its pins unless it holds just those."""
-    folder, pins = FOLDER / name, HERE / "requirements" / f"{name}.txt"
-    stamp, wanted = folder / "pins.sha256", hashlib.sha256(pins.read_bytes() + sys.version.encode()).hexdigest()
-    if not (stamp.is_file() and stamp.read_text() == wanted):
-        print(f"installing {name} into {folder.relative_to(ROOT)} …", flush=True)
-        shutil.rmtree(folder, ignore_errors=True)
-        venv.create(folder, with_pip=True)
-        command = [folder / "bin" / "python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-        done = subprocess.run([*command, "--requirement", pins], capture_output=True, text=True)
-        if done.returncode != 0:
-            raise PeerError(f"not installed: {(done.stderr.strip().splitlines() or ['pip failed'])[-1]}")
-        stamp.write_text(wanted)
-    return folder / "bin" / "python"
+    """The interpreter of the peer's own environment."""
+    try:
+        return environments.environment(FOLDER / name, HERE / "requirements" / f"{name}.txt") / "python"
+    except BuildError as error:
+        raise PeerError(f"not installed: {str(error).splitlines()[-1]}") from None
+
+
+def surroundings() -> dict[str, str]:
+    """The environment, without what it says of a gateway of the developer's own."""
+    return {key: value for key, value in os.environ.items() if not key.startswith("WINDROSE_")}
 
 
 def free_port() -> int:
@@ -89,7 +91,7 @@ class Peer:
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True)
         self.prepare()
-        given = {**os.environ, "PYTHONPATH": str(SERVERS), "PEER_MODEL": self.model, "PEER_INSTANCES": str(INSTANCES)}
+        given = surroundings() | {"PYTHONPATH": str(SERVERS), "PEER_MODEL": self.model, "PEER_INSTANCES": str(INSTANCES)}
         # One thread for each instance, whatever a library thinks of the machine.
         given |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
         # A developer's shell may ask for backtraces; a service's environment does not.
@@ -111,7 +113,7 @@ class Peer:
             if self.process is None or self.process.poll() is not None:
                 break
             try:
-                with urllib.request.urlopen(request, timeout=10) as response:
+                with DIRECT.open(request, timeout=10) as response:
                     response.read()
                     return
             except urllib.error.HTTPError as error:
@@ -208,7 +210,7 @@ class Windrose(Peer):
     def deploy(self):
         command = [WINDROSE, "deploy", self.folder, "--control", f"http://127.0.0.1:{self.control}"]
         for _ in range(100):
-            done = subprocess.run(command, cwd=ROOT, env={**os.environ, **self.environment()}, capture_output=True)
+            done = subprocess.run(command, cwd=ROOT, env=surroundings() | self.environment(), capture_output=True)
             if done.returncode == 0:
                 return
             time.sleep(0.1)
@@ -297,5 +299,8 @@ ALL = [Windrose, Hyper, MlServer, LitServe, BentoMl, PyTriton]
 
 if __name__ == "__main__":
     # Installs the servers of these names, for those who want to start them.
-    for name in sys.argv[1:]:
-        python(name)
+    try:
+        for name in sys.argv[1:]:
+            python(name)
+    except PeerError as error:
+        sys.exit(f"error: {error}")

@@ -92,14 +92,20 @@ export class Tensor {
    * A tensor of a typed array, or of an array of numbers (nested ones say the shape).
    * @param {ArrayBufferView | any[]} values
    * @param {number[]} [shape] one dimension when not given and not nested
-   * @param {DataType} [dtype] what the typed array holds when not given; `fp32` for other arrays
+   * @param {DataType} [dtype] what the typed array holds when not given, or another type that it holds the elements of:
+   *   `bool` for a `Uint8Array`, `fp16` or `bf16` for a `Uint16Array` of their bits; `fp32` for other arrays
    */
   static from(values, shape, dtype) {
     if (ArrayBuffer.isView(values)) {
       const found = ARRAYS.get(values.constructor);
       if (found === undefined) throw new TypeError(`a tensor cannot be made of ${values.constructor.name}`);
+      const wanted = dtype ?? found;
+      // Other elements would only lend their bits.
+      if (wanted in ELEMENTS && ELEMENTS[wanted][1] !== ELEMENTS[found][1]) {
+        throw new TypeError(`a ${values.constructor.name} holds ${found}, not ${wanted}`);
+      }
       const bytes = new Uint8Array(values.buffer, values.byteOffset, values.byteLength);
-      return Tensor.fromBytes(bytes, shape ?? [values.length], dtype ?? found);
+      return Tensor.fromBytes(bytes, shape ?? [values.length], wanted);
     }
     const nested = shapeOf(values);
     const wanted = dtype ?? "fp32";
@@ -183,7 +189,8 @@ export class Strings {
   texts() {
     return this.elements.map((element, index) => {
       try {
-        return new TextDecoder("utf-8", { fatal: true }).decode(element);
+        // A byte order mark is a character of the text like any other.
+        return new TextDecoder("utf-8", { fatal: true, ignoreBOM: true }).decode(element);
       } catch {
         throw new InvalidInput(`string ${index} is not UTF-8`);
       }
@@ -381,7 +388,15 @@ function pack(values, dtype) {
   if (dtype === "fp16" || dtype === "bf16") throw new TypeError(`${dtype} takes a Uint16Array of its bits`);
   const array = ELEMENTS[dtype][1];
   const convert = array === BigInt64Array || array === BigUint64Array ? BigInt : Number;
-  return new Uint8Array(array.from(values, convert).buffer);
+  const numbers = values.map((value) => {
+    if (!["number", "bigint", "boolean"].includes(typeof value)) throw new TypeError(`${value} is not a number`);
+    return convert(dtype === "bool" ? Boolean(value) : value);
+  });
+  const packed = array.from(numbers);
+  // Arrays of integers wrap what is too large for them, and cut what is not whole; of the others some round, as they must.
+  const wrong = dtype.startsWith("fp") ? -1 : numbers.findIndex((number, index) => packed[index] !== number);
+  if (wrong >= 0) throw new RangeError(`${values[wrong]} is no ${dtype}`);
+  return new Uint8Array(packed.buffer);
 }
 
 /** Bytes as elements: the same memory where it is aligned, which it practically always is, else a copy. */

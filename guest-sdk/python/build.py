@@ -11,14 +11,14 @@ import os
 import shutil
 import sys
 import time
-import venv
 from pathlib import Path
 
 SDK = Path(__file__).resolve().parent
 ROOT = SDK.parent.parent
 sys.path.insert(0, str(SDK.parent))
 
-from builder.report import BuildError, locked, run, say  # noqa: E402
+from builder.environments import environment  # noqa: E402
+from builder.report import BuildError, run, say  # noqa: E402
 from builder.sources import fingerprint, is_current  # noqa: E402
 
 WIT = SDK.parent / "wit"
@@ -27,20 +27,6 @@ PINS = SDK / "requirements.txt"
 VENV = ROOT / "target" / "guest-venv"
 WORK = ROOT / "target" / "guests-build" / "python"
 PIP = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-
-
-def tool(verbose: bool) -> Path:
-    """componentize-py of the pinned version, in an environment of its own."""
-    program, stamp = VENV / "bin" / "componentize-py", VENV / "pins"
-    wanted = fingerprint([PINS], sys.version)
-    with locked(VENV.with_name(".guest-venv.lock")):
-        if not is_current(program, stamp, wanted):
-            say("installing componentize-py (about 40 MB, once)")
-            shutil.rmtree(VENV, ignore_errors=True)
-            venv.create(VENV, with_pip=True)
-            run([str(VENV / "bin" / "python"), *PIP, "--requirement", str(PINS)], verbose)
-            stamp.write_text(wanted, encoding="utf-8")
-    return program
 
 
 def packages(folder: Path, into: Path, verbose: bool) -> list[Path]:
@@ -63,7 +49,8 @@ def build(folder: Path, out: Path, verbose: bool) -> None:
     if is_current(out, stamp, wanted):
         return
     started = time.monotonic()
-    program = tool(verbose)
+    # componentize-py of the pinned version, in an environment of its own.
+    program = environment(VENV, PINS, verbose) / "componentize-py"
     say(f"building {out.stem} with componentize-py")
     paths = [folder, SDK, *packages(folder, WORK / f"{out.stem}-packages", verbose)]
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -125,10 +125,9 @@ class Tensor:
     def to_list(self, dtype: DataType | None = None) -> list:
         """The elements as nested lists, one level for each dimension."""
         values, shape = list(self.to_flat(dtype)), self.shape
-        for size in reversed(shape[1:]):
-            # A dimension of size 0 leaves nothing to cut; how many empty rows there are is in the outer dimensions.
-            rows = len(values) // size if size else prod(shape[:shape.index(0)])
-            values = [values[row * size:(row + 1) * size] for row in range(rows)]
+        for axis in range(len(shape) - 1, 0, -1):
+            size = shape[axis]
+            values = [values[row * size:(row + 1) * size] for row in range(prod(shape[:axis]))]
         return values
 
 

@@ -1,5 +1,7 @@
 //! What is done with scores: softmax, the largest values.
 
+use std::cmp::Ordering;
+
 /// Turns scores into probabilities, in place; the sum is 1.
 ///
 /// ```
@@ -37,7 +39,9 @@ pub fn argmax(values: &[f32]) -> Option<usize> {
 /// ```
 pub fn top_k(values: &[f32], k: usize) -> Vec<(usize, f32)> {
     let mut best: Vec<(usize, f32)> = values.iter().copied().enumerate().filter(|(_, value)| !value.is_nan()).collect();
-    let order = |a: &(usize, f32), b: &(usize, f32)| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0));
+    // Not by `total_cmp`, to which the two zeros are not equal.
+    let order =
+        |a: &(usize, f32), b: &(usize, f32)| b.1.partial_cmp(&a.1).unwrap_or(Ordering::Equal).then(a.0.cmp(&b.0));
     if k < best.len() {
         best.select_nth_unstable_by(k, order);
         best.truncate(k);
@@ -88,6 +92,14 @@ mod tests {
         let mut scores = [1e30f32, 1e30, -1e30, f32::NEG_INFINITY];
         softmax(&mut scores);
         assert_eq!(scores, [0.5, 0.5, 0.0, 0.0]);
+    }
+
+    #[test]
+    fn the_first_of_equals_is_the_best_whatever_the_sign_of_zero() {
+        for values in [[-0.0, 0.0, -1.0], [0.0, -0.0, -1.0], [-1.0, -0.0, 0.0], [f32::NAN, -0.0, 0.0]] {
+            assert_eq!(argmax(&values), top_k(&values, 1).first().map(|best| best.0), "{values:?}");
+        }
+        assert_eq!(top_k(&[-0.0, 0.0, 1.0], 3).iter().map(|best| best.0).collect::<Vec<_>>(), [2, 0, 1]);
     }
 
     #[test]

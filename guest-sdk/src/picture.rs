@@ -2,8 +2,9 @@
 
 use std::io::Cursor;
 
+use image::error::{DecodingError, ImageFormatHint};
 use image::metadata::Orientation;
-use image::{DynamicImage, ImageDecoder, ImageError, ImageReader, Limits};
+use image::{DynamicImage, ImageDecoder, ImageError, ImageFormat, ImageReader, Limits};
 
 use crate::pixels::Picture;
 use crate::{Error, Result};
@@ -34,8 +35,34 @@ pub fn decode(bytes: &[u8]) -> Result<Picture> {
     Picture::new(image.width() as usize, image.height() as usize, image.into_raw())
 }
 
+/// Whether a JPEG file ends before its end marker. Whatever follows the marker does not count.
+///
+/// The decoder of crate `image` makes a picture of such a file, with grey where nothing came; [`decode`] refuses it.
+pub fn is_cut_off(jpeg: &[u8]) -> bool {
+    let mut rest = jpeg;
+    while let Some(at) = rest.iter().position(|&byte| byte == 0xff) {
+        rest = &rest[at + 1..];
+        let length = match rest {
+            [0xd9, ..] => return false,
+            // Another fill byte, whose turn is next.
+            [0xff, ..] => 0,
+            // 0xff in the data of a scan, and markers that stand alone.
+            [0x00 | 0x01 | 0xd0..=0xd8, ..] => 1,
+            // Segments say how long they are. A small picture in one of them has an end marker of its own.
+            [_, high, low, ..] => 1 + usize::from(u16::from_be_bytes([*high, *low])),
+            _ => return true,
+        };
+        rest = rest.get(length..).unwrap_or_default();
+    }
+    true
+}
+
 fn read(bytes: &[u8]) -> Result<(DynamicImage, Orientation), ImageError> {
     let mut reader = ImageReader::new(Cursor::new(bytes)).with_guessed_format()?;
+    if reader.format() == Some(ImageFormat::Jpeg) && is_cut_off(bytes) {
+        let hint = ImageFormatHint::Exact(ImageFormat::Jpeg);
+        return Err(ImageError::Decoding(DecodingError::new(hint, "it is cut off: its end marker is missing")));
+    }
     // What a decoder may allocate besides: enough for the largest picture in 16 bits and with transparency.
     let mut limits = Limits::no_limits();
     limits.max_alloc = Some(MOST_PIXELS * 8);
@@ -53,7 +80,7 @@ fn read(bytes: &[u8]) -> Result<(DynamicImage, Orientation), ImageError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use image::{ImageFormat, Rgba, RgbaImage};
+    use image::{Rgba, RgbaImage};
 
     fn encoded(format: ImageFormat) -> Vec<u8> {
         let image = RgbaImage::from_fn(40, 30, |x, y| Rgba([(x * 6) as u8, (y * 8) as u8, 128, 255]));
@@ -81,6 +108,34 @@ mod tests {
             assert!(decode(&bytes[..bytes.len() / 2]).unwrap_err().is_invalid_input());
         }
         assert!(decode(b"").unwrap_err().is_invalid_input());
+    }
+
+    #[test]
+    fn a_jpeg_is_whole_with_its_end_marker_and_cut_off_without() {
+        let whole = encoded(ImageFormat::Jpeg);
+        for length in whole.len() / 2..whole.len() {
+            let refused = decode(&whole[..length]).unwrap_err();
+            assert!(refused.is_invalid_input() && refused.to_string().contains("cut off"), "{length}: {refused}");
+        }
+        let picture = decode(&whole).unwrap();
+        for more in [b"\0\0".as_slice(), b"\xff", b"anything"] {
+            assert_eq!(decode(&[&whole, more].concat()).unwrap().pixels(), picture.pixels());
+        }
+        // Fill bytes may stand in front of a marker.
+        let (data, end) = whole.split_at(whole.len() - 2);
+        assert!(decode(&[data, b"\xff\xff", end].concat()).is_ok());
+    }
+
+    #[test]
+    fn the_end_of_a_small_picture_within_is_not_the_end() {
+        let whole = encoded(ImageFormat::Jpeg);
+        let mut segment = vec![0xff, 0xe1];
+        segment.extend_from_slice(&(2 + whole.len() as u16).to_be_bytes());
+        segment.extend_from_slice(&whole);
+        let with_small = [&whole[..2], &segment, &whole[2..]].concat();
+        assert_eq!(decode(&with_small).unwrap().pixels(), decode(&whole).unwrap().pixels());
+        assert!(decode(&with_small[..with_small.len() - 2]).unwrap_err().is_invalid_input());
+        assert!(is_cut_off(&with_small[..segment.len() - 10]));
     }
 
     #[test]

@@ -2,7 +2,8 @@
 
 use std::io::Cursor;
 
-use image::{DynamicImage, ImageDecoder, ImageReader, Limits};
+use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits};
+use windrose_guest::picture::is_cut_off;
 
 /// The most pixels of a picture: 6000 x 4000, as a camera makes them.
 const MOST_PIXELS: u64 = 24_000_000;
@@ -22,12 +23,16 @@ impl Picture {
     /// Decodes a JPEG, PNG or WebP file and turns it as its EXIF tag says.
     ///
     /// # Errors
-    /// When it is none, or too large; the message is for the caller.
+    /// When it is none, cut off or too large; the message is for the caller.
     pub fn decode(file: &[u8]) -> Result<Picture, String> {
         let mut reader =
             ImageReader::new(Cursor::new(file)).with_guessed_format().map_err(|error| error.to_string())?;
-        if reader.format().is_none() {
-            return Err("neither a JPEG nor a PNG nor a WebP file".to_owned());
+        match reader.format() {
+            None => return Err("neither a JPEG nor a PNG nor a WebP file".to_owned()),
+            Some(ImageFormat::Jpeg) if is_cut_off(file) => {
+                return Err("the JPEG file is cut off: its end marker is missing".to_owned());
+            }
+            Some(_) => {}
         }
         let mut limits = Limits::default();
         limits.max_alloc = Some(MOST_PIXELS * 8);
@@ -122,15 +127,19 @@ fn over_contrast(rgba: &[u8]) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use image::{ImageFormat, RgbaImage};
+    use image::RgbaImage;
 
     fn numbered(width: usize, height: usize) -> Picture {
         Picture { width, height, pixels: (0..width * height).flat_map(|i| [i as u8; 3]).collect() }
     }
 
     fn png(image: &DynamicImage) -> Vec<u8> {
+        encoded(image, ImageFormat::Png)
+    }
+
+    fn encoded(image: &DynamicImage, format: ImageFormat) -> Vec<u8> {
         let mut file = Cursor::new(Vec::new());
-        image.write_to(&mut file, ImageFormat::Png).unwrap();
+        image.write_to(&mut file, format).unwrap();
         file.into_inner()
     }
 
@@ -160,6 +169,9 @@ mod tests {
         assert!(Picture::decode(b"").is_err());
         let file = png(&DynamicImage::new_rgb8(9, 9));
         assert!(Picture::decode(&file[..file.len() / 2]).is_err());
+        let file = encoded(&DynamicImage::new_rgb8(90, 90), ImageFormat::Jpeg);
+        assert!(Picture::decode(&file).is_ok());
+        assert!(Picture::decode(&file[..file.len() - 2]).unwrap_err().contains("cut off"));
     }
 
     #[test]
