@@ -3,12 +3,14 @@
 import json
 import os
 import signal
+import socket
 import stat
 import threading
 import time
 
 import numpy as np
 import pytest
+from fleet import metric
 from harness import ROOT, STOP_SECONDS, wait_until
 from sending import infer
 
@@ -119,6 +121,32 @@ def test_what_another_engine_is_to_run_is_tried_with_it_first(make_gateway, tmp_
     gateway.engine = "rten"
     gateway.start()
     assert gateway.infer("exact", body["inputs"]).json()["outputs"] == answers["outputs"]
+
+
+def test_the_files_of_a_version_stay_for_the_calls_that_run_on_it(make_gateway):
+    """A command reads its assets once its whole input is there: by then its model is gone, and so is what nobody names."""
+    gateway = make_gateway(storage__keep="1s")
+    gateway.deploy(ROOT / "examples" / "cli-iris")
+    gateway.deploy(GRAPHS / "identity_fp32.onnx", "--name", "other")
+    assets = gateway.folder / "data" / "assets"
+    body = b"5.1,3.5,1.4,0.2\n" * 2
+    with socket.create_connection(("127.0.0.1", gateway.port), timeout=60) as stream:
+        head = f"POST /models/cli-iris HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {len(body)}\r\n\r\n"
+        stream.sendall(head.encode() + body[:20])
+        wait_until(lambda: metric(gateway, "windrose_requests_in_flight", model="cli-iris") >= 1, 20, "the call to begin")
+        gateway.cli("delete", "cli-iris", "--yes")
+        before = gateway.tail(400).count("removed files")
+        # Two looks for what nobody names, each of which finds something.
+        for name in ("one", "two"):
+            gateway.deploy(GRAPHS / "add_fp32.onnx", "--name", name)
+            gateway.cli("delete", name, "--yes")
+            wait_until(lambda: gateway.tail(400).count("removed files") > before, 30, "a sweep", 0.1)
+            before = gateway.tail(400).count("removed files")
+        assert len(list(assets.iterdir())) == 1
+        stream.sendall(body[20:])
+        answer = b"".join(iter(lambda: stream.recv(65536), b""))
+    assert answer.startswith(b"HTTP/1.1 200") and answer.count(b"setosa") == 2, answer
+    wait_until(lambda: not list(assets.iterdir()), 30, "the files to go with the call", 0.1)
 
 
 def test_kill_9_in_the_middle_of_a_deployment(make_gateway):

@@ -16,8 +16,8 @@ use crate::telemetry::MetricsSlot;
 
 /// One version of a model, ready to answer.
 pub struct Served {
-    /// The manifest as it was deployed.
-    pub manifest: Manifest,
+    /// The manifest as it was deployed. What it names is kept on the disk for as long as somebody has it.
+    pub manifest: Arc<Manifest>,
     /// sha256 of the module's bytes, hex; that of the built-in pass-through module where the manifest names none.
     pub module_digest: String,
     /// What the module is served as.

@@ -276,7 +276,7 @@ impl Loader {
             ModuleKind::Http | ModuleKind::Command => None,
         };
         let served = Served {
-            manifest: manifest.clone(),
+            manifest: Arc::new(manifest.clone()),
             module_digest,
             kind,
             program,

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard, RwLock, Semaphore};
 use windrose_engine::{Batching, Calibration};
 
+use self::tidy::InUse;
 use super::deployer::{Trust, Who};
 use super::known::Known;
 use super::load::{LoadError, Loaded, Loader, module_digest};
@@ -17,7 +18,6 @@ use super::log::{Actor, Change, Preparation, Record, Revision, now};
 use super::manifest::{GraphEntry, Invalid, Jurisdictions, Manifest};
 use super::prepare::{self, Event, PrepareError, Prepared, Status};
 use super::store::{Store, StoreError};
-use self::tidy::UnderWay;
 use crate::config::deployers::Deployer;
 use crate::config::keys::KeyFile;
 use crate::snapshot::{Current, NotReady, Served, Snapshot, Unready};
@@ -154,8 +154,7 @@ pub struct Registry {
     swept: Mutex<Option<Instant>>,
     /// Held for reading for as long as it takes to name something, for writing while what is not named is removed.
     sweeping: RwLock<()>,
-    /// What deployments name that are under way.
-    under_way: UnderWay,
+    in_use: InUse,
     bounds: Bounds,
 }
 
@@ -196,7 +195,7 @@ impl Registry {
             known: Known::default(),
             swept: Mutex::default(),
             sweeping: RwLock::new(()),
-            under_way: UnderWay::default(),
+            in_use: InUse::default(),
             bounds,
             state: AsyncMutex::new(state),
         };
@@ -253,7 +252,7 @@ impl Registry {
         let (manifest, trust) = (&record.manifest, self.trust(record));
         let is_as_prepared = self.loader.is_as_prepared(manifest, &record.preparation, trust);
         if is_as_prepared && !self.loader.needs_compile(manifest).await {
-            return Ok(self.loader.load(manifest, &record.preparation.batching, trust, &self.store).await?);
+            return self.load(manifest, &record.preparation, trust).await;
         }
         let _permit = self.preparing.acquire().await;
         let (progress, _) = tokio::sync::mpsc::channel(1);
@@ -265,7 +264,14 @@ impl Registry {
             let (before, now) = (&record.preparation.engines, &preparation.engines);
             tracing::info!(%model, %version, ?before, ?now, "prepared again, for the engines that are here now");
         }
-        Ok(self.loader.load(manifest, &preparation.batching, trust, &self.store).await?)
+        self.load(manifest, &preparation, trust).await
+    }
+
+    /// Loads what was prepared. Its files stay for as long as a call may run on it.
+    async fn load(&self, manifest: &Manifest, preparation: &Preparation, trust: Trust) -> Result<Loaded, ChangeError> {
+        let loaded = self.loader.load(manifest, &preparation.batching, trust, &self.store).await?;
+        self.in_use.add(&loaded.served.manifest);
+        Ok(loaded)
     }
 
     /// How far a version is trusted, as the file of deployers says now.
@@ -342,7 +348,7 @@ impl Registry {
         };
         let stage = Stage::start("load", &progress);
         let preparation = Preparation::from(prepared);
-        let loaded = self.loader.load(&manifest, &preparation.batching, who.trust(), &self.store).await?;
+        let loaded = self.load(&manifest, &preparation, who.trust()).await?;
         stage.done();
         let stage = Stage::start("publish", &progress);
         let revision = self.commit(manifest, preparation.clone(), loaded, (who, actor)).await?;

@@ -143,7 +143,8 @@ async fn connection(stream: TcpStream, plane: Arc<DataPlane>, shutdown: Cancella
     let _open = Open::new(plane.clone());
     // Answers are written whole; waiting for more would only delay them.
     let _ = stream.set_nodelay(true);
-    let begins = tokio::time::timeout(plane.config.header_timeout, Begun::read(Taken::new(stream, plane.config.write_timeout)));
+    let begins =
+        tokio::time::timeout(plane.config.header_timeout, Begun::read(Taken::new(stream, plane.config.write_timeout)));
     let stream = tokio::select! {
         begins = begins => match begins {
             Ok(Ok(stream)) => stream,

@@ -170,7 +170,7 @@ impl<B> Paced<B> {
         Paced { body, rest: Bytes::new(), stream: STREAM.try_with(Arc::clone).ok() }
     }
 
-    fn set(&self, since: Option<Instant>) {
+    fn handed_on(&self, since: Option<Instant>) {
         if let Some(stream) = &self.stream {
             stream.set(since);
         }
@@ -183,7 +183,7 @@ impl<B: Body<Data = Bytes> + Unpin> Body for Paced<B> {
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
         // Whoever asks for more has had room for what there was.
-        self.set(None);
+        self.handed_on(None);
         if self.rest.is_empty() {
             match ready!(Pin::new(&mut self.body).poll_frame(cx)).map(|frame| frame.map(Frame::into_data)) {
                 Some(Ok(Ok(data))) => self.rest = data,
@@ -196,7 +196,7 @@ impl<B: Body<Data = Bytes> + Unpin> Body for Paced<B> {
             length @ (0 | 1) => length,
             length => (length - 1).min(PIECE),
         };
-        self.set(Some(Instant::now()));
+        self.handed_on(Some(Instant::now()));
         Poll::Ready(Some(Ok(Frame::data(self.rest.split_to(length)))))
     }
 

@@ -78,7 +78,7 @@ impl Model {
             runtime.block_on(describe.describe(&context)).unwrap()
         });
         Arc::new(Served {
-            manifest,
+            manifest: Arc::new(manifest),
             module_digest,
             kind,
             program,

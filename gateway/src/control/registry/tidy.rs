@@ -17,22 +17,17 @@ const TIDY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(
 /// How long such a look waits for deployments that are about to name something, and has others wait.
 const SWEEPING: Duration = Duration::from_secs(5);
 
-/// Manifests of deployments that are under way: what they name is not removed, however long they wait and take.
+/// The manifests whose files somebody uses: deployments that are under way, and versions that calls run on, whether or not they
+/// are still deployed. What they name is not removed, however long they take.
 #[derive(Default)]
-pub(super) struct UnderWay(Mutex<Vec<Weak<Manifest>>>);
+pub(super) struct InUse(Mutex<Vec<Weak<Manifest>>>);
 
-/// A deployment that is under way, until it is dropped.
-pub(super) struct Named {
-    _manifest: Arc<Manifest>,
-}
-
-impl UnderWay {
-    fn add(&self, manifest: &Manifest) -> Named {
-        let manifest = Arc::new(manifest.clone());
+impl InUse {
+    /// This one is in use until nobody has it any more.
+    pub fn add(&self, manifest: &Arc<Manifest>) {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         all.retain(|manifest| manifest.strong_count() > 0);
-        all.push(Arc::downgrade(&manifest));
-        Named { _manifest: manifest }
+        all.push(Arc::downgrade(manifest));
     }
 
     fn all(&self) -> Vec<Arc<Manifest>> {
@@ -47,9 +42,10 @@ impl Registry {
     ///
     /// # Errors
     /// [`ChangeError::Missing`].
-    pub(super) async fn name(&self, manifest: &Manifest, who: &Who) -> Result<Named, ChangeError> {
+    pub(super) async fn name(&self, manifest: &Manifest, who: &Who) -> Result<Arc<Manifest>, ChangeError> {
         let _naming = self.sweeping.read().await;
-        let named = self.under_way.add(manifest);
+        let named = Arc::new(manifest.clone());
+        self.in_use.add(&named);
         self.check_blobs(manifest, who).await?;
         Ok(named)
     }
@@ -76,14 +72,14 @@ impl Registry {
         let Ok(_alone) = timeout(wait, self.sweeping.write()).await else { return };
         *self.swept.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
         // Before what is deployed, which is where one of them may go meanwhile.
-        let under_way = self.under_way.all();
+        let in_use = self.in_use.all();
         let entries = self.entries().await;
         if entries.iter().any(|entry| entry.record.is_none()) {
             tracing::warn!("a deployment's record is unreadable: no file is removed, since it may be named there");
             return;
         }
         let deployed = entries.iter().filter_map(|entry| entry.record.as_deref()).map(|record| &record.manifest);
-        let manifests: Vec<&Manifest> = deployed.chain(under_way.iter().map(|manifest| &**manifest)).collect();
+        let manifests: Vec<&Manifest> = deployed.chain(in_use.iter().map(|manifest| &**manifest)).collect();
         let mut keep: HashSet<String> = entries.iter().map(|entry| entry.digest.clone()).collect();
         for manifest in &manifests {
             keep.extend(manifest.blobs().into_iter().map(|(_, digest)| digest.to_string()));
@@ -112,14 +108,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_named_is_known_until_it_is_dropped() {
-        let manifest = Manifest::from_json(br#"{"name": "a", "version": "1"}"#).unwrap();
-        let under_way = UnderWay::default();
-        let (first, second) = (under_way.add(&manifest), under_way.add(&manifest));
-        assert_eq!(under_way.all().len(), 2);
+    fn what_is_in_use_is_known_until_nobody_has_it() {
+        let manifest = || Arc::new(Manifest::from_json(br#"{"name": "a", "version": "1"}"#).unwrap());
+        let (first, second, in_use) = (manifest(), manifest(), InUse::default());
+        in_use.add(&first);
+        in_use.add(&second);
+        assert_eq!(in_use.all().len(), 2);
         drop(first);
-        assert_eq!(under_way.all().iter().map(|manifest| &*manifest.name).collect::<Vec<_>>(), ["a"]);
+        assert_eq!(in_use.all().iter().map(|manifest| &*manifest.name).collect::<Vec<_>>(), ["a"]);
         drop(second);
-        assert!(under_way.all().is_empty());
+        assert!(in_use.all().is_empty());
     }
 }

@@ -207,8 +207,16 @@ impl Supervisor {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn wait<'a>(&self, state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
-        self.changed.wait(state).unwrap_or_else(PoisonError::into_inner)
+    /// Waits until the start of a child is over, one way or the other, but no longer than that.
+    fn started<'a>(&self, state: MutexGuard<'a, State>, patience: Duration) -> MutexGuard<'a, State> {
+        let starting = |state: &mut State| matches!(state.phase, Phase::Starting) && !state.closed;
+        let waited = self.changed.wait_timeout_while(state, patience, starting);
+        waited.unwrap_or_else(PoisonError::into_inner).0
+    }
+
+    /// How long a start may take: loading is bounded, and then the child is ended.
+    fn patience(&self) -> Duration {
+        self.config.load + ENDING
     }
 
     // === the thread ===
