@@ -153,10 +153,7 @@ link! {
 }
 
 /// What the guest is told, as WASI's implementation would: an error of its own, or the end of the call.
-fn told<T, E, F>(
-    result: Result<T, E>,
-    told: impl FnOnce(E) -> wasmtime::Result<F>,
-) -> wasmtime::Result<Result<T, F>> {
+fn told<T, E, F>(result: Result<T, E>, told: impl FnOnce(E) -> wasmtime::Result<F>) -> wasmtime::Result<Result<T, F>> {
     match result {
         Ok(value) => Ok(Ok(value)),
         Err(error) => told(error).map(Err),

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard, RwLock, Semaphore};
 use windrose_engine::{Batching, Calibration};
 
+use self::tidy::UnderWay;
 use super::deployer::{Trust, Who};
 use super::known::Known;
 use super::load::{LoadError, Loaded, Loader, module_digest};
@@ -17,7 +18,6 @@ use super::log::{Actor, Change, Preparation, Record, Revision, now};
 use super::manifest::{GraphEntry, Invalid, Jurisdictions, Manifest};
 use super::prepare::{self, Event, PrepareError, Prepared, Status};
 use super::store::{Store, StoreError};
-use self::tidy::UnderWay;
 use crate::config::deployers::Deployer;
 use crate::config::keys::KeyFile;
 use crate::snapshot::{Current, NotReady, Served, Snapshot, Unready};

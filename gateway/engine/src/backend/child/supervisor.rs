@@ -207,8 +207,16 @@ impl Supervisor {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn wait<'a>(&self, state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
-        self.changed.wait(state).unwrap_or_else(PoisonError::into_inner)
+    /// How long a child may take to start: to load the graph, or to end where it does not.
+    fn patience(&self) -> Duration {
+        self.config.load.saturating_add(ENDING)
+    }
+
+    /// Waits for a child that is being started, so long: one that the system neither starts nor ends is waited for in vain.
+    fn started<'a>(&self, state: MutexGuard<'a, State>, patience: Duration) -> MutexGuard<'a, State> {
+        let starting = |state: &mut State| matches!(state.phase, Phase::Starting) && !state.closed;
+        let waited = self.changed.wait_timeout_while(state, patience, starting);
+        waited.unwrap_or_else(PoisonError::into_inner).0
     }
 
     // === the thread ===
