@@ -5,7 +5,8 @@ use wasip2::filesystem::preopens;
 use wasip2::filesystem::types::{DescriptorFlags, OpenFlags, PathFlags};
 use wasip2::http::outgoing_handler;
 use wasip2::http::types::{
-    Fields, IncomingBody, IncomingRequest, Method, OutgoingBody, OutgoingRequest, OutgoingResponse, ResponseOutparam, Scheme,
+    Fields, IncomingBody, IncomingRequest, Method, OutgoingBody, OutgoingRequest, OutgoingResponse, ResponseOutparam,
+    Scheme,
 };
 use wasip2::sockets::network::{ErrorCode, IpAddress, IpAddressFamily, IpSocketAddress, Ipv4SocketAddress};
 use wasip2::sockets::{instance_network, ip_name_lookup, tcp_create_socket};
