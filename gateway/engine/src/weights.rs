@@ -132,7 +132,7 @@ pub(crate) fn recall(graph: &Arc<Handle>) {
     let graph_there = Arc::clone(graph);
     let started = thread::Builder::new().name("weights".into()).spawn(move || reload(&graph_there));
     if let Err(error) = started {
-        abandon(graph, &EngineError::NotReady(format!("no thread to load the weights: {error}")));
+        abandon(graph, &EngineError::NotReady(format!("no thread to load the weights: {error}")), || ());
     }
 }
 
@@ -161,20 +161,22 @@ fn reload(graph: &Arc<Handle>) {
             residence.trim();
         }
         Err(error) => {
-            abandon(graph, &EngineError::NotReady(format!("the weights cannot be loaded: {error}")));
             // Of several workers some may have started: the weights count until they have gone.
-            graph.shared.inline.set(Vec::new());
-            for worker in place.workers.drain(..) {
-                let _ = worker.join();
-            }
-            drop((place, held));
+            let gone = || {
+                graph.shared.inline.set(Vec::new());
+                for worker in place.workers.drain(..) {
+                    let _ = worker.join();
+                }
+                drop((place, held));
+            };
+            abandon(graph, &EngineError::NotReady(format!("the weights cannot be loaded: {error}")), gone);
         }
     }
 }
 
-fn abandon(graph: &Handle, error: &EngineError) {
+fn abandon(graph: &Handle, error: &EngineError, gone: impl FnOnce()) {
     tracing::error!(%error, "a graph's weights did not come back");
-    graph.shared.queue.abandon(error);
+    graph.shared.queue.abandon(error, gone);
 }
 
 impl Evict for Handle {

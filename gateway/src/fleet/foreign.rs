@@ -162,23 +162,22 @@ impl Pool {
         }
     }
 
-    /// Connects to the address whose turn it is, or to the next that can be reached.
+    /// Connects to the address whose turn it is, or to the next that can be reached: each has its part of the time, so that one
+    /// that is silent leaves some to the others.
     async fn connect(&self, turn: usize) -> Option<Open> {
         let addresses = self.addresses.clone().now();
-        let all = async {
-            let mut last = "no address".to_owned();
-            for step in 0..addresses.len() {
-                let address = addresses[turn.wrapping_add(step) % addresses.len()];
-                self.state().begun.insert(address, Instant::now());
-                match self.open(address).await {
-                    Ok(open) => return Ok(open),
-                    Err(error) => last = error,
-                }
+        let each = CONNECT / u32::try_from(addresses.len().max(1)).unwrap_or(u32::MAX);
+        let mut last = "no address".to_owned();
+        for step in 0..addresses.len() {
+            let address = addresses[turn.wrapping_add(step) % addresses.len()];
+            self.state().begun.insert(address, Instant::now());
+            match timeout(each, self.open(address)).await.unwrap_or_else(|_| Err("timed out".into())) {
+                Ok(open) => return Some(open),
+                Err(error) => last = error,
             }
-            Err(last)
-        };
-        let opened = timeout(CONNECT, all).await.unwrap_or_else(|_| Err("timed out".into()));
-        opened.inspect_err(|error| self.doubt(error)).ok()
+        }
+        self.doubt(&last);
+        None
     }
 
     fn doubt(&self, error: &str) {

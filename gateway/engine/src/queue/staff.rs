@@ -56,12 +56,14 @@ impl Queue {
         self.staff.0.store(HERE, SeqCst);
     }
 
-    /// Nobody comes, or not enough, who go again: whoever waits is told why. The next job calls again.
-    pub fn abandon(&self, why: &EngineError) {
+    /// Nobody comes, or not enough, who go again: whoever waits is told why, once `gone` has seen to what that leaves. The next
+    /// job calls again.
+    pub fn abandon(&self, why: &EngineError, gone: impl FnOnce()) {
         let mut state = self.lock();
         self.staff.0.store(DISMISSED, SeqCst);
         let waiting = state.lanes.drain();
         self.send_away(state);
+        gone();
         for waiting in waiting {
             waiting.user.counts.withdrawn.fetch_add(1, Relaxed);
             let _ = waiting.reply.send(Err(why.clone()));

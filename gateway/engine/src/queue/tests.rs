@@ -368,10 +368,14 @@ fn workers_that_came_back_go_when_the_others_do_not_come() {
         let queue = queue.clone();
         std::thread::spawn(move || queue.take(&mut Batch::new(), &mut None, post))
     });
-    while queue.lock().parked + queue.lock().resting < 2 {
+    let waiting = || {
+        let state = queue.lock();
+        state.parked + state.resting
+    };
+    while waiting() < 2 {
         std::thread::yield_now();
     }
-    queue.abandon(&EngineError::NotReady("no thread".into()));
+    queue.abandon(&EngineError::NotReady("no thread".into()), || ());
     for worker in workers {
         let end = Instant::now() + Duration::from_secs(20);
         while !worker.is_finished() {

@@ -109,7 +109,8 @@ mod tests {
 
     #[test]
     fn what_is_in_use_is_known_until_nobody_has_it() {
-        let manifest = || Arc::new(Manifest::from_json(br#"{"name": "a", "version": "1"}"#).unwrap());
+        let text = format!(r#"{{"name": "a", "version": "1", "module": "{}"}}"#, "0".repeat(64));
+        let manifest = || Arc::new(Manifest::from_json(text.as_bytes()).unwrap());
         let (first, second, in_use) = (manifest(), manifest(), InUse::default());
         in_use.add(&first);
         in_use.add(&second);
