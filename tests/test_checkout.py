@@ -11,7 +11,8 @@ import demo
 import pytest
 from harness import ROOT
 
-sys.path[:0] = [str(ROOT / "guest-sdk"), str(ROOT / "models")]
+# Behind everything else: one of the scripts has the name of a package.
+sys.path += [str(ROOT / "guest-sdk"), str(ROOT / "models")]
 
 import fetch  # noqa: E402
 from builder import environments  # noqa: E402
