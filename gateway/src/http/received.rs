@@ -123,6 +123,7 @@ mod tests {
         assert_eq!(body.collect().await.unwrap().to_bytes(), "abc");
         assert!(Received::whole(&[]).is_end_stream());
     }
+
     #[tokio::test(start_paused = true)]
     async fn the_time_that_a_client_takes_is_told_from_that_of_the_reader() {
         let (mut client, server) = tokio::io::duplex(4096);
