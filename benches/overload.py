@@ -9,7 +9,8 @@ queues, with 64 calls in flight, and once with a `queue_wait` of four runs.
 
 `neighbour`: a quiet model, asked at a fifth of what the machine sustains, with another beside it that is flooded with three
 times as much, in turns with the same while the other is not asked at all: what the flood does to the quiet one's p99. Once
-with graphs of their own, once with one graph that both share.
+with graphs of their own, once with one graph that both share; and where runs of the flood are long, of many rows or of much
+to compute.
 
 `weights`: two models of weights 1 and 3, both flooded: how the answers are shared.
 
@@ -164,13 +165,23 @@ class Bench:
                 out.write(f'[[tenant]]\nname = "{name}"\nkeys = ["{json.loads(made)["sha256"]}"]\n')
         return file
 
-    def deploy(self, name: str, seed: int, weight: int = 1, queue_wait_ms: int | None = None):
-        """A model of the graph of this seed, without a module of its own."""
+    def deploy(
+        self,
+        name: str,
+        seed: int,
+        weight: int = 1,
+        queue_wait_ms: int | None = None,
+        together: int | None = None,
+        times: int = 1,
+    ):
+        """A model of the graph of this seed, without a module of its own; one that computes several times as much, or as
+        many rows together as is said here and not as pays."""
         project = self.folder / name
         project.mkdir()
-        graph(project / "model.onnx", self.layers, seed)
+        graph(project / "model.onnx", self.layers * times, seed)
         text = f'name = "{name}"\nweight = {weight}\n[graphs.model]\nfile = "model.onnx"\n'
         text += f'queue_wait = "{queue_wait_ms}ms"\n' if queue_wait_ms else ""
+        text += f"batching = {{ max_size = {together} }}\n" if together else ""
         (project / "windrose.toml").write_text(text)
         self.gateway.deploy(project)
         batching = json.loads(self.gateway.cli("inspect", name, "--json").stdout)["loaded"]["graphs"]["model"]["batching"]
@@ -245,20 +256,37 @@ def flooded(bench: Bench, model: str, what: str, sustained: float, shares: tuple
 
 
 def neighbour(bench: Bench):
-    for what, seed in (("graphs of their own", 3), ("one graph for both", 2)):
-        quiet, loud = (f"{name}-{seed}" for name in ("quiet", "loud"))
+    ways = (
+        ("graphs of their own", 2, 3, {}),
+        ("one graph for both", 2, 2, {}),
+        ("graphs of their own, and the flood's runs are of eight rows", 2, 4, {"together": 8}),
+        ("one graph for both, and the flood's runs are of eight rows", 2, 2, {"together": 8}),
+        ("graphs of their own, and a run of the flood takes eight times as long", 2, 5, {"times": 8}),
+    )
+    for number, (what, own, other, loud_is) in enumerate(ways):
+        quiet, loud = (f"{name}-{number}" for name in ("quiet", "loud"))
         print(f"\na quiet model beside one that is flooded: {what}")
-        bench.deploy(quiet, 2)
-        bench.deploy(loud, seed)
-        beside(bench, what, bench.sustained(loud), (quiet, None), (loud, None))
+        bench.deploy(quiet, own)
+        bench.deploy(loud, other, **loud_is)
+        # What the quiet one is asked for is a fifth of what the machine sustains of it.
+        sustained = bench.sustained(quiet)
+        flood = bench.sustained(loud) if loud_is else sustained
+        beside(bench, what, sustained, (quiet, None), (loud, None), flood)
 
 
-def beside(bench: Bench, what: str, sustained: float, quiet: tuple[str, str | None], loud: tuple[str, str | None]):
+def beside(
+    bench: Bench,
+    what: str,
+    sustained: float,
+    quiet: tuple[str, str | None],
+    loud: tuple[str, str | None],
+    of_flood: float | None = None,
+):
     """What a flood does to who asks for a fifth of what is sustained. Each is a model, and the tenant that calls it."""
-    pairs = []
+    pairs, most = [], 3 * (of_flood or sustained)
     for _ in range(bench.rounds):
         alone = bench.load(quiet[0], sustained / 5, quiet[1]).seen()
-        flood = bench.load(loud[0], sustained * 3, loud[1])
+        flood = bench.load(loud[0], most, loud[1])
         beside = bench.load(quiet[0], sustained / 5, quiet[1]).seen()
         print(f"  alone   {alone}\n  flooded {beside}\n  flood   {flood.seen()}", flush=True)
         pairs.append((alone, beside))

@@ -69,6 +69,8 @@ pub(crate) struct Batch {
     pub ready: Instant,
     /// When it left the queue.
     pub taken: Instant,
+    /// Whether the queue counts it as under way.
+    pub running: bool,
 }
 
 /// A caller's part of a run.
@@ -90,6 +92,7 @@ impl Batch {
             charges: Vec::new(),
             ready: now,
             taken: now,
+            running: false,
         }
     }
 }

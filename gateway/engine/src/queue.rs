@@ -11,7 +11,7 @@ mod staff;
 #[cfg(test)]
 mod tests;
 
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -76,6 +76,8 @@ pub(crate) struct Queue {
     runs: AtomicU64,
     /// Whether there are workers.
     staff: Staff,
+    /// Workers of [`Post::Prompt`].
+    prompts: AtomicUsize,
 }
 
 /// Runs after which the averages say something: the first ones are slow.
@@ -92,6 +94,8 @@ struct State {
     resting: usize,
     /// Workers that wait for more jobs to run together.
     gathering: usize,
+    /// Workers that have a batch, whose callers may have gone.
+    running: usize,
     open: bool,
 }
 
@@ -115,10 +119,11 @@ impl Queue {
     /// Of a graph whose runs share `cores` with others.
     pub fn new(cores: Option<Arc<Turnstile>>) -> Queue {
         let lanes = Lanes::new(cores);
-        let state = Mutex::new(State { lanes, next: 0, parked: 0, resting: 0, gathering: 0, open: true });
+        let state = Mutex::new(State { lanes, next: 0, parked: 0, resting: 0, gathering: 0, running: 0, open: true });
         let [wake, prompt, enough] = [const { Condvar::new() }; 3];
         let [row_ns, run_ns, runs] = [const { AtomicU64::new(0) }; 3];
-        Queue { state, wake, prompt, enough, row_ns, run_ns, runs, staff: Staff::default() }
+        let (staff, prompts) = (Staff::default(), AtomicUsize::new(0));
+        Queue { state, wake, prompt, enough, row_ns, run_ns, runs, staff, prompts }
     }
 
     /// How a user's jobs are gathered from now on.
@@ -167,7 +172,8 @@ impl Queue {
         if enough {
             self.enough.notify_one();
         }
-        if let Some(Waiting { reply, .. }) = evicted {
+        if let Some(Waiting { reply, user, .. }) = evicted {
+            user.counts.withdrawn.fetch_add(1, Relaxed);
             let _ = reply.send(Err(EngineError::QueueFull));
         }
         Ok(ticket)
@@ -199,6 +205,7 @@ impl Queue {
     /// dismissed.
     pub fn take(&self, batch: &mut Batch, gate: &mut Option<Gate>, post: Post) -> bool {
         let (mut state, mut ready) = (self.lock(), None);
+        state.running -= usize::from(std::mem::take(&mut batch.running));
         if self.is_dismissed() {
             return false;
         }
@@ -232,6 +239,8 @@ impl Queue {
                     let full = state.lanes.gather(lane, most, batch, post == Post::Regular);
                     batch.released = (most > 1).then_some(if full { Released::Full } else { released });
                     let other = self.another(&mut state);
+                    batch.running = true;
+                    state.running += 1;
                     drop(state);
                     if let Some(other) = other {
                         other.notify_one();
@@ -261,6 +270,11 @@ impl Queue {
                     }
                 }
                 Plan::Park => {
+                    // What it left to a prompt worker came when that was not called.
+                    if state.resting > 0 && self.calm(&state).is_some() {
+                        state.resting -= 1;
+                        self.prompt.notify_one();
+                    }
                     state.parked += 1;
                     state = self.wake.wait(state).unwrap_or_else(PoisonError::into_inner);
                     if self.is_dismissed() {
@@ -288,9 +302,8 @@ impl Queue {
     fn plan(&self, state: &State, now: Instant, post: Post) -> Plan {
         let lanes = &state.lanes;
         let lane = match post {
-            Post::Regular => lanes.next(|lane| self.release(state, lane, now).is_ok()),
-            // What waits for others needs no worker of its own.
-            Post::Prompt => lanes.next_calm(|lane| lanes.policy(lane).delay.is_zero()),
+            Post::Regular => lanes.next(|lane| !self.is_prompts(state, lane) && self.release(state, lane, now).is_ok()),
+            Post::Prompt => self.calm(state),
         };
         match lane.map(|lane| (lane, self.release(state, lane, now))) {
             Some((lane, Ok(released))) => Plan::Run(lane, released),
@@ -302,6 +315,23 @@ impl Queue {
                 .min()
                 .map_or(Plan::Park, Plan::Until),
         }
+    }
+
+    /// The lane that a prompt worker sees to next.
+    fn calm(&self, state: &State) -> Option<usize> {
+        // What waits for others needs no worker of its own.
+        state.lanes.next_calm(|lane| state.lanes.policy(lane).delay.is_zero())
+    }
+
+    /// Whether a lane's head is for a prompt worker alone: with any other it would wait for a run of somebody else's to end,
+    /// and then have the lower priority.
+    fn is_prompts(&self, state: &State, lane: usize) -> bool {
+        self.prompts.load(Relaxed) > 0 && state.lanes.is_pressed(lane) && state.lanes.policy(lane).delay.is_zero()
+    }
+
+    /// How many of the workers that come next are prompt ones.
+    pub fn set_prompts(&self, prompts: usize) {
+        self.prompts.store(prompts, Relaxed);
     }
 
     /// Why the head of a lane may run now, or how long it is to wait for others.

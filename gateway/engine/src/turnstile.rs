@@ -3,12 +3,15 @@
 //! While cores are free a permit is one atomic operation. When they are not, runs start in the order of a virtual time
 //! that advances for each tenant with the engine time that it has used, and within a tenant for each model in whose name it
 //! calls, divided by the model's weight (hierarchical start-time fair queueing): a tenant that calls ten models has one
-//! share. Who was idle starts at the present, and saves nothing up.
+//! share. Who comes for the first time in a while starts at the present; who asks now and then has saved up what it could have
+//! had in a tenth of a second, and no more.
 //!
 //! A run cannot be interrupted, so a caller that was idle and is within its share does not wait for one to end: it starts
 //! at once, on cores that others use. The system shares these for that while, and who is ahead waits the longer afterwards.
+//! Nobody is charged for the time in which others had its core.
 
 mod accounts;
+mod beside;
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering::Acquire, Ordering::Relaxed};
@@ -19,6 +22,7 @@ use std::time::Duration;
 
 pub(crate) use self::accounts::Account;
 use self::accounts::{Accounts, Contest};
+use self::beside::{Beside, Place};
 
 /// The cores of one machine.
 #[derive(Debug)]
@@ -34,6 +38,7 @@ pub(crate) struct Turnstile {
     waiting: Mutex<VecDeque<Waiter>>,
     accounts: Mutex<Accounts>,
     contest: Contest,
+    beside: Beside,
 }
 
 /// A run that waits for its turn.
@@ -56,8 +61,16 @@ pub(crate) struct Gate {
     /// Whether it had a run with them. They are kept until it is known what the session does next: were they given away
     /// before, then a caller with a session for each core would never be among those who wait when a core is free.
     ran: bool,
+    /// Where it took them beside others, who have them as well.
+    beside: Option<Place>,
+    /// What runs had lost to others beside them when this one began.
+    lost: Duration,
 }
 
+/// What a caller that asks now and then may have saved up, nanoseconds of a core for its weight. What a run takes is known when
+/// it ends, and until then the present stands still: such a one would be ahead of it after each of its runs, for as long as
+/// those of a flood last. Who comes anew has saved nothing: a flood that begins would be before everybody else.
+const SAVED: u64 = 100_000_000;
 /// How far a tenant may be ahead of the others for the sake of a model that is behind, nanoseconds.
 const AHEAD: u64 = 20_000_000;
 
@@ -72,6 +85,7 @@ impl Turnstile {
             waiting: Mutex::default(),
             accounts: Mutex::new(Accounts::new()),
             contest: Contest::default(),
+            beside: Beside::default(),
         })
     }
 
@@ -82,8 +96,10 @@ impl Turnstile {
 
     /// A caller that was idle has something to run. True when it is within its share, and its tenant within its own.
     pub fn returns(&self, account: &Account) -> bool {
-        account.tenant.used.fetch_max(self.now.load(Relaxed), Relaxed);
-        account.used.fetch_max(account.tenant.now.load(Relaxed), Relaxed);
+        let tenant = &account.tenant;
+        let least = |now: &AtomicU64, of_late: bool| now.load(Relaxed).saturating_sub(if of_late { SAVED } else { 0 });
+        tenant.used.fetch_max(least(&self.now, tenant.seen.again(&self.contest)), Relaxed);
+        account.used.fetch_max(least(&tenant.now, account.seen.again(&self.contest)), Relaxed);
         self.is_behind(account)
     }
 
@@ -101,6 +117,11 @@ impl Turnstile {
     /// Whether anybody has a core: a run that comes now may have to wait for one, or to share it.
     pub fn is_used(&self) -> bool {
         self.free.load(Relaxed) < self.cores
+    }
+
+    /// Whether a run that comes now has to wait for a core, or to share it.
+    pub fn is_full(&self) -> bool {
+        self.free.load(Relaxed) <= 0
     }
 
     /// Takes permits if they are there; with `most` below zero, also some that are not.
@@ -140,7 +161,7 @@ impl Gate {
     /// A way for one session with so many threads.
     pub fn new(turnstile: &Arc<Turnstile>, threads: usize) -> Gate {
         let cores = i64::try_from(threads.max(1)).unwrap_or(i64::MAX).min(turnstile.cores);
-        Gate { turnstile: turnstile.clone(), cores, holds: false, ran: false }
+        Gate { turnstile: turnstile.clone(), cores, holds: false, ran: false, beside: None, lost: Duration::ZERO }
     }
 
     /// Takes the permits, or keeps those of the run before, if that needs no waiting and passes nobody who waits.
@@ -152,8 +173,14 @@ impl Gate {
         if turnstile.waiters.load(SeqCst) > 0 || !(self.holds || turnstile.try_take(self.cores, 0)) {
             return false;
         }
-        (self.holds, self.ran) = (true, false);
+        self.begins();
         true
+    }
+
+    /// Has its permits, for a run from now on.
+    fn begins(&mut self) {
+        (self.holds, self.ran) = (true, false);
+        self.lost = self.turnstile.beside.lost();
     }
 
     /// Takes the permits when it is the caller's turn; at once where it may run `beside` others, as long as no more than
@@ -162,9 +189,14 @@ impl Gate {
         if self.try_pass() {
             return;
         }
-        let turnstile = &*self.turnstile;
-        if beside && (self.holds || turnstile.try_take(self.cores, -turnstile.cores)) {
-            (self.holds, self.ran) = (true, false);
+        let turnstile = self.turnstile.clone();
+        if beside && self.holds {
+            self.begins();
+            return;
+        }
+        if beside && turnstile.try_take(self.cores, -turnstile.cores) {
+            self.beside = Some(turnstile.beside.begins(self.cores, turnstile.cores));
+            self.begins();
             return;
         }
         let told = Arc::new(AtomicBool::new(false));
@@ -172,30 +204,40 @@ impl Gate {
             let mut waiting = turnstile.waiting();
             let turn = account.turn();
             if self.holds && waiting.iter().all(|other| other.account.turn() >= turn) {
-                self.ran = false;
+                self.begins();
                 return;
             }
             let (account, cores, told) = (account.clone(), self.cores, told.clone());
             waiting.push_back(Waiter { account, cores, told, thread: thread::current() });
             turnstile.waiters.fetch_add(1, SeqCst);
-            if std::mem::take(&mut self.holds) {
-                turnstile.free.fetch_add(self.cores, SeqCst);
-            }
+            self.gives_back();
             // Permits may have come back before this was counted, too.
             turnstile.hand_on(&mut waiting);
         }
         while !told.load(Acquire) {
             thread::park();
         }
-        (self.holds, self.ran) = (true, false);
+        self.begins();
     }
 
-    /// After a run, charges a caller for its part of it: its own rows of all of them, and the time that the whole run took.
+    /// Of the time that a run has taken, that in which it had its cores.
+    pub fn used(&self, time: Duration) -> Duration {
+        // Those beside have the better priority.
+        if self.beside.is_some() {
+            time
+        } else {
+            time.saturating_sub(self.turnstile.beside.lost().saturating_sub(self.lost))
+        }
+    }
+
+    /// After a run, charges a caller for its part of it: its own rows of all of them, and the time that the whole run has used.
     /// The permits are to be given back, or taken anew.
     pub fn charge(&mut self, account: &Account, time: Duration, part: (usize, usize), weight: u32) {
         let cost = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX).saturating_mul(self.cores as u64);
         let (own, all) = (part.0 as u128, part.1.max(1) as u128);
         let cost = u64::try_from(u128::from(cost) * own / all).unwrap_or(u64::MAX);
+        account.seen.now(&self.turnstile.contest);
+        account.tenant.seen.now(&self.turnstile.contest);
         let of_tenant = account.tenant.used.fetch_add(cost, Relaxed);
         let of_model = account.used.fetch_add(cost / u64::from(weight.max(1)), Relaxed);
         self.turnstile.starts(account, (of_tenant, of_model));
@@ -204,14 +246,26 @@ impl Gate {
         self.ran = true;
     }
 
+    /// Whether there were permits to give back.
+    fn gives_back(&mut self) -> bool {
+        let turnstile = &*self.turnstile;
+        if let Some(place) = self.beside.take() {
+            turnstile.beside.ends(place, self.cores, turnstile.cores);
+        }
+        let held = std::mem::take(&mut self.holds);
+        if held {
+            turnstile.free.fetch_add(self.cores, SeqCst);
+        }
+        held
+    }
+
     /// Gives the permits back.
     pub fn leave(&mut self) {
         self.ran = false;
-        if !std::mem::take(&mut self.holds) {
+        if !self.gives_back() {
             return;
         }
         let turnstile = &*self.turnstile;
-        turnstile.free.fetch_add(self.cores, SeqCst);
         if turnstile.waiters.load(SeqCst) > 0 {
             turnstile.hand_on(&mut turnstile.waiting());
         }
@@ -228,6 +282,7 @@ impl Drop for Gate {
 mod tests {
     use std::collections::HashMap;
     use std::sync::mpsc::{Receiver, Sender, channel};
+    use std::time::Instant;
 
     use super::*;
 
@@ -401,6 +456,7 @@ mod tests {
         }
         flooding.pass(&flood, false);
         assert!(!turnstile.is_behind(&flood) && turnstile.returns(&calm) && turnstile.is_behind(&calm));
+        assert!(turnstile.is_full());
         let mut gate = Gate::new(&turnstile, 1);
         gate.pass(&calm, true);
         assert_eq!(turnstile.free.load(SeqCst), -1, "beside the other");
@@ -415,10 +471,64 @@ mod tests {
         waiters(&turnstile, 1);
         assert!(order.try_recv().is_err());
         flooding.ran(&flood, MS, 1);
-        gate.ran(&calm, 2 * MS, 1);
+        gate.ran(&calm, 12 * MS, 1);
         assert!(!turnstile.is_behind(&calm), "it has had its turn");
         waits.join().expect("it had its turn");
         assert_eq!((order.iter().count(), turnstile.free.load(SeqCst)), (1, 1));
+    }
+
+    #[test]
+    fn who_asks_now_and_then_is_within_its_share_between_two_long_runs_of_others() {
+        let turnstile = Turnstile::new(2);
+        let [flood, calm] = ["flood", "calm"].map(|name| account(&turnstile, name));
+        let mut gates = [(); 2].map(|()| Gate::new(&turnstile, 1));
+        let mut run = |at: usize, account: &Arc<Account>, time: Duration| {
+            gates[at].pass(account, false);
+            gates[at].ran(account, time, 1);
+        };
+        (0..10).for_each(|at| run(at % 2, &flood, 40 * MS));
+        // A fifth of the machine: 8 ms of each 20, in which each core does half of a run of the flood.
+        for turn in 0..50 {
+            // Who comes anew has not had less than others yet.
+            assert!(turnstile.returns(&calm) || turn < 4, "turn {turn}");
+            run(0, &calm, 8 * MS);
+            if turn % 2 == 1 {
+                run(1, &flood, 32 * MS);
+                run(0, &flood, 32 * MS);
+            }
+            assert!(!turnstile.is_behind(&flood));
+        }
+        // And no longer when it wants more than that.
+        let within = (0..50)
+            .take_while(|_| {
+                turnstile.returns(&calm) && {
+                    run(0, &calm, 8 * MS);
+                    true
+                }
+            })
+            .count();
+        assert!((5..20).contains(&within), "{within}");
+    }
+
+    #[test]
+    fn nobody_is_charged_for_the_time_that_others_had_its_core() {
+        let turnstile = Turnstile::new(1);
+        let [flood, calm] = ["flood", "calm"].map(|name| account(&turnstile, name));
+        let [mut flooding, mut gate] = [(); 2].map(|()| Gate::new(&turnstile, 1));
+        flooding.pass(&flood, false);
+        gate.pass(&calm, true);
+        let begin = Instant::now();
+        while begin.elapsed() < 20 * MS {
+            thread::yield_now();
+        }
+        let time = begin.elapsed();
+        assert_eq!(gate.used(time), time);
+        let used = flooding.used(time);
+        assert!(used < time.mul_f64(0.2), "{used:?} of {time:?}");
+        gate.leave();
+        flooding.leave();
+        flooding.pass(&flood, false);
+        assert_eq!(flooding.used(time), time, "alone again");
     }
 
     #[test]
@@ -434,10 +544,9 @@ mod tests {
         run(&loud, 5);
         assert!(!turnstile.is_behind(&loud), "it has the cores alone");
         for _ in 0..3 {
-            run(&quiet, 5);
+            run(&quiet, 30);
             assert!(!turnstile.is_behind(&quiet));
-            run(&loud, 5);
-            run(&loud, 5);
+            (0..3).for_each(|_| run(&loud, 15));
             assert!(turnstile.is_behind(&quiet) && !turnstile.is_behind(&loud));
         }
     }

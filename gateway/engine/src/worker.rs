@@ -36,6 +36,7 @@ pub(crate) fn start(
     gate: impl Fn() -> Option<Gate>,
     workers: &mut Vec<thread::JoinHandle<()>>,
 ) -> Result<(), EngineError> {
+    shared.queue.set_prompts(sessions.iter().filter(|(_, post)| *post == Post::Prompt).count());
     for (i, (session, post)) in sessions.into_iter().enumerate() {
         let (mine, gate) = (Arc::clone(shared), gate());
         let word = if post == Post::Prompt { "now" } else { "work" };
@@ -56,7 +57,7 @@ fn serve(mut session: Box<dyn Session>, post: Post, shared: &Shared, mut gate: O
         while shared.queue.take(&mut batch, &mut gate, post) {
             run(session, &mut batch, shared);
             if let Some(gate) = &mut gate {
-                let time = batch.taken.elapsed();
+                let time = gate.used(batch.taken.elapsed());
                 let rows = batch.charges.iter().map(|charge| charge.rows).sum();
                 for charge in &batch.charges {
                     gate.charge(&charge.account, time, (charge.rows, rows), charge.weight);

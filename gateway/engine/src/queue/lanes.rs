@@ -288,6 +288,12 @@ impl Lanes {
         self.lanes.get(lane).map(|lane| (lane.account.clone(), self.is_calm(lane)))
     }
 
+    /// Whether a lane's head may run beside others, and has to: they have all cores.
+    pub fn is_pressed(&self, lane: usize) -> bool {
+        self.cores.as_ref().is_some_and(|cores| cores.is_full())
+            && self.lanes.get(lane).is_some_and(|lane| self.is_calm(lane))
+    }
+
     fn is_calm(&self, lane: &Lane) -> bool {
         lane.calm && self.cores.as_ref().is_some_and(|cores| cores.is_behind(&lane.account))
     }

@@ -19,11 +19,13 @@ const DISMISSED: u8 = 1;
 const COMING: u8 = 2;
 
 impl Queue {
-    /// Sends the workers away if no job waits and `idle` says that none is under way. Each goes when its run ends.
+    /// Sends the workers away if no job waits, none runs, whose caller may have gone, and `idle` says that none is under way.
     pub fn dismiss(&self, idle: impl FnOnce() -> bool) -> bool {
         let state = self.lock();
-        let dismissed =
-            state.lanes.jobs() == 0 && idle() && self.staff.0.compare_exchange(HERE, DISMISSED, SeqCst, SeqCst).is_ok();
+        let dismissed = state.lanes.jobs() == 0
+            && state.running == 0
+            && idle()
+            && self.staff.0.compare_exchange(HERE, DISMISSED, SeqCst, SeqCst).is_ok();
         if dismissed {
             self.send_away(state);
         }

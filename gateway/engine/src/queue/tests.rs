@@ -155,6 +155,75 @@ fn a_caller_that_was_idle_gets_a_worker_of_its_own_while_others_have_the_cores()
     drop(answers);
 }
 
+#[test]
+fn what_may_run_beside_others_is_left_to_the_prompt_worker() {
+    let turnstile = Turnstile::new(1);
+    let queue = Arc::new(Used::new(Bounds { jobs: 100, ..BOUNDS }, Some(&turnstile), 4, Duration::ZERO));
+    let mut answers = Vec::new();
+    let mut push = |name: &str| {
+        let (waiting, answer) = weighted(name, 1);
+        queue.push(waiting).expect("room");
+        answers.push(answer);
+    };
+    (0..8).for_each(|_| push("flood"));
+    let (mut gate, mut batch) = (Some(Gate::new(&turnstile, 1)), Batch::new());
+    let mut run = |gate: &mut Option<Gate>| {
+        for charge in batch.charges.drain(..) {
+            gate.as_mut().expect("a gate").charge(&charge.account, Duration::from_millis(5), (1, 1), charge.weight);
+        }
+        batch.jobs.clear();
+        assert!(queue.take(&mut batch, gate, Post::Regular));
+        batch.jobs.iter().map(|w| w.share.name.to_string()).collect::<Vec<_>>()
+    };
+    assert_eq!(run(&mut gate), ["flood"; 4]);
+    push("calm");
+    let is_parked = |post| matches!(queue.plan(&queue.lock(), Instant::now(), post), Plan::Park);
+    assert!(turnstile.is_full() && !is_parked(Post::Prompt));
+    queue.set_prompts(1);
+    assert_eq!(run(&mut gate), ["flood"; 4], "with rows of the flood's own");
+    assert!(is_parked(Post::Regular), "what is left is not for it");
+    drop(answers);
+}
+
+#[test]
+fn who_leaves_a_job_to_the_prompt_worker_calls_it() {
+    let turnstile = Turnstile::new(1);
+    let queue = Arc::new(Used::new(BOUNDS, Some(&turnstile), 1, Duration::ZERO));
+    queue.set_prompts(1);
+    let [prompt, regular] = [Post::Prompt, Post::Regular].map(|post| {
+        let (queue, mut gate) = (queue.clone(), Some(Gate::new(&turnstile, 1)));
+        move || queue.take(&mut Batch::new(), &mut gate, post)
+    });
+    let prompt = std::thread::spawn(prompt);
+    while queue.lock().resting == 0 {
+        std::thread::yield_now();
+    }
+    let (waiting, answer) = weighted("calm", 1);
+    queue.push(waiting).expect("room");
+    assert_eq!(queue.lock().resting, 1, "when it came, nobody had a core");
+    let mut other = Gate::new(&turnstile, 1);
+    assert!(other.try_pass());
+    let regular = std::thread::spawn(regular);
+    assert!(prompt.join().expect("a worker"));
+    queue.close();
+    assert!(!regular.join().expect("a worker"));
+    drop(answer);
+}
+
+#[test]
+fn workers_are_not_dismissed_while_one_runs_what_nobody_waits_for() {
+    let queue = queue(BOUNDS, 1, Duration::ZERO);
+    let (waiting, answer) = job("t", 1, 1);
+    queue.push(waiting).expect("room");
+    let mut batch = take(&queue);
+    drop(answer);
+    assert!(!queue.dismiss(|| true), "its weights are in use");
+    batch.jobs.clear();
+    queue.close();
+    assert!(!queue.take(&mut batch, &mut None, Post::Regular));
+    assert!(queue.dismiss(|| true));
+}
+
 /// Woken for a job that is no longer its own, the prompt worker leaves it to the others.
 #[test]
 fn no_job_is_left_between_two_workers() {

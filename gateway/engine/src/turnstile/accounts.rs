@@ -38,7 +38,25 @@ pub(crate) struct Account {
     pub(super) number: u64,
     /// The virtual time of its tenant up to which it has used its share, nanoseconds.
     pub(super) used: AtomicU64,
+    pub(super) seen: Seen,
     pub(super) tenant: Arc<Purse>,
+}
+
+/// When a caller has asked for a run last, or had one: microseconds after a contest's beginning; 0 if it never did.
+#[derive(Debug, Default)]
+pub(super) struct Seen(AtomicU64);
+
+impl Seen {
+    pub fn now(&self, contest: &Contest) {
+        self.0.store(contest.micros(), Relaxed);
+    }
+
+    /// As [`Seen::now`]. Whether it has been there of late.
+    pub fn again(&self, contest: &Contest) -> bool {
+        let now = contest.micros();
+        let before = self.0.swap(now, Relaxed);
+        before > 0 && now.saturating_sub(before) < ALONE.as_micros() as u64
+    }
 }
 
 /// What a tenant has used of the cores, in the name of whatever model.
@@ -49,6 +67,7 @@ pub(super) struct Purse {
     pub(super) used: AtomicU64,
     /// The virtual time of its models at which its last run started, nanoseconds.
     pub(super) now: AtomicU64,
+    pub(super) seen: Seen,
     pub(super) contest: Contest,
 }
 
