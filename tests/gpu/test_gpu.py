@@ -1,10 +1,11 @@
 """Every example on the GPU against the CPU: `make test-gpu`. Says so where there is no GPU; where there is one, a library
 that cannot use it is a failure.
 
-The wheel `onnxruntime` is built for the CPU. Name a library that has the CUDA provider with
+The wheel `onnxruntime` is built for the CPU. Name a library of 1.24 or newer that has the CUDA provider with
 WINDROSE_ENGINES_ONNXRUNTIME=/path/to/libonnxruntime.so (PyPI `onnxruntime-gpu` has one, beside its providers).
 """
 
+import json
 import os
 import re
 import shutil
@@ -85,6 +86,22 @@ def ask(gateway, example: str, model: str) -> dict:
     return {"text": np.array(NUMBER.sub(b"#", answer.body), object), "numbers": numbers}
 
 
+def assert_runs_on(gateway, model: str, device: str) -> None:
+    """What the gateway says of each graph's provider and nodes, to the operator and to clients."""
+    told = json.loads(gateway.cli("inspect", model, "--json").stdout)["loaded"]["graphs"]
+    assert told
+    for name, graph in told.items():
+        if device == "cpu":
+            assert graph["provider"] == "CPU" and "nodes" not in graph, (name, graph)
+        else:
+            assert graph["provider"] == "CUDA" and graph["nodes"]["CUDA"] >= 1, (name, graph)
+            assert set(graph["nodes"]) <= {"CUDA", "CPU"}, (name, graph)
+    metadata = json.loads(gateway.get(f"/v2/models/{model}").body)["windrose"]["graphs"]
+    assert {g["name"]: (g["provider"], g.get("nodes")) for g in metadata} == {
+        name: (graph["provider"], graph.get("nodes")) for name, graph in told.items()
+    }
+
+
 def assert_same(cpu: dict, cuda: dict) -> None:
     assert cpu and cpu.keys() == cuda.keys()
     for name, expected in cpu.items():
@@ -99,8 +116,7 @@ def assert_same(cpu: dict, cuda: dict) -> None:
 def test_the_gpu_answers_what_the_cpu_answers(gateway, tmp_path, example):
     for device in ("cpu", "cuda"):
         gateway.deploy(on_device(example, device, tmp_path))
-    assert "CUDA" in gateway.cli("inspect", f"{example}-cuda", "--json").stdout
-    assert "CUDA" not in gateway.cli("inspect", f"{example}-cpu", "--json").stdout
+        assert_runs_on(gateway, f"{example}-{device}", device)
     assert_same(ask(gateway, example, f"{example}-cpu"), ask(gateway, example, f"{example}-cuda"))
 
 
@@ -116,5 +132,18 @@ def test_a_graph_without_a_module(gateway):
             f'engine = "onnxruntime"\ndevice = "{device}"\n'
         )
         gateway.deploy(folder)
+        assert_runs_on(gateway, folder.name, device)
         answers.append(infer(gateway, f"bare-{device}", x=rows))
     assert_same(*answers)
+
+
+def test_a_graph_that_would_run_on_the_cpu_is_refused(gateway, tmp_path):
+    """No CUDA kernel takes strings: the library gives all of this graph to the CPU, and loads it."""
+    (tmp_path / "windrose.toml").write_text(
+        f'name = "strings"\n[graphs.model]\nfile = "{ROOT}/models/test/strings_upper.onnx"\n'
+        'engine = "onnxruntime"\ndevice = "cuda"\n'
+    )
+    refused = gateway.cli("deploy", tmp_path, check=False)
+    assert refused.returncode != 0
+    assert "takes none of this graph's nodes" in refused.stdout + refused.stderr
+    assert gateway.get("/v2/models/strings").status == 404

@@ -3,6 +3,7 @@
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, LazyLock, OnceLock};
@@ -32,6 +33,10 @@ pub struct GraphInfo {
     pub version: String,
     /// The execution provider: `CPU`, `CUDA`.
     pub provider: String,
+    /// Where a GPU was asked for, the graph's nodes by the provider that they were given to when it was loaded: those
+    /// that [`GraphInfo::provider`] does not take run on the CPU. Empty where all run there.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub nodes: BTreeMap<String, usize>,
     /// Sessions, each with a worker thread of its own.
     pub sessions: usize,
     /// Threads inside each session.

@@ -245,6 +245,7 @@ mod tests {
             engine: "anywhere".into(),
             version: "0".into(),
             provider: "CPU".into(),
+            nodes: Default::default(),
             sessions: 1,
             threads: 1,
             isolation: Isolation::Process,

@@ -9,7 +9,8 @@ use super::client::Client;
 use super::{Failure, Gateway, print_json};
 use crate::config::units::show_size;
 use crate::control::api::types::{
-    BatchingView, DeleteAnswer, LoadedView, ModelView, ModelsAnswer, SignatureView, VersionState, VersionView,
+    BatchingView, DeleteAnswer, GraphView, LoadedView, ModelView, ModelsAnswer, SignatureView, VersionState,
+    VersionView,
 };
 use crate::control::manifest::{check_name, check_version};
 
@@ -151,7 +152,7 @@ fn print_loaded(loaded: &LoadedView, kind: &str) {
             graph.digest,
             graph.engine,
             graph.engine_version,
-            graph.provider,
+            providers(graph),
             graph.sessions,
             graph.threads,
             if graph.isolation == "child" { "a process of its own" } else { "the gateway's process" },
@@ -188,6 +189,13 @@ fn print_loaded(loaded: &LoadedView, kind: &str) {
         requests => println!("instances    each answers up to {requests} requests of one tenant"),
     }
     println!("deadline     {} ms, at most {} ms", loaded.timeout.default_ms, loaded.timeout.max_ms);
+}
+
+/// The provider, and how many nodes it and others run, where that is told.
+fn providers(graph: &GraphView) -> String {
+    let part = |(provider, count): (&String, &usize)| format!("{count} on {provider}");
+    let nodes: Vec<String> = graph.nodes.iter().rev().map(part).collect();
+    if nodes.is_empty() { graph.provider.clone() } else { format!("{} (nodes: {})", graph.provider, nodes.join(", ")) }
 }
 
 /// Where what can leave memory is.

@@ -4,9 +4,11 @@
 //! the same time: its `Run` is documented to allow that, the CPU provider's kernels keep no state, and the weights are
 //! then held once. With more threads, and on a GPU, each has a session of its own, and a copy of the weights.
 
+mod assignment;
 mod library;
 mod value;
 
+use std::collections::BTreeMap;
 use std::ffi::CString;
 use std::path::PathBuf;
 use std::ptr::{null, null_mut};
@@ -19,6 +21,7 @@ use ort::logging::LogLevel;
 use ort::session::Session as OrtSession;
 use ort::session::builder::SessionBuilder;
 
+use self::assignment::Assignments;
 use self::value::{CpuMemory, Value};
 use super::{Engine, Loaded, Loading, Session, Work};
 use crate::{
@@ -34,12 +37,15 @@ struct Runtime {
     path: PathBuf,
     version: String,
     environment: Environment,
+    assignments: Option<Assignments>,
 }
 
 /// The engine.
 pub(crate) struct OnnxRuntime {
     info: EngineInfo,
     environment: Environment,
+    /// How to learn which provider runs what; none where the library is too old to tell.
+    assignments: Option<Assignments>,
 }
 
 /// The library that the configuration asks for; `None` when it is off or a search finds none.
@@ -76,12 +82,14 @@ pub(crate) fn find(config: &EnginesConfig) -> Result<Option<OnnxRuntime>, Engine
 /// Checks a library's version, and only then initialises it: an old one hangs there.
 fn start(path: PathBuf) -> Result<Runtime, EngineError> {
     let path = path.canonicalize().unwrap_or(path);
-    let version = library::version(&path).map_err(unavailable)?;
+    let base = library::base(&path).map_err(unavailable)?;
+    let version = library::version(base).map_err(unavailable)?;
     let builder = ort::init_from(&path).map_err(|_| unavailable("the ONNX Runtime library does not load".into()))?;
     let environment = builder.with_name("windrose").with_telemetry(false).with_logger(Arc::new(log)).build();
     let environment = environment.map_err(|e| unavailable(format!("ONNX Runtime does not start: {}", cleaned(&e))))?;
     environment.set_log_level(LogLevel::Warning);
-    Ok(Runtime { path, version, environment })
+    let assignments = Assignments::of(base, &version);
+    Ok(Runtime { path, version, environment, assignments })
 }
 
 /// Hands on what the library logs. Its errors are returned as well, and its warnings are about optimisation.
@@ -95,25 +103,36 @@ fn log(level: LogLevel, category: &str, _id: &str, place: &str, message: &str) {
 
 impl OnnxRuntime {
     fn new(runtime: Runtime) -> Result<OnnxRuntime, EngineError> {
-        let Runtime { version, environment, .. } = runtime;
+        let Runtime { version, environment, assignments, .. } = runtime;
         let info = EngineInfo { name: "onnxruntime".into(), version, providers: value::providers()? };
-        Ok(OnnxRuntime { info, environment })
+        Ok(OnnxRuntime { info, environment, assignments })
     }
 
-    /// A session, or the reason why there is none.
-    fn session(&self, onnx: &[u8], threads: usize, device: Device) -> Result<OrtSession, EngineError> {
-        let mut builder = self.builder(threads).map_err(|e| failed("cannot make a session", &e))?;
-        if device != Device::Cpu {
-            // Registered first and as an error if that fails: what was asked for is never replaced by the CPU.
-            // And in full precision: unless it is told not to, it rounds what it multiplies to 10 bits (TF32).
-            let cuda = [CUDA::default().with_tf32(false).build().error_on_failure()];
-            let registered = builder.with_execution_providers(cuda);
-            builder =
-                registered.map_err(|e| unavailable(format!("the CUDA provider does not start: {}", cleaned(&e))))?;
+    /// A session, or the reason why there is none. On a GPU with its nodes by the provider that runs them.
+    fn session(
+        &self,
+        onnx: &[u8],
+        threads: usize,
+        device: Device,
+    ) -> Result<(OrtSession, BTreeMap<String, usize>), EngineError> {
+        let builder = self.builder(threads).map_err(|e| failed("cannot make a session", &e))?;
+        if device == Device::Cpu {
+            return Ok((committed(builder, onnx)?, BTreeMap::new()));
         }
-        builder
-            .commit_from_memory(onnx)
-            .map_err(|e| EngineError::InvalidGraph(format!("ONNX Runtime cannot load this graph: {}", cleaned(&e))))
+        let assignments = self.assignments.ok_or_else(|| {
+            let (version, since) = (&self.info.version, assignment::SINCE);
+            unavailable(format!("ONNX Runtime {version} does not tell what it runs on a GPU: 1.{since} is needed"))
+        })?;
+        let builder = assignment::recorded(builder).map_err(|e| failed("cannot make a session", &e))?;
+        // Registered first and as an error if that fails: what was asked for is never replaced by the CPU.
+        // And in full precision: unless it is told not to, it rounds what it multiplies to 10 bits (TF32).
+        let cuda = [CUDA::default().with_tf32(false).build().error_on_failure()];
+        let registered = builder.with_execution_providers(cuda);
+        let builder =
+            registered.map_err(|e| unavailable(format!("the CUDA provider does not start: {}", cleaned(&e))))?;
+        let session = committed(builder, onnx)?;
+        let nodes = on_gpu(assignments.read(&session)?)?;
+        Ok((session, nodes))
     }
 
     fn builder(&self, threads: usize) -> Result<SessionBuilder, ort::Error> {
@@ -142,18 +161,22 @@ impl Engine for OnnxRuntime {
         if !self.info.providers.iter().any(|p| p == provider) {
             return Err(unavailable(format!("this ONNX Runtime has no {provider} provider")));
         }
+        let core = || {
+            let (session, nodes) = self.session(&onnx, threads, device)?;
+            Ok(Arc::new(Core::new(session, nodes, &model.spec)?))
+        };
+        let cores: Vec<Arc<Core>> = match (device, threads) {
+            (Device::Cpu, 1) => vec![core()?; sessions],
+            _ => (0..sessions).map(|_| core()).collect::<Result<_, EngineError>>()?,
+        };
         let info = GraphInfo {
             engine: self.info.name.clone(),
             version: self.info.version.clone(),
             provider: provider.into(),
+            nodes: cores.first().map(|core| core.nodes.clone()).unwrap_or_default(),
             sessions,
             threads,
             isolation: Isolation::Process,
-        };
-        let core = || Ok(Arc::new(Core::new(self.session(&onnx, threads, device)?, &model.spec)?));
-        let cores: Vec<Arc<Core>> = match (device, threads) {
-            (Device::Cpu, 1) => vec![core()?; sessions],
-            _ => (0..sessions).map(|_| core()).collect::<Result<_, EngineError>>()?,
         };
         let shared = device == Device::Cpu && threads == 1;
         let sessions = cores.into_iter().map(|core| -> Box<dyn Session> { Box::new(Runner { core, shared }) });
@@ -161,16 +184,35 @@ impl Engine for OnnxRuntime {
     }
 }
 
+/// Loads a graph into the session that was set up.
+fn committed(mut builder: SessionBuilder, onnx: &[u8]) -> Result<OrtSession, EngineError> {
+    builder
+        .commit_from_memory(onnx)
+        .map_err(|e| EngineError::InvalidGraph(format!("ONNX Runtime cannot load this graph: {}", cleaned(&e))))
+}
+
+/// The nodes of a session for the GPU, by provider. The library gives the CPU whatever its CUDA provider does not take,
+/// and does not call it an error if that is everything.
+fn on_gpu(nodes: BTreeMap<String, usize>) -> Result<BTreeMap<String, usize>, EngineError> {
+    if nodes.get("CUDA").is_some_and(|count| *count > 0) {
+        return Ok(nodes);
+    }
+    let why = "ONNX Runtime's CUDA provider takes none of this graph's nodes: this graph needs device = \"cpu\"";
+    Err(EngineError::Unsupported(why.into()))
+}
+
 /// One session of the library, and what each of its runs needs.
 struct Core {
     session: OrtSession,
+    /// Nodes by provider, on a GPU.
+    nodes: BTreeMap<String, usize>,
     inputs: Vec<CString>,
     outputs: Vec<(CString, DataType)>,
     memory: CpuMemory,
 }
 
 impl Core {
-    fn new(session: OrtSession, spec: &GraphSpec) -> Result<Core, EngineError> {
+    fn new(session: OrtSession, nodes: BTreeMap<String, usize>, spec: &GraphSpec) -> Result<Core, EngineError> {
         let name = |name: &str| {
             let nul = || EngineError::InvalidGraph(format!("the name '{name}' holds a NUL"));
             CString::new(name).map_err(|_| nul())
@@ -178,7 +220,7 @@ impl Core {
         let inputs = spec.inputs.iter().map(|s| name(&s.name)).collect::<Result<_, _>>()?;
         let outputs =
             spec.outputs.iter().map(|s| Ok((name(&s.name)?, s.datatype))).collect::<Result<_, EngineError>>()?;
-        Ok(Core { session, inputs, outputs, memory: CpuMemory::new()? })
+        Ok(Core { session, nodes, inputs, outputs, memory: CpuMemory::new()? })
     }
 
     /// Runs the graph; the values are for the outputs that were asked for.

@@ -50,6 +50,7 @@ impl Engine for Rten {
             engine: self.info.name.clone(),
             version: self.info.version.clone(),
             provider: "CPU".into(),
+            nodes: Default::default(),
             sessions,
             threads,
             isolation: Isolation::Process,

@@ -50,6 +50,7 @@ fn declared() -> (Model, GraphInfo) {
         engine: "gate".into(),
         version: "0".into(),
         provider: "CPU".into(),
+        nodes: Default::default(),
         sessions: 1,
         threads: 1,
         isolation: crate::Isolation::Process,

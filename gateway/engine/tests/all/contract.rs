@@ -407,6 +407,7 @@ fn metadata_names_what_runs() {
         let info = graph.info();
         let name = if engine == EngineChoice::Rten { "rten" } else { "onnxruntime" };
         assert_eq!((info.engine.as_str(), info.provider.as_str()), (name, "CPU"));
+        assert!(info.nodes.is_empty(), "{:?}", info.nodes);
         assert_eq!((info.sessions, info.threads), (1, 1));
         assert!(info.version.split('.').count() == 3, "{}", info.version);
         assert_eq!(graph.weight_bytes(), 4 * (16 * 32 + 32 + 32 * 4 + 4));

@@ -292,6 +292,9 @@ pub struct GraphView {
     pub engine_version: String,
     /// `CPU`, `CUDA`.
     pub provider: String,
+    /// Where a GPU was asked for, nodes by the provider that runs them: what `CUDA` does not take runs on the `CPU`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub nodes: BTreeMap<String, usize>,
     /// Sessions.
     pub sessions: usize,
     /// Threads of each session.

@@ -85,6 +85,7 @@ fn loaded(
             engine: info.engine.clone(),
             engine_version: info.version.clone(),
             provider: info.provider.clone(),
+            nodes: info.nodes.clone(),
             sessions: info.sessions,
             threads: info.threads,
             isolation: isolation(info.isolation).to_string(),

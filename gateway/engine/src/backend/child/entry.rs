@@ -10,15 +10,12 @@ use std::thread;
 use rustix::process::{Resource, Rlimit, setrlimit};
 use serde::{Deserialize, Serialize};
 
-use super::super::{Loading, Session};
+use super::super::{Loaded, Loading, Session};
 use super::arena::Arena;
 use super::filter;
 use super::socket::{Received, receive_frame, receive_with, send_frame, send_with};
 use super::wire::{self, Frame, Kind, Place};
 use crate::{Device, EngineError, Engines, EnginesConfig, Tensor, onnx, process};
-
-/// What a child answers when it has loaded its graph.
-pub(super) const LOADED: &[u8] = b"loaded";
 
 /// Addresses that are neither memory nor shared, bytes.
 const OTHER: u64 = 8 << 30;
@@ -61,11 +58,11 @@ fn serve() -> io::Result<()> {
     let job: Job = serde_json::from_slice(&buffer[..length])?;
     let graph = files.into_iter().next().ok_or(io::ErrorKind::InvalidInput)?;
     limit(&job)?;
-    let mut sessions = match load(&job, graph) {
-        Ok(sessions) => sessions,
+    let Loaded { info, mut sessions } = match load(&job, graph) {
+        Ok(loaded) => loaded,
         Err(error) => return send_with(control, &wire::encode_error(&error), &[]),
     };
-    send_with(control, LOADED, &[])?;
+    send_with(control, &wire::encode_loaded(&info.nodes)?, &[])?;
     loop {
         let mut size = [0; 8];
         let (length, files) = receive_with(control, &mut size)?;
@@ -90,7 +87,7 @@ fn limit(job: &Job) -> io::Result<()> {
     process::limit(&process::Limits { memory: job.memory, addresses, cpu: None, files })
 }
 
-fn load(job: &Job, graph: OwnedFd) -> Result<Vec<Box<dyn Session>>, EngineError> {
+fn load(job: &Job, graph: OwnedFd) -> Result<Loaded, EngineError> {
     let host = |error: io::Error| EngineError::Unavailable(format!("a graph's process: {error}"));
     let engines = Engines::new(job.engines.clone())?;
     let engine = engines.named(&job.engine).ok_or_else(|| EngineError::Unavailable("the engine is not here".into()))?;
@@ -106,7 +103,7 @@ fn load(job: &Job, graph: OwnedFd) -> Result<Vec<Box<dyn Session>>, EngineError>
     }
     let model = Arc::new(onnx::read(&onnx)?);
     let Job { device, sessions, threads, .. } = *job;
-    Ok(engine.load(Loading { onnx: onnx.into(), model, device, sessions, threads })?.sessions)
+    engine.load(Loading { onnx: onnx.into(), model, device, sessions, threads })
 }
 
 /// One session's way to the parent.

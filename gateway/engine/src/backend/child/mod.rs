@@ -66,18 +66,21 @@ impl Children {
         let slot = Slot::take(&self.running, self.config.most)?;
         let Loading { onnx, model, device, sessions, threads } = graph;
         let provider = if device == crate::Device::Cpu { "CPU" } else { "CUDA" };
+        let ChildConfig { memory, tensors, .. } = self.config;
+        let (engines, name) = (self.engines.clone(), engine.name.clone());
+        let job = Job { engines, engine: name, device, sessions, threads, memory, tensors };
+        let supervisor = Supervisor::start(job, &onnx, self.config.clone(), slot)?;
+        let mut nodes = supervisor.nodes();
+        nodes.retain(|provider, _| engine.providers.contains(provider));
         let info = GraphInfo {
             engine: engine.name.clone(),
             version: engine.version.clone(),
             provider: provider.into(),
+            nodes,
             sessions,
             threads,
             isolation: Isolation::Child,
         };
-        let ChildConfig { memory, tensors, .. } = self.config;
-        let (engines, engine) = (self.engines.clone(), engine.name.clone());
-        let job = Job { engines, engine, device, sessions, threads, memory, tensors };
-        let supervisor = Supervisor::start(job, &onnx, self.config.clone(), slot)?;
         let handle = Arc::new(Handle(supervisor));
         let outputs: Arc<[_]> = model.spec.outputs.iter().map(|output| output.datatype).collect();
         let session = |index| -> Result<Box<dyn Session>, EngineError> {

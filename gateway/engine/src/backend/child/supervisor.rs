@@ -3,6 +3,7 @@
 //! One thread does all of it for as long as the graph is loaded, for two reasons: the child dies with the thread that
 //! started it, and whoever waits for a process keeps it from becoming a zombie.
 
+use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::{Child, ChildStderr, Stdio};
@@ -16,7 +17,7 @@ use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::arena::Arena;
-use super::entry::{Job, LOADED};
+use super::entry::Job;
 use super::{ChildConfig, Slot, socket, wire};
 use crate::{EngineError, process};
 
@@ -57,6 +58,8 @@ struct State {
     sentence: Option<Ended>,
     /// How the last child ended.
     ended: Ended,
+    /// The graph's nodes by provider, as the last child said that loaded it.
+    nodes: BTreeMap<String, usize>,
 }
 
 enum Phase {
@@ -113,8 +116,15 @@ impl Supervisor {
     pub fn start(job: Job, onnx: &[u8], config: ChildConfig, slot: Slot) -> Result<Arc<Supervisor>, EngineError> {
         let onnx = sealed(onnx).map_err(|e| EngineError::Unavailable(format!("no memory for a graph: {e}")))?;
         let gone = Ended::by_itself(EngineError::Crashed("had ended".into()));
-        let state =
-            State { phase: Phase::Starting, closed: false, generation: 0, process: None, sentence: None, ended: gone };
+        let state = State {
+            phase: Phase::Starting,
+            closed: false,
+            generation: 0,
+            process: None,
+            sentence: None,
+            ended: gone,
+            nodes: BTreeMap::new(),
+        };
         let (state, changed) = (Mutex::new(state), Condvar::new());
         let supervisor = Arc::new(Supervisor { config, job, onnx, state, changed, _slot: slot });
         let mine = Arc::clone(&supervisor);
@@ -132,6 +142,11 @@ impl Supervisor {
         }
         drop(state);
         Ok(supervisor)
+    }
+
+    /// The graph's nodes by the provider that runs them, as the child says.
+    pub fn nodes(&self) -> BTreeMap<String, usize> {
+        self.lock().nodes.clone()
     }
 
     /// Connects a session to the child that runs now, or to the one that is being started.
@@ -320,8 +335,13 @@ impl Supervisor {
         let mut answer = [0; 8 << 10];
         match socket::receive_with(control.as_fd(), &mut answer)? {
             (0, _) => Err(io::ErrorKind::UnexpectedEof.into()),
-            (length, _) if answer[..length] == *LOADED => Ok(None),
-            (length, _) => Ok(Some(wire::decode_error(&answer[..length]))),
+            (length, _) => Ok(match wire::decode_loaded(&answer[..length]) {
+                Ok(nodes) => {
+                    self.lock().nodes = nodes;
+                    None
+                }
+                Err(error) => Some(error),
+            }),
         }
     }
 }
@@ -429,7 +449,8 @@ mod tests {
         let job = Job { engines, engine, device, sessions: 1, threads: 1, memory: 1, tensors: 1 };
         let ended = Ended::by_itself(EngineError::Stopped);
         let phase = Phase::Starting;
-        let state = State { phase, closed: false, generation: 0, process: None, sentence: None, ended };
+        let nodes = BTreeMap::new();
+        let state = State { phase, closed: false, generation: 0, process: None, sentence: None, ended, nodes };
         let (onnx, slot) = (sealed(b"").expect("memory"), Slot::take(&Arc::default(), 1).expect("a slot"));
         let (state, changed) = (Mutex::new(state), Condvar::new());
         let supervisor = Supervisor { config, job, onnx, state, changed, _slot: slot };

@@ -1,12 +1,12 @@
 //! Children that lie. Each is this test program again, started as [`liar`], which says on purpose what no honest child
 //! says.
 
+use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::time::Duration;
 
 use super::arena::Arena;
-use super::entry::LOADED;
 use super::socket::{Received, receive_frame, receive_with, send_frame, send_with};
 use super::wire::{self, Frame, Kind, Place};
 use super::*;
@@ -23,11 +23,18 @@ fn liar() {
     let Ok(lie) = std::env::var(LIE) else { return };
     let stdin = std::io::stdin();
     receive_with(stdin.as_fd(), &mut vec![0; 64 << 10]).expect("a job");
-    if lie == "load" {
-        send_with(stdin.as_fd(), b"\x02no graph\nof mine", &[]).expect("sent");
+    let answer = match &*lie {
+        "load" => b"\x02no graph\nof mine".to_vec(),
+        "loaded" => b"loaded{\"CPU\": -1}".to_vec(),
+        _ => {
+            let nodes = BTreeMap::from([("CPU".to_owned(), 3), ("/srv/secret".to_owned(), 1)]);
+            wire::encode_loaded(&nodes).expect("bytes")
+        }
+    };
+    send_with(stdin.as_fd(), &answer, &[]).expect("sent");
+    if lie.starts_with("load") {
         return;
     }
-    send_with(stdin.as_fd(), LOADED, &[]).expect("sent");
     let mut size = [0; 8];
     let (_, files) = receive_with(stdin.as_fd(), &mut size).expect("a session");
     let [socket, memory] = <[OwnedFd; 2]>::try_from(files).expect("two descriptors");
@@ -88,6 +95,11 @@ fn tell(lie: &str, socket: &OwnedFd, arena: &Arena, size: u64) {
 
 /// A session of a graph with one output of type BOOL, whose child tells this lie.
 fn session(lie: &str) -> Result<Box<dyn Session>, EngineError> {
+    loaded(lie).map(|mut loaded| loaded.sessions.remove(0))
+}
+
+/// That graph.
+fn loaded(lie: &str) -> Result<Loaded, EngineError> {
     let arguments = ["--exact", "backend::child::tests::liar", "--nocapture"].map(Into::into).to_vec();
     let path = std::env::current_exe().expect("this program");
     let program = Program { path, arguments, environment: vec![(LIE.into(), lie.into())] };
@@ -105,11 +117,10 @@ fn session(lie: &str) -> Result<Box<dyn Session>, EngineError> {
         half: None,
         may_trap: None,
     };
-    let info = EngineInfo { name: "liar".into(), version: "1".into(), providers: vec![] };
+    let info = EngineInfo { name: "liar".into(), version: "1".into(), providers: vec!["CPU".into()] };
     let loading =
         Loading { onnx: "graph".into(), model: Arc::new(model), device: Device::Cpu, sessions: 1, threads: 1 };
-    let mut loaded = children.load(&info, loading)?;
-    Ok(loaded.sessions.remove(0))
+    children.load(&info, loading)
 }
 
 #[test]
@@ -154,6 +165,14 @@ fn errors_are_cleaned_and_silence_ends() {
     assert_eq!(session("silence").expect("a session").run(&[], &[0]), Err(EngineError::TimeLimit));
     let refused = session("load").err().expect("a refusal");
     assert_eq!(refused, EngineError::InvalidGraph("no graphof mine".into()));
+}
+
+#[test]
+fn of_where_nodes_run_only_what_can_be_is_believed() {
+    let nodes = loaded("truth").expect("a graph").info.nodes;
+    assert_eq!(nodes, BTreeMap::from([("CPU".to_owned(), 3)]), "the engine has no other provider");
+    let garbled = loaded("loaded").err().expect("a refusal");
+    assert!(matches!(&garbled, EngineError::InvalidGraph(why) if why.contains("says what cannot be")), "{garbled}");
 }
 
 #[test]

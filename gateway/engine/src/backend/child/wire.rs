@@ -1,5 +1,8 @@
 //! What both ends say to each other about one run. A frame of fixed size goes over the session's socket; names of types,
 //! shapes and places lie in the session's shared memory, where the tensors are, and are copied out before they are read.
+//! What a child says about its graph comes over its own socket, as one message.
+
+use std::collections::BTreeMap;
 
 use crate::{DataType, EngineError};
 
@@ -118,6 +121,25 @@ pub(super) fn decode(bytes: &[u8]) -> Option<(Vec<Place>, Vec<usize>)> {
     let count = bytes.count(4)?;
     let outputs = (0..count).map(|_| Some(bytes.u32()? as usize)).collect::<Option<_>>()?;
     bytes.0.is_empty().then_some((places, outputs))
+}
+
+/// What a child's message begins with when it has loaded its graph: no error begins so.
+const LOADED: &[u8] = b"loaded";
+
+/// That the graph is loaded, and its nodes by provider.
+pub(super) fn encode_loaded(nodes: &BTreeMap<String, usize>) -> serde_json::Result<Vec<u8>> {
+    let nodes = serde_json::to_vec(nodes)?;
+    Ok([LOADED, &nodes[..]].concat())
+}
+
+/// What a child says of the load.
+///
+/// # Errors
+/// With what it says went wrong, or where it says what cannot be.
+pub(super) fn decode_loaded(bytes: &[u8]) -> Result<BTreeMap<String, usize>, EngineError> {
+    let nodes = bytes.strip_prefix(LOADED).ok_or_else(|| decode_error(bytes))?;
+    let garbled = |_| EngineError::InvalidGraph("the process that loaded it says what cannot be".into());
+    serde_json::from_slice(nodes).map_err(garbled)
 }
 
 /// An error of a load or a run, as bytes.

@@ -53,13 +53,11 @@ fn release_in(name: &str) -> Option<Vec<u32>> {
     release.strip_prefix('.')?.split('.').map(|part| part.parse().ok()).collect()
 }
 
-/// The library's own version, if it is one that we can use. Opens it, and calls nothing in it but the function that
-/// every release has for this.
+/// Opens a library, for as long as the process lives, and returns what its entry point does.
 ///
 /// # Errors
 /// With what is wrong, without the path.
-pub(super) fn version(path: &Path) -> Result<String, String> {
-    let not_one = || "the file is not an ONNX Runtime library".to_owned();
+pub(super) fn base(path: &Path) -> Result<&'static OrtApiBase, String> {
     #[expect(unsafe_code, reason = "a shared library is opened")]
     // SAFETY: the operator named this file, or it lies in a folder of libraries, and is meant to be loaded and run.
     let library = unsafe { Library::new(path) }.map_err(|error| {
@@ -68,30 +66,51 @@ pub(super) fn version(path: &Path) -> Result<String, String> {
     })?;
     #[expect(unsafe_code, reason = "the library's entry point is called")]
     // SAFETY: ONNX Runtime has exported `OrtGetApiBase` with this type since its first release; it returns a static
-    // structure whose second member, since that release too, returns a static C string. The library is open.
-    let version = unsafe {
+    // structure. The library is open, and stays so.
+    let base = unsafe {
         let entry = library.get::<unsafe extern "C" fn() -> *const OrtApiBase>(b"OrtGetApiBase\0");
         let base = entry.map_err(|_| not_one())?();
-        let base = base.as_ref().ok_or_else(not_one)?;
+        base.as_ref().ok_or_else(not_one)?
+    };
+    // Some libraries do not survive being closed; this one is about to be used, or the process is starting.
+    std::mem::forget(library);
+    Ok(base)
+}
+
+/// The library's own version, if it is one that we can use. Calls nothing in it but the function that every release has
+/// for this.
+///
+/// # Errors
+/// With what is wrong.
+pub(super) fn version(base: &'static OrtApiBase) -> Result<String, String> {
+    #[expect(unsafe_code, reason = "ONNX Runtime is called through its C interface")]
+    // SAFETY: the second member of a library's structure has returned a static C string since its first release.
+    let version = unsafe {
         let version = (base.GetVersionString)();
         if version.is_null() {
             return Err(not_one());
         }
         CStr::from_ptr(version).to_string_lossy().into_owned()
     };
-    // Some libraries do not survive being closed; this one is about to be used, or the process is starting.
-    std::mem::forget(library);
     check(&version).map(|()| version)
 }
 
-fn check(version: &str) -> Result<(), String> {
+fn not_one() -> String {
+    "the file is not an ONNX Runtime library".to_owned()
+}
+
+/// Major and minor number of a release.
+pub(super) fn release(version: &str) -> Option<(u32, u32)> {
     let mut parts = version.split('.').map(|part| part.parse::<u32>().ok());
-    let (major, minor) = (parts.next().flatten(), parts.next().flatten());
+    Some((parts.next()??, parts.next()??))
+}
+
+fn check(version: &str) -> Result<(), String> {
     let wanted = format!("at least {}.{} of the same generation is needed", OLDEST.0, OLDEST.1);
-    match (major, minor) {
-        (Some(major), Some(minor)) if major == OLDEST.0 && minor >= OLDEST.1 => Ok(()),
-        (Some(major), Some(minor)) => Err(format!("ONNX Runtime {major}.{minor} cannot be used: {wanted}")),
-        _ => Err(format!("an ONNX Runtime that does not tell its version cannot be used: {wanted}")),
+    match release(version) {
+        Some((major, minor)) if major == OLDEST.0 && minor >= OLDEST.1 => Ok(()),
+        Some((major, minor)) => Err(format!("ONNX Runtime {major}.{minor} cannot be used: {wanted}")),
+        None => Err(format!("an ONNX Runtime that does not tell its version cannot be used: {wanted}")),
     }
 }
 
@@ -129,7 +148,7 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("libonnxruntime.so");
         fs::write(&path, "not a library").expect("a file");
-        let error = version(&path).expect_err("no library");
+        let error = base(&path).expect_err("no library");
         assert!(!error.contains(&*folder.path().to_string_lossy()), "{error}");
     }
 }

@@ -82,14 +82,16 @@ pub(super) fn providers() -> Result<Vec<String>, EngineError> {
     // released, once.
     unsafe {
         check((ort::api().GetAvailableProviders)(&mut names, &mut count))?;
-        let found = (0..usize::try_from(count).unwrap_or(0)).map(|i| {
-            let name = CStr::from_ptr(*names.add(i)).to_string_lossy();
-            name.strip_suffix("ExecutionProvider").unwrap_or(&name).to_owned()
-        });
-        let found = found.collect();
+        let found = (0..usize::try_from(count).unwrap_or(0)).map(|i| short(CStr::from_ptr(*names.add(i)))).collect();
         check((ort::api().ReleaseAvailableProviders)(names, count))?;
         Ok(found)
     }
+}
+
+/// A provider's short name: `CUDA`, where the library says `CUDAExecutionProvider`.
+pub(super) fn short(name: &CStr) -> String {
+    let name = name.to_string_lossy();
+    name.strip_suffix("ExecutionProvider").unwrap_or(&name).to_owned()
 }
 
 /// A tensor's memory where the library can read it: at an address that suits its elements.
@@ -329,7 +331,7 @@ fn element(datatype: DataType) -> OrtType {
 }
 
 /// A status of the library as a result.
-fn check(status: OrtStatusPtr) -> Result<(), EngineError> {
+pub(super) fn check(status: OrtStatusPtr) -> Result<(), EngineError> {
     #[expect(unsafe_code, reason = "takes over a pointer")]
     // SAFETY: each caller passes the status of a call that it has just made, once.
     let result = unsafe { ort::Error::result_from_status(status) };
