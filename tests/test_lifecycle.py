@@ -1,5 +1,6 @@
 """Starting, deploying under load, stopping and dying."""
 
+import hashlib
 import json
 import os
 import signal
@@ -15,6 +16,7 @@ from harness import ROOT, STOP_SECONDS, wait_until
 from sending import infer
 
 GRAPHS = ROOT / "models" / "test"
+TINY = GRAPHS.parent / "tiny" / "model.onnx"
 X = [{"name": "x", "datatype": "FP32", "shape": [1, 2], "data": [1.5, 2.5]}]
 
 
@@ -93,34 +95,97 @@ def test_what_is_deployed_survives_a_restart_and_kill_9(make_gateway):
         assert gateway.infer("gone", X).status == 404
 
 
+def prepared_again(gateway) -> int:
+    """How often the gateway has prepared something for other engines, over all its starts."""
+    return gateway.log.read_text(errors="replace").count("prepared again, for the engines that are here now")
+
+
+def preparation(gateway, model: str) -> tuple[dict, list]:
+    """What holds of how a model was prepared, and the curve of its one graph."""
+    about = json.loads(gateway.cli("inspect", model, "--json").stdout)["preparation"]
+    (calibration,) = about["batching"].values()
+    return about, [(point["rows"], round(point["micros"], 3)) for point in calibration.pop("curve")]
+
+
+def restart(gateway, engine: str, how: int = signal.SIGTERM):
+    gateway.stop(how)
+    gateway.engine = engine
+    gateway.start()
+
+
 def test_what_another_engine_is_to_run_is_tried_with_it_first(make_gateway, tmp_path):
     """Two models, deployed with rten: the answer that one of them expects is not what ONNX Runtime gives."""
     folder = tmp_path / "exact"
     folder.mkdir()
-    graph = GRAPHS.parent / "tiny" / "model.onnx"
     (folder / "windrose.toml").write_text(
-        f'name = "exact"\n[graphs.model]\nfile = "{graph}"\n[test]\ninput = "in.json"\noutput = "out.json"\ntolerance = 0.0\n'
+        f'name = "exact"\n[graphs.model]\nfile = "{TINY}"\n[test]\ninput = "in.json"\noutput = "out.json"\ntolerance = 0.0\n'
     )
     body = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 16], "data": [0.37 * n - 1.3 for n in range(16)]}]}
     (folder / "in.json").write_text(json.dumps(body))
     gateway = make_gateway("rten")
-    gateway.deploy(graph, "--name", "any")
+    gateway.deploy(TINY, "--name", "any")
     answers = gateway.call("POST", "/v2/models/any/infer", json.dumps(body).encode(), {"content-type": "application/json"}).json()
     (folder / "out.json").write_text(json.dumps({"outputs": answers["outputs"]}))
     gateway.deploy(folder)
-    gateway.stop()
-    gateway.engine = "onnxruntime"
-    gateway.start()
+    log = gateway.folder / "data" / "store" / "log"
+    revisions, before = {file.name: file.read_bytes() for file in log.iterdir()}, preparation(gateway, "any")
+    restart(gateway, "onnxruntime")
     assert gateway.infer("any", body["inputs"]).status == 200
     assert gateway.get("/v2/models/any").json()["platform"].startswith("onnxruntime"), gateway.get("/v2/models/any").json()
     exact = gateway.infer("exact", body["inputs"])
     assert (exact.status, exact.headers["windrose-error"]) == (503, "not_ready"), exact
     assert "golden" in gateway.tail(200)
-    # With the engine that it was prepared with it is loaded as it is.
-    gateway.stop()
-    gateway.engine = "rten"
-    gateway.start()
+    # That was done once: what came of it outlives the process, and is the new engine's own.
+    assert prepared_again(gateway) == 1
+    now = preparation(gateway, "any")
+    assert now[0]["engines"]["model"].startswith("onnxruntime ")
+    assert now[0]["batching"]["model"]["engine"] == "onnxruntime"
+    restart(gateway, "onnxruntime", signal.SIGKILL)
+    assert gateway.infer("any", body["inputs"]).status == 200
+    assert (prepared_again(gateway), preparation(gateway, "any")) == (1, now)
+    assert gateway.infer("exact", body["inputs"]).status == 503, "what failed is tried at each start"
+    # With the engine that it was prepared with it is loaded as it is, and what was found of each stays its own.
+    restart(gateway, "rten")
     assert gateway.infer("exact", body["inputs"]).json()["outputs"] == answers["outputs"]
+    assert (prepared_again(gateway), preparation(gateway, "any")) == (1, before)
+    restart(gateway, "onnxruntime")
+    assert (prepared_again(gateway), preparation(gateway, "any")) == (1, now)
+    # Nobody has deployed anything, and to deploy the same again changes nothing.
+    assert "was live already" in gateway.deploy(TINY, "--name", "any").stdout
+    assert {file.name: file.read_bytes() for file in log.iterdir()} == revisions
+
+
+def test_what_another_version_of_an_engine_is_to_run_is_measured_anew_once(make_gateway):
+    """The record is made to say that an earlier rten was there, and how it ran."""
+    gateway = make_gateway("rten")
+    gateway.deploy(TINY, "--name", "old")
+    gateway.stop()
+    store = gateway.folder / "data" / "store"
+    (revision,) = (store / "log").iterdir()
+    state = json.loads(revision.read_text())
+    ((version, digest),) = state["models"]["old"].items()
+    record = json.loads((store / "blobs" / "sha256" / digest).read_text())
+    record["preparation"]["engines"]["model"] = "rten 0.0.1"
+    record["preparation"]["batching"]["model"]["curve"] = [{"rows": 1, "micros": 123456789.0}]
+    content = json.dumps(record).encode()
+    state["models"]["old"][version] = hashlib.sha256(content).hexdigest()
+    (store / "blobs" / "sha256" / state["models"]["old"][version]).write_bytes(content)
+    revision.write_text(json.dumps(state))
+    gateway.start()
+    assert prepared_again(gateway) == 1
+    now = preparation(gateway, "old")
+    assert now[0]["engines"]["model"] != "rten 0.0.1" and len(now[1]) > 1, now
+    restart(gateway, "rten", signal.SIGKILL)
+    assert (prepared_again(gateway), preparation(gateway, "old")) == (1, now)
+    # What is damaged on the disk counts no more than a damaged record would: it is made once more.
+    (kept,) = (store / "prepared").iterdir()
+    gateway.stop()
+    kept.write_bytes(kept.read_bytes().replace(b"rows", b"rews", 1))
+    for _ in range(2):
+        restart(gateway, "rten")
+        assert prepared_again(gateway) == 2
+        x = [{"name": "x", "datatype": "FP32", "shape": [1, 16], "data": [0.5] * 16}]
+        assert gateway.infer("old", x).status == 200
 
 
 def test_the_files_of_a_version_stay_for_the_calls_that_run_on_it(make_gateway):

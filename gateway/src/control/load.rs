@@ -16,7 +16,7 @@ use windrose_sandbox::{Ages, CallContext, CallError, Grants, Import, ModuleError
 use super::deployer::Trust;
 use super::folder::AssetFolders;
 use super::log::Preparation;
-use super::manifest::Manifest;
+use super::manifest::{GraphEntry, Manifest};
 use super::prepare::job::{Binding, TestFiles, engine_label};
 use super::prepare::{Host, Job};
 use super::store::{Store, StoreError, hex_digest};
@@ -144,13 +144,19 @@ impl Loader {
         !blocking(move || sandbox.is_cached(&digest)).await.unwrap_or(false)
     }
 
+    /// By graph, the engine that would run it and its version, as a preparation names them; `None` where nothing here
+    /// can run one of them.
+    pub fn engines_of(&self, manifest: &Manifest, trust: Trust) -> Option<BTreeMap<String, String>> {
+        let engine = |graph: &GraphEntry| {
+            let engine = self.engines.that_runs(&self.options(&graph.options, trust))?;
+            Some(engine_label(&engine.name, &engine.version))
+        };
+        manifest.graphs.iter().map(|(name, graph)| Some((name.clone(), engine(graph)?))).collect()
+    }
+
     /// Whether every graph would be run by the very engine that it was prepared with.
     pub fn is_as_prepared(&self, manifest: &Manifest, preparation: &Preparation, trust: Trust) -> bool {
-        manifest.graphs.iter().all(|(name, graph)| {
-            let engine = self.engines.that_runs(&self.options(&graph.options, trust));
-            let engine = engine.map(|engine| engine_label(&engine.name, &engine.version));
-            engine.is_some() && engine.as_ref() == preparation.engines.get(name)
-        })
+        self.engines_of(manifest, trust).is_some_and(|engines| engines == preparation.engines)
     }
 
     /// Removes compiled modules beside these and the built-in one, and files of preparations that were killed. Returns how

@@ -65,6 +65,19 @@ pub struct Record {
     pub preparation: Preparation,
 }
 
+/// What the store keeps beside a record whose version was prepared again at a start, for other engines than those of
+/// the record. Nobody deployed anything then: the record stays what was deployed, and there is no revision of it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PreparedAgain {
+    /// sha256 of the record.
+    pub record: String,
+    /// When, as RFC 3339 in UTC.
+    pub at: String,
+    /// How it went, and with which engines.
+    pub preparation: Preparation,
+}
+
 /// How a preparation went.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Preparation {

@@ -1,6 +1,7 @@
 //! What is deployed: the one place that changes it. A change is prepared in a child, loaded here, written as a new
 //! revision and only then published, by a single pointer store.
 
+mod start;
 mod tidy;
 
 use std::collections::{BTreeMap, HashMap};
@@ -13,7 +14,7 @@ use windrose_engine::{Batching, Calibration};
 use self::tidy::InUse;
 use super::deployer::{Trust, Who};
 use super::known::Known;
-use super::load::{LoadError, Loaded, Loader, module_digest};
+use super::load::{LoadError, Loaded, Loader};
 use super::log::{Actor, Change, Preparation, Record, Revision, now};
 use super::manifest::{GraphEntry, Invalid, Jurisdictions, Manifest};
 use super::prepare::{self, Event, PrepareError, Prepared, Status};
@@ -96,7 +97,7 @@ pub struct Entry {
     pub version: String,
     /// sha256 of its record.
     pub digest: String,
-    /// What was deployed; `None` where the record could not be read.
+    /// What was deployed, as it was prepared for the engines that run it; `None` where the record could not be read.
     pub record: Option<Arc<Record>>,
     /// How it stands.
     pub standing: Standing,
@@ -170,20 +171,7 @@ impl Registry {
         current: Current,
         bounds: Bounds,
     ) -> Result<Arc<Registry>, StoreError> {
-        let mut state = State::default();
-        if let Some(revision) = store.last_revision().await? {
-            for (name, version, digest) in revision.versions() {
-                let (record, standing) = match read_record(&store, digest).await {
-                    Ok(record) => (Some(Arc::new(record)), Standing::Loading),
-                    Err(error) => (None, Standing::Failed(error)),
-                };
-                let (name, version, digest) = (name.to_string(), version.to_string(), digest.to_string());
-                let key = (name.clone(), version.clone());
-                state.entries.insert(key, Entry { name, version, digest, record, standing });
-            }
-            state.revision = revision.number;
-            state.previous = Some(revision.digest());
-        }
+        let revision = store.last_revision().await?;
         let registry = Registry {
             store,
             loader,
@@ -197,74 +185,14 @@ impl Registry {
             sweeping: RwLock::new(()),
             in_use: InUse::default(),
             bounds,
-            state: AsyncMutex::new(state),
+            state: AsyncMutex::default(),
         };
+        if let Some(revision) = revision {
+            let state = registry.read(&revision).await;
+            *registry.state.lock().await = state;
+        }
         registry.publish(&*registry.state.lock().await);
         Ok(Arc::new(registry))
-    }
-
-    /// Loads everything that is deployed, each on its own: one that fails is reported and holds nobody up.
-    pub async fn load_all(self: &Arc<Registry>) {
-        let waiting: Vec<Entry> = self.entries().await;
-        let mut tasks = tokio::task::JoinSet::new();
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let permits = Arc::new(Semaphore::new(cores));
-        for entry in waiting {
-            let Some(record) = entry.record.clone().filter(|_| matches!(entry.standing, Standing::Loading)) else {
-                continue;
-            };
-            let (registry, permits) = (self.clone(), permits.clone());
-            tasks.spawn(async move {
-                let _permit = permits.acquire().await;
-                registry.load_at_start(entry, &record).await;
-            });
-        }
-        while tasks.join_next().await.is_some() {}
-        self.sweep(Duration::ZERO).await;
-    }
-
-    async fn load_at_start(&self, entry: Entry, record: &Record) {
-        let _name = self.lock_name(&entry.name).await;
-        let start = Instant::now();
-        let loaded = self.load_lost(record).await;
-        let (model, version) = (&entry.name, &entry.version);
-        let standing = match loaded {
-            Ok(loaded) => {
-                tracing::info!(%model, %version, ms = start.elapsed().as_millis() as u64, "loaded");
-                Standing::Ready(Arc::new(loaded))
-            }
-            Err(error) => {
-                tracing::error!(%model, %version, %error, "a deployed version could not be loaded");
-                Standing::Failed(error.to_string())
-            }
-        };
-        let mut state = self.state.lock().await;
-        let key = (entry.name.clone(), entry.version.clone());
-        if let Some(now) = state.entries.get_mut(&key).filter(|now| now.digest == entry.digest) {
-            now.standing = standing;
-            self.publish(&state);
-        }
-    }
-
-    /// Loads; where the compiled module is gone, or other engines run the graphs than those that they were prepared with, a
-    /// child does all that first.
-    async fn load_lost(&self, record: &Record) -> Result<Loaded, ChangeError> {
-        let (manifest, trust) = (&record.manifest, self.trust(record));
-        let is_as_prepared = self.loader.is_as_prepared(manifest, &record.preparation, trust);
-        if is_as_prepared && !self.loader.needs_compile(manifest).await {
-            return self.load(manifest, &record.preparation, trust).await;
-        }
-        let _permit = self.preparing.acquire().await;
-        let (progress, _) = tokio::sync::mpsc::channel(1);
-        let prepared = self.prepare(manifest, record.deployer.as_deref(), trust, progress).await?;
-        self.known.insert(manifest, &prepared);
-        let preparation = Preparation::from(prepared);
-        if !is_as_prepared {
-            let (model, version) = (&manifest.name, &manifest.version);
-            let (before, now) = (&record.preparation.engines, &preparation.engines);
-            tracing::info!(%model, %version, ?before, ?now, "prepared again, for the engines that are here now");
-        }
-        self.load(manifest, &preparation, trust).await
     }
 
     /// Loads what was prepared. Its files stay for as long as a call may run on it.
@@ -278,27 +206,6 @@ impl Registry {
     fn trust(&self, record: &Record) -> Trust {
         let named = |name: &String| self.deployers.as_ref()?.named(name);
         record.deployer.as_ref().map_or(Trust::FULL, |name| named(name).map_or(Trust::LEAST, |found| Trust::of(&found)))
-    }
-
-    /// Compiles again, in a child, what the cache has lost while it was not in memory. Never returns.
-    pub async fn mend(self: Arc<Registry>) {
-        loop {
-            let digest = self.loader.sandbox.lost().await;
-            let entries = self.entries().await;
-            let mut records = entries.iter().filter_map(|entry| entry.record.as_deref());
-            let record = records.find(|record| module_digest(&record.manifest) == digest);
-            // Deleted meanwhile, or seen to for another call.
-            let Some(record) = record else { continue };
-            if !self.loader.needs_compile(&record.manifest).await {
-                continue;
-            }
-            let Ok(_permit) = self.preparing.acquire().await else { return };
-            let (progress, _) = tokio::sync::mpsc::channel(1);
-            match self.prepare(&record.manifest, record.deployer.as_deref(), self.trust(record), progress).await {
-                Ok(_) => tracing::info!(digest, "a module that the cache had lost was compiled again"),
-                Err(error) => tracing::error!(digest, %error, "a module that the cache has lost cannot be compiled"),
-            }
-        }
     }
 
     /// Everything that is deployed, by model and version.
@@ -410,7 +317,7 @@ impl Registry {
             self.store.verify_blob(digest).await?;
         }
         let mut job = self.loader.job(manifest, trust, &self.store).await?;
-        job.batching = self.known_batching(manifest, deployer).await;
+        job.batching = self.known_batching(manifest, deployer, trust).await;
         Ok(prepare::run(job, progress).await?)
     }
 
@@ -420,11 +327,18 @@ impl Registry {
         (!self.loader.needs_compile(manifest).await).then_some(prepared)
     }
 
-    /// What was found about the same graphs, in such sessions and filled up alike, by earlier deployments of the same deployer:
-    /// the rows that were tried were made of its golden input, and nobody else's word counts. Where jobs run
-    /// alone it is tried again: that may have been for want of time, or of the golden input that is there now.
-    async fn known_batching(&self, manifest: &Manifest, deployer: Option<&str>) -> BTreeMap<String, Calibration> {
+    /// What was found about the same graphs, in such sessions of the very same engine and filled up alike, by earlier
+    /// deployments of the same deployer: the rows that were tried were made of its golden input, and nobody else's word
+    /// counts. Where jobs run alone it is tried again: that may have been for want of time, or of the golden input that
+    /// is there now.
+    async fn known_batching(
+        &self,
+        manifest: &Manifest,
+        deployer: Option<&str>,
+        trust: Trust,
+    ) -> BTreeMap<String, Calibration> {
         let entries = self.entries().await;
+        let engines = self.loader.engines_of(manifest, trust).unwrap_or_default();
         let records = || {
             let records = entries.iter().filter_map(|entry| entry.record.as_deref());
             records.filter(|record| record.deployer.as_deref() == deployer)
@@ -433,15 +347,18 @@ impl Registry {
             let GraphEntry { digest, options } = graph;
             (digest.clone(), options.of_sessions(), options.padding.clone())
         };
-        let of = |wanted: &GraphEntry| {
+        let of = |name: &String, wanted: &GraphEntry| {
             let wanted = Some(key(wanted)).filter(|_| wanted.options.batching != Batching::Off)?;
+            let engine = engines.get(name)?;
             records().find_map(|record| {
-                let same = record.manifest.graphs.iter().find(|(_, graph)| key(graph) == wanted);
-                let found = same.and_then(|(name, _)| record.preparation.batching.get(name));
-                found.filter(|found| found.refused.is_none()).cloned()
+                let Preparation { batching, engines, .. } = &record.preparation;
+                let is_its = |name: &String| engines.get(name) == Some(engine);
+                let mut graphs = record.manifest.graphs.iter();
+                let (name, _) = graphs.find(|(name, graph)| key(graph) == wanted && is_its(name))?;
+                batching.get(name).filter(|found| found.refused.is_none()).cloned()
             })
         };
-        manifest.graphs.iter().filter_map(|(name, graph)| Some((name.clone(), of(graph)?))).collect()
+        manifest.graphs.iter().filter_map(|(name, graph)| Some((name.clone(), of(name, graph)?))).collect()
     }
 
     async fn check_blobs(&self, manifest: &Manifest, who: &Who) -> Result<(), ChangeError> {
@@ -567,11 +484,6 @@ impl Registry {
         };
         lock.lock_owned().await
     }
-}
-
-async fn read_record(store: &Store, digest: &str) -> Result<Record, String> {
-    let bytes = store.read_blob(digest).await.map_err(|error| error.to_string())?;
-    serde_json::from_slice(&bytes).map_err(|error| format!("record {digest}: {error}"))
 }
 
 /// A stage that the server itself goes through.

@@ -1,7 +1,9 @@
-//! Where everything that is deployed is kept: blobs by their digest, and the log of revisions. One `object_store`
-//! holds both; here it is a folder, in which files and folders are synced before a write counts as done.
+//! Where everything that is deployed is kept: blobs by their digest, the log of revisions, and what was prepared again
+//! for other engines. One `object_store` holds them; here it is a folder, in which files and folders are synced before
+//! a write counts as done.
 
-use std::collections::{HashMap, HashSet};
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -16,7 +18,7 @@ use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload,
 use sha2::{Digest as _, Sha256};
 
 use super::folder;
-use super::log::Revision;
+use super::log::{PreparedAgain, Revision};
 
 /// Why the store did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
@@ -63,6 +65,9 @@ impl From<std::io::Error> for StoreError {
 
 /// Parts in which an upload goes to the object store, bytes.
 const PART: usize = 5 << 20;
+
+/// The most sets of engines that one record is kept as prepared for beside its own; the oldest leave first.
+const ENGINE_SETS: usize = 8;
 
 /// The store. One process at a time.
 pub struct Store {
@@ -324,6 +329,41 @@ impl Store {
         Ok(revision)
     }
 
+    /// Keeps how a version was prepared again, in place of what was kept for the same record and the same engines. It
+    /// counts once this returns, power loss included.
+    ///
+    /// # Errors
+    /// When the store cannot.
+    pub async fn keep_prepared(&self, again: &PreparedAgain) -> Result<(), StoreError> {
+        let key = prepared_key(&again.record, &again.preparation.engines);
+        self.objects.put(&key, PutPayload::from(sealed(again))).await?;
+        Ok(())
+    }
+
+    /// How the version of a record was prepared again for just these engines, verified; `None` where it was not.
+    ///
+    /// # Errors
+    /// [`StoreError::Damaged`] when it is not what was kept for them: it is removed then, as a damaged blob is.
+    pub async fn prepared_again(
+        &self,
+        record: &str,
+        engines: &BTreeMap<String, String>,
+    ) -> Result<Option<PreparedAgain>, StoreError> {
+        let key = prepared_key(record, engines);
+        let bytes = match self.objects.get(&key).await {
+            Err(object_store::Error::NotFound { .. }) => return Ok(None),
+            got => got?.bytes().await?,
+        };
+        if let Some(again) = unsealed(&bytes)
+            && again.record == record
+            && again.preparation.engines == *engines
+        {
+            return Ok(Some(again));
+        }
+        self.objects.delete(&key).await?;
+        Err(StoreError::Damaged(format!("how record {record} was prepared again has other content")))
+    }
+
     /// Removes blobs that are not in `keep` and have not been uploaded or asked for within `age`. Returns how many.
     ///
     /// # Errors
@@ -347,6 +387,7 @@ impl Store {
             }
         }
         self.sweep_claims().await?;
+        self.sweep_prepared().await?;
         Ok(removed)
     }
 
@@ -356,13 +397,36 @@ impl Store {
         while let Some(claim) = claims.next().await {
             let claim = claim?.location;
             let Some(digest) = claim.filename() else { continue };
-            match self.objects.head(&blob_key(digest)).await {
-                Err(object_store::Error::NotFound { .. }) => self.objects.delete(&claim).await?,
-                Err(error) => return Err(error.into()),
-                Ok(_) => {}
+            if self.is_gone(digest).await? {
+                self.objects.delete(&claim).await?;
             }
         }
         Ok(())
+    }
+
+    /// Removes what was prepared again of records that are gone, and of each other one what is not among the newest.
+    async fn sweep_prepared(&self) -> Result<(), StoreError> {
+        let mut all: Vec<_> = self.objects.list(Some(&Key::from(PREPARED))).try_collect().await?;
+        all.sort_by_key(|meta| Reverse(meta.last_modified));
+        let mut newer: HashMap<String, usize> = HashMap::new();
+        for meta in all {
+            let Some((record, _)) = meta.location.filename().and_then(|name| name.split_once('-')) else { continue };
+            let sets = newer.entry(record.to_string()).or_default();
+            *sets += 1;
+            if *sets > ENGINE_SETS || self.is_gone(record).await? {
+                self.objects.delete(&meta.location).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a blob is not here; asking does not spare it.
+    async fn is_gone(&self, digest: &str) -> Result<bool, StoreError> {
+        match self.objects.head(&blob_key(digest)).await {
+            Ok(_) => Ok(false),
+            Err(object_store::Error::NotFound { .. }) => Ok(true),
+            Err(error) => Err(error.into()),
+        }
     }
 
     fn touch(&self, digest: &str) {
@@ -416,6 +480,28 @@ fn blob_key(digest: &str) -> Key {
 /// Says that somebody has uploaded a blob.
 fn claim_key(uploader: &str, digest: &str) -> Key {
     Key::from_iter(["claims", uploader, digest])
+}
+
+/// The folder of what was prepared again.
+const PREPARED: &str = "prepared";
+
+/// One name for each record and each set of engines, by graph: gateways with other engines keep theirs beside it.
+fn prepared_key(record: &str, engines: &BTreeMap<String, String>) -> Key {
+    let engines = hex_digest(&serde_json::to_vec(engines).unwrap_or_default());
+    Key::from_iter([PREPARED, &format!("{record}-{engines}")])
+}
+
+/// JSON behind a line with its sha256: unlike a blob's, its name does not say what is in it.
+fn sealed(again: &PreparedAgain) -> Vec<u8> {
+    let json = serde_json::to_vec(again).unwrap_or_default();
+    [hex_digest(&json).as_bytes(), b"\n", &json].concat()
+}
+
+/// `None` where it is not what was sealed.
+fn unsealed(bytes: &[u8]) -> Option<PreparedAgain> {
+    let (digest, json) = bytes.split_at_checked(64)?;
+    let json = json.strip_prefix(b"\n").filter(|json| digest == hex_digest(json).as_bytes())?;
+    serde_json::from_slice(json).ok()
 }
 
 /// Twenty digits, so that the names sort as the numbers do.

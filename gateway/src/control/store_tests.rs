@@ -1,8 +1,7 @@
-use std::collections::BTreeMap;
 use std::convert::Infallible;
 
 use super::*;
-use crate::control::log::{Actor, Change};
+use crate::control::log::{Actor, Change, Preparation};
 
 fn stream(parts: &[&[u8]]) -> impl Stream<Item = Result<Bytes, Infallible>> + use<> {
     let parts: Vec<_> = parts.iter().map(|part| Ok(Bytes::copy_from_slice(part))).collect();
@@ -147,6 +146,90 @@ async fn a_pruned_log_is_still_a_chain() {
     store.prune(10, 1).await.unwrap();
     assert_eq!(files(&log).len(), 1);
     assert_eq!(store.last_revision().await.unwrap(), Some(tenth));
+}
+
+fn engines(label: &str) -> BTreeMap<String, String> {
+    BTreeMap::from([("model".into(), label.into())])
+}
+
+fn prepared_again(record: &str, label: &str, warning: &str) -> PreparedAgain {
+    let preparation = Preparation { warnings: vec![warning.into()], engines: engines(label), ..Preparation::default() };
+    PreparedAgain { record: record.into(), at: "2026-01-01T00:00:00Z".into(), preparation }
+}
+
+#[tokio::test]
+async fn a_record_is_kept_as_prepared_for_each_set_of_engines() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path()).unwrap();
+    let record = store.put_bytes(Bytes::from_static(b"record")).await.unwrap();
+    let (one, other) = (prepared_again(&record, "rten 1", ""), prepared_again(&record, "onnxruntime 1", ""));
+    for again in [&one, &other] {
+        assert_eq!(store.prepared_again(&record, &again.preparation.engines).await.unwrap(), None);
+        store.keep_prepared(again).await.unwrap();
+    }
+    drop(store);
+    let store = Store::open(dir.path()).unwrap();
+    for again in [&one, &other] {
+        let kept = store.prepared_again(&record, &again.preparation.engines).await.unwrap();
+        assert_eq!(kept.as_ref(), Some(again), "neither takes the other's place");
+    }
+    assert_eq!(store.prepared_again(&record, &engines("rten 2")).await.unwrap(), None);
+    let newer = prepared_again(&record, "rten 1", "of another time");
+    store.keep_prepared(&newer).await.unwrap();
+    assert_eq!(store.prepared_again(&record, &engines("rten 1")).await.unwrap(), Some(newer));
+    assert_eq!(files(&dir.path().join("store/prepared")).len(), 2);
+}
+
+#[tokio::test]
+async fn what_was_prepared_again_counts_only_as_it_was_kept() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path()).unwrap();
+    let (record, other) = ("1".repeat(64), "2".repeat(64));
+    let (again, engines) = (prepared_again(&record, "rten 1", "a warning"), engines("rten 1"));
+    let path = |record: &str| store.local.path_to_filesystem(&prepared_key(record, &engines)).unwrap();
+    store.keep_prepared(&again).await.unwrap();
+    let kept = std::fs::read(path(&record)).unwrap();
+    // Edited, cut off, empty, and with no digest: each is refused once, and is gone then.
+    let edited = String::from_utf8(kept.clone()).unwrap().replace("a warning", "a warming").into_bytes();
+    for content in [&edited[..], &kept[..kept.len() - 1], &kept[..64], &[], &kept[65..]] {
+        std::fs::write(path(&record), content).unwrap();
+        let refused = store.prepared_again(&record, &engines).await;
+        assert!(matches!(refused, Err(StoreError::Damaged(_))), "{}", String::from_utf8_lossy(content));
+        assert_eq!(store.prepared_again(&record, &engines).await.unwrap(), None);
+    }
+    // Nor is it another record's.
+    std::fs::write(path(&other), &kept).unwrap();
+    assert!(matches!(store.prepared_again(&other, &engines).await, Err(StoreError::Damaged(_))));
+    std::fs::write(path(&record), &kept).unwrap();
+    assert_eq!(store.prepared_again(&record, &engines).await.unwrap(), Some(again));
+}
+
+#[tokio::test]
+async fn what_was_prepared_again_goes_with_its_record_and_the_oldest_first() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path()).unwrap();
+    let record = store.put_bytes(Bytes::from_static(b"record")).await.unwrap();
+    let long_ago = SystemTime::now() - Duration::from_secs(1000);
+    for number in 0..ENGINE_SETS + 2 {
+        let again = prepared_again(&record, &format!("rten {number}"), "");
+        store.keep_prepared(&again).await.unwrap();
+        let key = prepared_key(&record, &again.preparation.engines);
+        let file = File::options().write(true).open(store.local.path_to_filesystem(&key).unwrap()).unwrap();
+        file.set_modified(long_ago + Duration::from_secs(number as u64)).unwrap();
+    }
+    let left = async || {
+        let mut left = Vec::new();
+        for number in 0..ENGINE_SETS + 2 {
+            let kept = store.prepared_again(&record, &engines(&format!("rten {number}"))).await.unwrap();
+            left.extend(kept.map(|_| number));
+        }
+        left
+    };
+    store.sweep(&HashSet::from([record.clone()]), Duration::ZERO).await.unwrap();
+    assert_eq!(left().await, (2..ENGINE_SETS + 2).collect::<Vec<_>>());
+    assert_eq!(store.sweep(&HashSet::new(), Duration::ZERO).await.unwrap(), 1, "only blobs are counted");
+    assert!(left().await.is_empty());
+    assert!(files(&dir.path().join("store/prepared")).is_empty());
 }
 
 #[tokio::test]
