@@ -100,6 +100,7 @@ fn session(lie: &str) -> Result<Box<dyn Session>, EngineError> {
         nodes: 1,
         operators: Default::default(),
         elements: Default::default(),
+        on_bytes: Default::default(),
         weight_bytes: 0,
         beyond_32_bits: None,
         half: None,
