@@ -205,6 +205,7 @@ def beyond_32_bits():
     one("square_int64", [node("Mul", ["x", "x"], ["y"], name="squared")], INT64, INT64)
     one("float_to_int64", [cast("x", "y", INT64)], FP32, INT64)
     one("float_to_bool", [cast("x", "y", BOOL)], FP32, BOOL)
+    one("int64_through_bool", [cast("x", "known", BOOL), cast("known", "y", FP32)], INT64, FP32)
     one("half_inside", [cast("x", "half", TensorProto.FLOAT16), cast("half", "y", FP32)], FP32, FP32)
     one(
         "double_inside",
@@ -218,6 +219,16 @@ def beyond_32_bits():
         FP32,
         constant("little", np.float64(1e-9)),
     )
+
+
+def bytes_computed():
+    """Operators on integers of 8 bits that an engine may lack."""
+    byte = TYPES["uint8"]
+    for name, made in (
+        ("add_uint8", node("Add", ["a", "b"], ["y"])),
+        ("concat_uint8", node("Concat", ["a", "b"], ["y"], axis=0)),
+    ):
+        save(name, [made], [value("a", byte, ["N"]), value("b", byte, ["N"])], [value("y", byte, ["M"])])
 
 
 def halves():
@@ -278,6 +289,18 @@ def within_32_bits():
         [value("x", INT64, ["N"])],
         [value("y", INT64, [1, "M"])],
         [constant("turned", np.array([-1, 0], np.int64)), constant("zero", np.array([0], np.int64))],
+    )
+    # How masks are passed: whatever is not 0 is kept.
+    save(
+        "mask_int64",
+        [
+            node("Cast", ["mask"], ["kept"], to=BOOL),
+            node("Not", ["kept"], ["left_out"]),
+            node("Where", ["kept", "x", "nought"], ["masked"]),
+        ],
+        [value("mask", INT64, ["N"]), value("x", FP32, ["N"])],
+        [value("kept", BOOL, ["N"]), value("left_out", BOOL, ["N"]), value("masked", FP32, ["N"])],
+        [constant("nought", np.float32(0))],
     )
     save(
         "bounded_int64",
@@ -527,6 +550,7 @@ def main():
     strings()
     integers()
     beyond_32_bits()
+    bytes_computed()
     within_32_bits()
     halves()
     counted_turns()

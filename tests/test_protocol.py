@@ -108,6 +108,8 @@ WRONG = {
     "dimensions that overflow": (tensor(shape=[2**40, 2**40, 2]), "inputs[0].shape"),
     "dimensions that overflow to fit": (tensor(shape=[2**33, 2**31, 2]), "inputs[0].shape"),
     "huge and empty": (tensor(shape=[2**62, 4, 0], data=[]), "inputs[0].shape"),
+    "a dimension over 32 bits, and empty": (tensor(shape=[2**33, 0], data=[]), "inputs[0].shape"),
+    "byte strings of such a shape": (tensor(datatype="BYTES", shape=[2**33, 0], data=[]), "inputs[0].shape"),
     "unknown name": (tensor(name="y"), "input \"y\""),
     "the same twice": ({"inputs": [GOOD, GOOD]}, "inputs[1].name: \"x\""),
     "one too many": ({"inputs": [GOOD, GOOD | {"name": "more"}]}, "more"),

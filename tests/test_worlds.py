@@ -2,6 +2,7 @@
 
 import json
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -106,7 +107,7 @@ module = "{module}"
 [graphs.iris]
 file = "{graph}"
 [assets]
-"iris.onnx" = "{graph}"
+"iris.onnx" = "{own}"
 [command]
 args = ["{argument}"]
 [grants]
@@ -119,13 +120,13 @@ def foreign(engine, tmp_path_factory):
     """A gateway whose operator lets modules load graphs of their own, and how to deploy components of somebody else."""
     gateway = Gateway(tmp_path_factory.mktemp("foreign"), engine, {"ceiling.load": "true"}).start()
 
-    def deploy(component: str, name: str, argument: str) -> str:
+    def deploy(component: str, name: str, argument: str, own: Path | None = None) -> str:
         module = ROOT / "target" / "guests" / f"{component}.wasm"
         # It was built without our SDK and without our contract, by plain bindings of public interfaces.
         assert b"windrose" not in module.read_bytes()
         folder = tmp_path_factory.mktemp(name)
         graph = ROOT / "models" / "iris" / "model.onnx"
-        text = FOREIGN.format(name=name, module=module, graph=graph, argument=argument)
+        text = FOREIGN.format(name=name, module=module, graph=graph, own=own or graph, argument=argument)
         (folder / "windrose.toml").write_text(text)
         gateway.deploy(folder)
         return name
@@ -159,3 +160,15 @@ def test_a_command_of_somebody_else(foreign, reference, argument):  # noqa: F811
     lines = [line.split(",") for line in answer.body.decode().splitlines()]
     assert [int(line[0]) for line in lines] == probabilities[::10].argmax(axis=1).tolist()
     close(np.array([float(line[1]) for line in lines]), probabilities[::10].max(axis=1))
+
+
+def test_a_graph_of_a_modules_own_runs_in_the_engine_that_the_operator_chose(foreign):
+    """One that rten refuses, whatever other engine is here."""
+    gateway, deploy = foreign
+    name = deploy("foreign-command", "theirs-wide", "iris.onnx", ROOT / "models" / "test" / "square_int64.onnx")
+    answer = gateway.call("POST", f"/models/{name}", b"")
+    if gateway.engine == "rten":
+        assert answer.status == 502, answer
+        assert "needs ONNX Runtime" in gateway.log.read_text(errors="replace")
+    else:
+        assert (answer.status, answer.body) == (200, b""), answer

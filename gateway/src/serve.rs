@@ -118,7 +118,6 @@ fn loader(config: &Config, closed: Vec<SocketAddr>) -> Result<Loader, StartError
     let assets = AssetFolders::open(config.dir.join("assets")).map_err(doing("storage.dir"))?;
     let loader = Loader::new(LoaderConfig {
         host: Host::new(config),
-        engine: config.engine,
         isolation: config.isolation,
         ceiling: config.ceiling.clone(),
         budget: config.prepare,

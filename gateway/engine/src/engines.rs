@@ -29,7 +29,7 @@ const WAIT_MS: u64 = 1_000;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum EngineChoice {
-    /// ONNX Runtime where its library is found, else rten.
+    /// ONNX Runtime where its library is found, else rten; or what [`Engines::with_auto`] says.
     #[default]
     Auto,
     Rten,
@@ -152,6 +152,8 @@ pub struct Engines {
     infos: Vec<EngineInfo>,
     /// What the engines were found with, for children to find the same.
     config: EnginesConfig,
+    /// What [`EngineChoice::Auto`] means here.
+    auto: EngineChoice,
     /// What starts children, where this process may.
     children: Option<Children>,
     /// What the runs of all graphs share.
@@ -173,7 +175,13 @@ impl Engines {
         let engines: Vec<Arc<dyn Engine>> = [onnxruntime(&config)?, rten()].into_iter().flatten().collect();
         let infos = engines.iter().map(|engine| engine.info().clone()).collect();
         let cores = Turnstile::new(available_parallelism().map_or(1, usize::from));
-        Ok(Engines { engines, infos, config, children: None, cores, weights: Residency::new(None), expendable: false })
+        let (auto, weights) = (EngineChoice::Auto, Residency::new(None));
+        Ok(Engines { engines, infos, config, auto, children: None, cores, weights, expendable: false })
+    }
+
+    /// Lets [`EngineChoice::Auto`] mean this engine, whoever asks for it.
+    pub fn with_auto(self, auto: EngineChoice) -> Engines {
+        Engines { auto, ..self }
     }
 
     /// Keeps the weights of graphs that can be loaded again within a budget, bytes of their files.
@@ -313,7 +321,8 @@ impl Engines {
     fn choose(&self, options: &GraphOptions) -> Result<&Arc<dyn Engine>, EngineError> {
         let named = |name: &str| self.find(name);
         let missing = |what: &str| EngineError::Unavailable(format!("{what} is not here"));
-        match (options.engine, options.device) {
+        let choice = if options.engine == EngineChoice::Auto { self.auto } else { options.engine };
+        match (choice, options.device) {
             (EngineChoice::Rten, Device::Cpu) => named("rten").ok_or_else(|| missing("the engine rten")),
             (EngineChoice::Rten, _) => Err(EngineError::Unavailable(
                 "rten runs on the CPU only: a GPU needs ONNX Runtime with its CUDA provider".into(),

@@ -260,6 +260,7 @@ mod tests {
             nodes: 1,
             operators: [operator.to_owned()].into(),
             elements: Default::default(),
+            on_bytes: Default::default(),
             weight_bytes: 0,
             beyond_32_bits: None,
             half: None,

@@ -10,6 +10,7 @@
 //! Two questions are answered from that: may a run trap, and would an engine of 32 bits compute something else.
 
 mod counters;
+mod declared;
 mod element;
 mod halves;
 mod infer;
@@ -56,10 +57,14 @@ pub struct Model {
     /// The element types of inputs, outputs, weights and of what nodes make, as far as that can be told, each with what
     /// has it.
     pub elements: BTreeMap<Element, String>,
+    /// The operators that take or make integers of 8 bits, as far as that can be told, each with the first such type
+    /// and node.
+    pub on_bytes: BTreeMap<String, (Element, String)>,
     /// Bytes of all weights.
     pub weight_bytes: u64,
-    /// Why an engine whose integers and floats have 32 bits would compute something else, if it would: a constant that
-    /// it cannot hold and that is not merely the open end of a slice, or a node whose results it may not hold.
+    /// Why an engine whose integers and floats have 32 bits, and whose BOOL are such integers, would compute something
+    /// else, if it would: a constant that it cannot hold and that is not merely the open end of a slice, or a node whose
+    /// results it may not hold, or that takes what was cast to BOOL for numbers.
     pub beyond_32_bits: Option<String>,
     /// What has half floats and is more than a weight that is only widened to FLOAT, if anything is.
     pub half: Option<String>,

@@ -216,7 +216,8 @@ impl graph::Host for State {
         // Held until the call ends: the engine's copy lives as long as any handle to it.
         self.charge(onnx.len() as u64)?;
         let engines = self.program.engines.clone();
-        // Nobody has looked at this graph: whatever holds for the deployed ones, it gets a process of its own.
+        // Nobody has looked at this graph: whatever holds for the deployed ones, it gets a process of its own. Its engine
+        // is `auto`, as the operator means that.
         let (sessions, isolation) = (Some(1), Isolation::Child);
         let options = GraphOptions { device, sessions, isolation, ..GraphOptions::default() };
         let loaded = tokio::task::spawn_blocking(move || engines.load(Bytes::from(onnx), &options)).await;

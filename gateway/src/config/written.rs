@@ -105,7 +105,8 @@ table! {
 table! {
     /// The native engines.
     Engines, "engines", {
-        /// What `engine = "auto"` in a manifest means: `auto` takes ONNX Runtime where its library is found, else `rten`.
+        /// What `engine = "auto"` in a manifest means, and what runs what a module brings itself by `load`: `auto` takes
+        /// ONNX Runtime where its library is found, else `rten`.
         default: EngineChoice = "\"auto\"",
         /// ONNX Runtime's library: `search`, `off`, or the path of the file.
         onnxruntime: String = "\"search\"",

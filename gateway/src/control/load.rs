@@ -8,9 +8,7 @@ use std::sync::{Arc, LazyLock, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use tokio::sync::OnceCell;
-use windrose_engine::{
-    Calibration, EngineChoice, EngineError, Engines, Graph, GraphOptions, Isolation, Source, default_tenant,
-};
+use windrose_engine::{Calibration, EngineError, Engines, Graph, GraphOptions, Isolation, Source, default_tenant};
 use windrose_sandbox::{Ages, CallContext, CallError, Grants, Import, ModuleError, ModuleKind, PASSTHROUGH, Sandbox};
 
 use super::deployer::Trust;
@@ -64,8 +62,6 @@ pub struct Loader {
     pub engines: Arc<Engines>,
     /// How both were built, for the child.
     pub host: Host,
-    /// What `auto` means.
-    pub engine: EngineChoice,
     /// The least isolation of a graph.
     pub isolation: Isolation,
     /// The most that a model gets.
@@ -82,7 +78,6 @@ pub struct Loader {
 /// What a [`Loader`] is made of.
 pub struct LoaderConfig {
     pub host: Host,
-    pub engine: EngineChoice,
     pub isolation: Isolation,
     pub ceiling: Ceiling,
     pub budget: Budget,
@@ -102,7 +97,6 @@ impl Loader {
             sandbox,
             engines: Arc::new(engines),
             host: config.host,
-            engine: config.engine,
             isolation: config.isolation,
             ceiling: config.ceiling,
             budget: config.budget,
@@ -120,8 +114,7 @@ impl Loader {
     /// How a graph is really loaded: ceilings applied, and `auto` as the configuration and what is here mean it, so that who
     /// names that engine shares its sessions.
     pub fn options(&self, wanted: &GraphOptions, trust: Trust) -> GraphOptions {
-        let engine = if wanted.engine == EngineChoice::Auto { self.engine } else { wanted.engine };
-        let engine = self.engines.chosen(engine, wanted.device);
+        let engine = self.engines.chosen(wanted.engine, wanted.device);
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let (sessions, threads) = self.ceiling.parallel(wanted, cores);
         GraphOptions {

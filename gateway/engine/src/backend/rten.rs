@@ -3,7 +3,9 @@
 //! It holds `f32`, `i32`, `i8` and `u8`. Graphs that declare INT64 or BOOL run on its `i32`: their inputs are converted
 //! here, their outputs back, and a value that does not fit is the caller's error. A graph that has any other type
 //! anywhere is refused; so is one with a constant of 64 bits that it would saturate, unless all that it does is to leave
-//! a slice open, and one that computes with INT64 of which the reader cannot tell that they stay within 32 bits.
+//! a slice open, and one that computes with INT64 of which the reader cannot tell that they stay within 32 bits. BOOL
+//! that was cast from other numbers than 0 and 1 still has them: a graph that takes it for numbers is refused, and so is
+//! one that computes with integers of 8 bits, which most operators of rten do not take.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -17,6 +19,53 @@ use crate::{DataType, Device, Element, EngineError, EngineInfo, GraphInfo, Graph
 
 /// The version that is compiled in; a test compares it with the lock file.
 pub(crate) const VERSION: &str = "0.27.0";
+
+/// The operators that rten has for integers of 8 bits: those that move them about, and those that quantise.
+const ON_BYTES: [&str; 43] = [
+    "BitCast",
+    "Cast",
+    "CastLike",
+    "Constant",
+    "ConstantOfShape",
+    "ConvInteger",
+    "DequantizeLinear",
+    "DynamicQuantizeLSTM",
+    "DynamicQuantizeLinear",
+    "Expand",
+    "EyeLike",
+    "Flatten",
+    "Gather",
+    "GatherElements",
+    "GatherND",
+    "Identity",
+    "If",
+    "Loop",
+    "MatMulInteger",
+    "MatMulNBits",
+    "Pad",
+    "QuantizeLinear",
+    "Reshape",
+    "ReverseSequence",
+    "Scatter",
+    "ScatterElements",
+    "ScatterND",
+    "SequenceAt",
+    "SequenceConstruct",
+    "SequenceEmpty",
+    "SequenceErase",
+    "SequenceInsert",
+    "SequenceLength",
+    "Shape",
+    "Size",
+    "Slice",
+    "Split",
+    "SplitToSequence",
+    "Squeeze",
+    "Tile",
+    "Transpose",
+    "Trilu",
+    "Unsqueeze",
+];
 
 /// The engine.
 pub(crate) struct Rten {
@@ -78,6 +127,10 @@ fn check_types(model: &crate::onnx::Model) -> Result<(), EngineError> {
     let inside = |(e, _): &(&OnnxElement, &String)| **e != OnnxElement::FLOAT16 && !e.datatype().is_some_and(holds);
     if let Some((element, place)) = model.elements.iter().find(inside) {
         return needs(lacks(*element, place));
+    }
+    let lacking = model.on_bytes.iter().find(|(op, _)| !ON_BYTES.contains(&op.as_str()));
+    if let Some((op, (element, place))) = lacking {
+        return needs(format!("rten has no {op} of {}, as in {place}", element.name()));
     }
     match &model.beyond_32_bits {
         Some(why) => needs(format!("rten has 32-bit numbers: {why}")),

@@ -62,6 +62,7 @@ fn declared() -> (Model, GraphInfo) {
         nodes: 0,
         operators: Default::default(),
         elements: Default::default(),
+        on_bytes: Default::default(),
         weight_bytes: 0,
         beyond_32_bits: None,
         half: None,

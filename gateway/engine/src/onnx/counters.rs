@@ -2,10 +2,10 @@
 
 use std::collections::HashMap;
 
+use super::declared::value_type;
 use super::element::Element;
 use super::infer::Call;
 use super::node::Node;
-use super::reader::value_type;
 use super::value::{Bound, Scope, Value};
 use super::weight;
 use super::wire::Message;

@@ -83,6 +83,11 @@ impl Element {
         self.name().contains("FLOAT") || matches!(self.name(), "DOUBLE" | "COMPLEX64" | "COMPLEX128")
     }
 
+    /// Whether it is an integer of 8 bits.
+    pub(super) fn is_byte(self) -> bool {
+        matches!(self.name(), "UINT8" | "INT8")
+    }
+
     /// The least and the largest integer of this type that an engine of 32 bits can hold.
     pub(super) fn range(self) -> Option<(f64, f64)> {
         Some(match self.name() {

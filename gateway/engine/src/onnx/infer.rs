@@ -141,6 +141,9 @@ const SIZES: [&str; 7] = ["ArgMax", "ArgMin", "NonMaxSuppression", "NonZero", "S
 /// Those of them that also take integers, and may make more of them than they were.
 const ADDERS: [&str; 4] = ["PRelu", "ReduceL1", "ReduceL2", "ReduceSumSquare"];
 
+/// Those of [`MOVERS`] that compare elements, and leave out what is smaller or larger.
+const COMPARERS: [&str; 5] = ["GlobalMaxPool", "MaxPool", "ReduceMax", "ReduceMin", "TopK"];
+
 /// What comes out of a node at `position` among its outputs.
 pub(super) fn output(call: &Call, position: usize) -> Value {
     let nothing = Value::data(None);
@@ -200,7 +203,7 @@ fn second(op: &str, position: usize) -> Value {
 }
 
 fn zero(element: Option<Element>) -> Value {
-    Value { element, bound: Bound::Within(0.0, 0.0), whole: true, divides: false }
+    Value { element, bound: Bound::Within(0.0, 0.0), whole: true, divides: false, loose: false }
 }
 
 /// What an operator of numbers makes of them, before it wraps. `None` for all others.
@@ -239,7 +242,7 @@ fn arithmetic(call: &Call, a: Value, b: Option<Value>) -> Option<Value> {
         _ => return None,
     };
     let element = a.element.or(b.and_then(|b| b.element).filter(|_| call.op != "Pow"));
-    Some(Value { element, bound, whole, divides: false })
+    Some(Value { element, bound, whole, divides: false, loose: false })
 }
 
 fn clip(call: &Call, bound: Bound) -> Bound {
@@ -296,7 +299,10 @@ fn cast(from: Value, to: Option<Element>) -> Value {
     let divides = from.divides && from.element.zip(to).is_some_and(|(from, to)| widens(from, to));
     let truth = to == Some(Element::BOOL);
     let bound = if truth { Bound::Within(0.0, 1.0) } else { from.bound };
-    Value { element: to, bound, whole: from.whole, divides: divides && !truth }
+    let (low, high) = from.bound.ends();
+    let other = from.element != Some(Element::BOOL) && (low < 0.0 || high > 1.0);
+    let loose = (truth || to.is_none()) && (from.loose || other);
+    Value { element: to, bound, whole: from.whole, divides: divides && !truth, loose }
 }
 
 /// What an inner graph hands out.
@@ -329,7 +335,8 @@ pub(super) fn entry(call: &Call, position: usize) -> Value {
             };
             Value::bounded(Some(Element::INT64), bound)
         }
-        ("Loop", 1) => Value::data(Some(Element::BOOL)),
+        // What a turn makes it for the next is seen only behind its graph.
+        ("Loop", 1) => Value { loose: true, ..Value::data(Some(Element::BOOL)) },
         // What is carried changes with each turn.
         ("Loop" | "Scan", _) => Value::data(at(position).and_then(|value| value.element)),
         _ => Value::data(None),
@@ -344,9 +351,29 @@ pub(super) fn may_trap(call: &Call) -> bool {
     matches!(call.op.as_str(), "Div" | "Mod") && !divides && element.is_none_or(|e| !e.is_float())
 }
 
+/// Whether a node makes the same of other numbers than 0 and 1 where its input at `position` is BOOL: it asks of them
+/// only whether they are 0, or moves them to where that is asked of its output.
+fn takes_loose(call: &Call, position: usize, made: &Value) -> bool {
+    let op = call.op.as_str();
+    match (op, position) {
+        ("And" | "If" | "NonZero" | "Not" | "Or" | "Shape" | "Size" | "Xor", _) | ("Loop" | "CastLike", 1) => true,
+        ("Cast" | "CastLike", _) => made.element == Some(Element::BOOL),
+        ("Concat" | "Pad" | "SequenceConstruct" | "SequenceInsert" | "Trilu" | "Where", _) => true,
+        ("Scatter" | "ScatterElements" | "ScatterND", _) => call.reduction.as_deref().is_none_or(|r| r == "none"),
+        _ => MOVERS.contains(&op) && !COMPARERS.contains(&op),
+    }
+}
+
 /// Why an engine with 32 bits would make something else of this output, if it would.
 pub(super) fn lost(call: &Call, made: &Value) -> Option<String> {
     let op = call.op.as_str();
+    let loose = |value: &Value| value.loose && value.element.is_none_or(|e| e == Element::BOOL);
+    let mut inputs = call.inputs.iter().enumerate().filter_map(|(position, input)| Some((position, input.as_ref()?)));
+    // What a turn carries to the next is not followed.
+    let carried = matches!(op, "Loop" | "Scan") && loose(made);
+    if carried || inputs.any(|(position, input)| loose(input) && !takes_loose(call, position, made)) {
+        return Some("takes for numbers what was cast to BOOL, where all but 0 become 1".into());
+    }
     let long = made.element.is_none_or(|e| e == Element::INT64);
     let from = call.inputs.first().copied().flatten();
     let kind = |e: Option<Element>| e.map_or("numbers of a type that is not told", Element::name);

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use super::counters;
+use super::declared::{check_size, tensor_type, value_type};
 use super::element::Element;
 use super::halves::Halves;
 use super::infer::{self, Call};
@@ -10,8 +11,8 @@ use super::node::Node;
 use super::value::{Bound, Scope, Value};
 use super::weight::{self, Seen, Weight, is_wide};
 use super::wire::{Field, Message, invalid, once};
-use super::{MAX_BYTES, MAX_DEPTH, MAX_NAME, MAX_NAMES, MAX_NODES, MAX_RANK, MAX_VALUES, MAX_WEIGHTS, Model};
-use crate::{DataType, Dim, EngineError, GraphSpec, TensorSpec};
+use super::{MAX_BYTES, MAX_DEPTH, MAX_NAME, MAX_NAMES, MAX_NODES, MAX_VALUES, MAX_WEIGHTS, Model};
+use crate::{EngineError, GraphSpec, TensorSpec};
 
 /// The domains whose operators an engine here may have.
 const DOMAINS: [&str; 4] = ["", "ai.onnx", "ai.onnx.ml", "com.microsoft"];
@@ -49,6 +50,7 @@ pub(super) fn read(onnx: &[u8]) -> Result<Model, EngineError> {
         nodes: reader.nodes,
         operators: reader.operators,
         elements: reader.elements,
+        on_bytes: reader.on_bytes,
         weight_bytes: reader.weight_bytes,
         beyond_32_bits: reader.beyond,
         half: reader.halves.into_used().filter(|_| halves),
@@ -65,12 +67,16 @@ struct Reader<'a> {
     operators: BTreeSet<String>,
     /// The element types, and what has each: the first that was seen.
     elements: BTreeMap<Element, String>,
+    /// The operators on integers of 8 bits, with the first type and node of each.
+    on_bytes: BTreeMap<String, (Element, String)>,
     /// What is known of the values that a node can name.
     values: Scope<'a, Value>,
     /// The types that the file says values have.
     declared: Scope<'a, Element>,
     /// The first node whose run may end the process.
     may_trap: Option<String>,
+    /// Names that a node used before anything made them.
+    early: HashSet<&'a str>,
     /// Names of values that hold more than 32 bits. Names are unique over all subgraphs of a valid graph.
     wide: HashSet<&'a str>,
     /// What is made of weights of halves.
@@ -207,6 +213,7 @@ impl<'a> Reader<'a> {
         let op = node.op.filter(|op| !op.is_empty()).ok_or_else(|| invalid("a node names no operator".into()))?;
         self.operator(node.domain.unwrap_or_default(), op)?;
         let inputs = node.inputs.iter().map(|name| self.values.get(name)).collect();
+        self.early.extend(node.inputs.iter().filter(|name| self.values.get(name).is_none()));
         let mut call = Call { op: op.to_owned(), inputs, ..Call::default() };
         let mut wide = false;
         for attribute in &node.attributes {
@@ -240,13 +247,16 @@ impl<'a> Reader<'a> {
         if let Some(to) = call.to {
             self.elements.entry(to).or_insert_with(|| node.label(&call.op));
         }
+        let byte = |value: &Value| value.element.filter(|element| element.is_byte());
+        let mut bytes = call.inputs.iter().flatten().find_map(byte);
         for (position, name) in node.outputs.iter().enumerate() {
             let mut value = infer::output(call, position);
             value.element = value.element.or_else(|| self.declared.get(name));
-            if self.beyond.is_none()
-                && let Some(why) = infer::lost(call, &value)
-            {
-                self.beyond = Some(format!("{} {why}", node.label(&call.op)));
+            if self.beyond.is_none() {
+                let late = value.loose && self.early.contains(name);
+                let late = late.then(|| "casts numbers to BOOL that nodes before it use".to_owned());
+                let why = infer::lost(call, &value).or(late);
+                self.beyond = why.map(|why| format!("{} {why}", node.label(&call.op)));
             }
             if value.element == Some(Element::FLOAT16) && !self.halves.contains(name) {
                 self.halves.used(|| node.label(&call.op));
@@ -254,7 +264,12 @@ impl<'a> Reader<'a> {
             if let Some(element) = value.element {
                 self.elements.entry(element).or_insert_with(|| node.label(&call.op));
             }
+            bytes = bytes.or_else(|| byte(&value));
             self.name(name, value.in_its_type())?;
+        }
+        // As with the operators: a list this long is no engine's.
+        if let Some(element) = bytes.filter(|_| self.on_bytes.len() < MAX_VALUES) {
+            self.on_bytes.entry(call.op.clone()).or_insert_with(|| (element, node.label(&call.op)));
         }
         Ok(())
     }
@@ -471,117 +486,6 @@ impl<'a> Reader<'a> {
 fn bounded(names: usize) -> Result<(), EngineError> {
     if names > MAX_NAMES {
         return Err(invalid(format!("it names more than {MAX_NAMES} values")));
-    }
-    Ok(())
-}
-
-/// The name of a declared value, and its element type where it is a tensor of a type that is known.
-pub(super) fn value_type<'a>(mut message: Message<'a>) -> Result<(&'a str, Option<Element>), EngineError> {
-    let (mut name, mut element) = (None, None);
-    while let Some(field) = message.next()? {
-        match field.number {
-            1 => once(&mut name, field.text("the name of a value")?, "a name")?,
-            2 => {
-                let mut kind = field.message("type")?;
-                while let Some(field) = kind.next()? {
-                    if field.number == 1 {
-                        element = tensor_element(field.message("tensor type")?)?;
-                    }
-                }
-            }
-            _ => {}
-        }
-    }
-    Ok((name.unwrap_or_default(), element))
-}
-
-fn tensor_element(mut tensor: Message<'_>) -> Result<Option<Element>, EngineError> {
-    let mut element = None;
-    while let Some(field) = tensor.next()? {
-        if field.number == 1 {
-            element = Element::from_number(field.integer()?);
-        }
-    }
-    Ok(element)
-}
-
-/// The element type and shape of a type, which must be a tensor's.
-fn tensor_type(mut message: Message<'_>, name: &str, role: &str) -> Result<(Element, Option<Vec<Dim>>), EngineError> {
-    let mut tensor = None;
-    while let Some(field) = message.next()? {
-        let other = match field.number {
-            1 => {
-                once(&mut tensor, field.message("tensor type")?, "a tensor type")?;
-                continue;
-            }
-            4 => "a sequence",
-            5 => "a map",
-            7 => "opaque",
-            8 => "a sparse tensor",
-            9 => "optional",
-            _ => continue,
-        };
-        return Err(EngineError::Unsupported(format!("{role} '{name}' is {other}: only tensors can be served")));
-    }
-    let mut tensor = tensor.ok_or_else(|| invalid(format!("{role} '{name}' declares no type")))?;
-    let (mut element, mut shape) = (None, None);
-    while let Some(field) = tensor.next()? {
-        match field.number {
-            1 => once(&mut element, field.integer()?, "an element type")?,
-            2 => once(&mut shape, dims(field.message("shape")?, name)?, "a shape")?,
-            _ => {}
-        }
-    }
-    let element = element.and_then(Element::from_number);
-    Ok((element.ok_or_else(|| invalid(format!("{role} '{name}' has no known element type")))?, shape))
-}
-
-/// The dimensions of a shape.
-fn dims(mut shape: Message<'_>, name: &str) -> Result<Vec<Dim>, EngineError> {
-    let mut dims = Vec::new();
-    while let Some(field) = shape.next()? {
-        if field.number != 1 {
-            continue;
-        }
-        let (mut size, mut symbol) = (None, None);
-        let mut dim = field.message("dimension")?;
-        while let Some(field) = dim.next()? {
-            match field.number {
-                1 => once(&mut size, field.integer()?, "a dimension's size")?,
-                2 => once(&mut symbol, field.text("a dimension's symbol")?, "a dimension's symbol")?,
-                _ => {}
-            }
-        }
-        dims.push(match (size, symbol) {
-            (Some(_), Some(_)) => return Err(invalid(format!("a dimension of '{name}' has a size and a symbol"))),
-            // How some exporters write a size that differs from call to call.
-            (Some(-1), None) => Dim::Symbol(String::new()),
-            (Some(size), None) => {
-                let size = u64::try_from(size);
-                Dim::Fixed(size.map_err(|_| invalid(format!("a dimension of '{name}' is negative")))?)
-            }
-            // A question mark is an exporter's way to name nothing: two of them are not the same size.
-            (None, symbol) => Dim::Symbol(symbol.filter(|s| *s != "?").unwrap_or_default().to_owned()),
-        });
-        if dims.len() > MAX_RANK {
-            return Err(invalid(format!("'{name}' has more than {MAX_RANK} dimensions")));
-        }
-    }
-    Ok(dims)
-}
-
-/// Refuses a declaration whose fixed dimensions alone are larger than memory.
-fn check_size(datatype: DataType, shape: Option<&[Dim]>, name: &str, role: &str) -> Result<(), EngineError> {
-    let fixed = shape.unwrap_or_default().iter().filter_map(|dim| match dim {
-        Dim::Fixed(size) => Some(*size),
-        Dim::Symbol(_) => None,
-    });
-    let mut size = datatype.width().unwrap_or(4) as u64;
-    for dim in fixed {
-        size = size
-            .checked_mul(dim)
-            .filter(|n| *n <= isize::MAX as u64)
-            .ok_or_else(|| invalid(format!("{role} '{name}' is larger than memory")))?;
     }
     Ok(())
 }

@@ -380,6 +380,28 @@ fn casts_that_lose_are_found() {
 }
 
 #[test]
+fn numbers_that_were_cast_to_bool_are_followed() {
+    let beyond = |parts: &[Vec<u8>]| read(&typed(7, parts)).expect("a graph").beyond_32_bits;
+    let to_bool = |from: &str| node("Cast", &[from], &["b"], &[setting("to", 9)]);
+    let to_float = |from: &str| named("n", "Cast", &[from], &["y"], &[setting("to", 1)]);
+    let n = |op: &str, inputs: &[&str]| named("n", op, inputs, &["m"], &[]);
+    let inside = |inner: Vec<u8>| node("If", &["b"], &["w"], &[message(5, &[message(6, &[inner])])]);
+    let why = beyond(&[to_bool("x"), to_float("b")]).expect("a reason");
+    assert!(why.starts_with("node 'n' (Cast) takes for numbers what was cast to BOOL"), "{why}");
+    let moved = [n("Concat", &["b", "b"]), to_float("m")].concat();
+    for more in [n("Equal", &["b", "b"]), n("ReduceMax", &["b"]), moved, inside(to_float("b"))] {
+        assert!(beyond(&[to_bool("x"), more]).is_some(), "as a number");
+    }
+    assert!(beyond(&[to_float("b"), to_bool("x")]).is_some(), "before it is made");
+    let moved = [n("Reshape", &["b", "s"]), node("Where", &["m", "x", "z"], &["y"], &[])].concat();
+    for more in [n("And", &["b", "b"]), moved, inside(n("Identity", &["z"])), n("Concat", &["b", "b"])] {
+        assert_eq!(beyond(&[to_bool("x"), more]), None, "whether it is 0");
+    }
+    assert_eq!(beyond(&[to_bool("x"), n("Not", &["b"]), to_float("m")]), None, "a truth again");
+    assert_eq!(beyond(&[n("Equal", &["x", "z"]), to_bool("m"), to_float("b")]), None, "one before");
+}
+
+#[test]
 fn what_a_loop_counts_is_followed() {
     let beyond = |parts: &[Vec<u8>]| read(&typed(7, parts)).expect("a graph").beyond_32_bits;
     let long = |name: &str, value: i64| weight(5, name, &[number(2, 7), bytes(9, value.to_le_bytes())]);
@@ -493,6 +515,10 @@ fn types_inside_are_told_with_their_place() {
     let read = read(&typed(1, &[half, node("Identity", &["h"], &["y"], &[])])).expect("a graph");
     let told: Vec<_> = read.elements.iter().map(|(e, place)| (e.name(), place.as_str())).collect();
     assert_eq!(told, [("FLOAT", "input 'x'"), ("FLOAT16", "node 'n' (Cast)")]);
+    let cast = node("Cast", &["x"], &["b"], &[setting("to", 2)]);
+    let read = super::read(&typed(1, &[cast, named("n", "Add", &["b", "b"], &["y"], &[])])).expect("a graph");
+    let told: Vec<_> = read.on_bytes.iter().map(|(op, (e, place))| (op.as_str(), e.name(), place.as_str())).collect();
+    assert_eq!(told, [("Add", "UINT8", "node 'n' (Add)"), ("Cast", "UINT8", "the Cast that makes 'b'")]);
 }
 
 // === Properties ===

@@ -183,17 +183,20 @@ pub(super) struct Value {
     pub whole: bool,
     /// Whether it is a constant in which neither 0 nor -1 is.
     pub divides: bool,
+    /// Whether it is BOOL that was cast from other numbers than 0 and 1: an engine without that type still has those
+    /// numbers.
+    pub loose: bool,
 }
 
 impl Value {
     /// What comes from outside: anything that its type can be, or that an engine of 32 bits takes for it.
     pub fn data(element: Option<Element>) -> Value {
-        Value { element, bound: Bound::ANY, whole: false, divides: false }.in_its_type()
+        Value::bounded(element, Bound::ANY)
     }
 
     /// A value with a bound, within what its type can be.
     pub fn bounded(element: Option<Element>, bound: Bound) -> Value {
-        Value { element, bound, whole: false, divides: false }.in_its_type()
+        Value { element, bound, whole: false, divides: false, loose: false }.in_its_type()
     }
 
     /// Sizes, counts and indices.
@@ -216,6 +219,7 @@ impl Value {
             bound: self.bound.or(other.bound),
             whole: self.whole && other.whole,
             divides: self.divides && other.divides,
+            loose: self.loose || other.loose,
         }
     }
 }

@@ -55,7 +55,8 @@ impl Seen {
     /// What is known of a value of this type of which all was seen.
     pub fn value(self, element: Element) -> Value {
         let bound = if self.low <= self.high { Bound::Within(self.low, self.high) } else { Bound::Within(0.0, 0.0) };
-        Value { element: Some(element), bound, whole: self.whole, divides: self.divides && !element.is_float() }
+        let divides = self.divides && !element.is_float();
+        Value { element: Some(element), bound, whole: self.whole, divides, loose: false }
     }
 }
 

@@ -269,6 +269,7 @@ fn what_32_bits_would_get_wrong_is_refused_or_right() {
         ("square_int64", longs(&[100_000, -3]), longs(&[10_000_000_000, 9]), ["'squared'", "Mul", "INT64"]),
         ("float_to_int64", floats(&[3e9, -1.5]), longs(&[3_000_000_000, -1]), ["'y'", "Cast", "INT64"]),
         ("float_to_bool", floats(&[0.5, 0.0, -2.0]), truths, ["'y'", "Cast", "BOOL"]),
+        ("int64_through_bool", longs(&[7592, 0]), floats(&[1.0, 0.0]), ["'y'", "Cast", "BOOL"]),
         ("half_inside", floats(&[65_520.0, 1.0]), floats(&[f32::INFINITY, 1.0]), ["'half'", "Cast", "FLOAT16"]),
         ("double_inside", floats(&[0.0, 1.0]), floats(&[1e-9, 1.000_000_1e-9]), ["'little'", "weight", "DOUBLE"]),
     ];
@@ -317,6 +318,37 @@ fn integers_of_64_bits_that_stay_within_32_are_the_same_everywhere() {
         ];
         assert_eq!(outputs, expected.map(|(name, tensor)| (name.to_owned(), tensor)), "{engine:?}");
     }
+}
+
+#[test]
+fn masks_of_any_integers_are_the_same_everywhere() {
+    let truths = |values: &'static [u8]| Tensor::new(DataType::Bool, [3], Bytes::from_static(values)).expect("truths");
+    let floats = |values: [f32; 3]| Tensor::from_vec([3], values.to_vec()).expect("floats");
+    for engine in backends() {
+        let mask = Tensor::from_vec([3], vec![5i64, 0, -1]).expect("a mask");
+        let inputs = vec![("mask", mask), ("x", floats([1.0, 2.0, 3.0]))];
+        let outputs = run(&load(engine, "mask_int64"), inputs).expect("an answer");
+        let expected = [
+            ("kept", truths(&[1, 0, 1])),
+            ("left_out", truths(&[0, 1, 0])),
+            ("masked", floats([1.0, 0.0, 3.0])),
+        ];
+        assert_eq!(outputs, expected.map(|(name, tensor)| (name.to_owned(), tensor)), "{engine:?}");
+    }
+}
+
+#[test]
+fn what_rten_does_not_compute_with_8_bits_is_refused_when_it_loads() {
+    refused_by_rten("add_uint8", &["'y'", "Add", "UINT8"]);
+    refused_by_rten("concat_uint8", &["'y'", "Concat", "UINT8"]);
+    let bytes = |values: &[u8]| Tensor::from_vec([values.len()], values.to_vec()).expect("bytes");
+    for engine in backends().into_iter().filter(|engine| *engine != EngineChoice::Rten) {
+        let inputs = vec![("a", bytes(&[1, 200])), ("b", bytes(&[255]))];
+        assert_eq!(run_one(&load(engine, "concat_uint8"), inputs), bytes(&[1, 200, 255]));
+    }
+    // What is quantised goes on.
+    load(EngineChoice::Rten, "dynamic_quantization");
+    load(EngineChoice::Rten, "quantised_numbers");
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::process::Command;
 
 use windrose_engine::{Device, EngineChoice, EngineError, Engines, EnginesConfig, GraphOptions, OnnxRuntimeLibrary};
 
-use crate::setup::{backends, engines, onnx};
+use crate::setup::{backends, engines, found, onnx};
 
 fn refusal(options: GraphOptions) -> String {
     match engines().load(onnx("tiny"), &options) {
@@ -37,6 +37,24 @@ fn auto_takes_onnx_runtime_where_it_is() {
     assert_eq!(graph.info().sessions, std::thread::available_parallelism().map_or(1, usize::from));
     assert_eq!(engines().available()[0].name, expected);
     assert!(engines().available().iter().all(|e| e.providers.iter().any(|p| p == "CPU")));
+}
+
+#[test]
+fn auto_means_what_it_was_said_to_mean() {
+    let engines = found().with_auto(EngineChoice::Rten);
+    let load = |graph, device| engines.load(onnx(graph), &GraphOptions { device, ..Default::default() });
+    assert_eq!(load("tiny", Device::Cpu).expect("a graph").info().engine, "rten");
+    let refused = load("square_int64", Device::Cpu).expect_err("a graph that rten refuses").to_string();
+    assert!(refused.contains("needs ONNX Runtime"), "{refused}");
+    let refused = load("tiny", Device::Gpu).expect_err("a device that rten has not").to_string();
+    assert!(refused.contains("rten runs on the CPU only"), "{refused}");
+    for device in [Device::Cpu, Device::Gpu] {
+        let chosen = engines.chosen(EngineChoice::Auto, device);
+        assert_eq!(chosen == EngineChoice::Rten, device == Device::Cpu, "{chosen:?}");
+    }
+    // Who names an engine gets that one.
+    let options = GraphOptions { engine: EngineChoice::Onnxruntime, ..Default::default() };
+    assert!(engines.that_runs(&options).is_none_or(|engine| engine.name == "onnxruntime"));
 }
 
 #[test]

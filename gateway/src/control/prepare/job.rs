@@ -8,7 +8,9 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use windrose_engine::backend::child::ChildConfig;
 use windrose_engine::process;
-use windrose_engine::{Calibration, EngineError, Engines, EnginesConfig, Graph, GraphInfo, GraphOptions, GraphSpec};
+use windrose_engine::{
+    Calibration, EngineChoice, EngineError, Engines, EnginesConfig, Graph, GraphInfo, GraphOptions, GraphSpec,
+};
 use windrose_sandbox::{
     Grants, Import, Limits, Module, ModuleError, ModuleKind, Program, ProgramConfig, Sandbox, SandboxConfig,
 };
@@ -31,6 +33,8 @@ pub struct Host {
     pub budgets: MemoryConfig,
     /// Where ONNX Runtime's library is.
     pub engines: EnginesConfig,
+    /// What `auto` means, to graphs and to modules that load some.
+    pub engine: EngineChoice,
     /// How graphs run in children.
     pub children: ChildConfig,
 }
@@ -53,6 +57,7 @@ impl Host {
             memory: config.ceiling.limits.memory,
             budgets: config.memory,
             engines: config.engines.clone(),
+            engine: config.engine,
             children,
         }
     }
@@ -76,8 +81,8 @@ impl Host {
     /// # Errors
     /// As [`Engines::new`].
     pub fn engines(&self) -> Result<Engines, EngineError> {
-        let engines = Engines::new(self.engines.clone())?.with_children(self.children.clone());
-        Ok(engines.with_weights(self.budgets.weights))
+        let engines = Engines::new(self.engines.clone())?.with_auto(self.engine);
+        Ok(engines.with_children(self.children.clone()).with_weights(self.budgets.weights))
     }
 }
 

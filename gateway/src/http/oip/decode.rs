@@ -456,6 +456,10 @@ fn shape(cursor: &mut Cursor, place: Place) -> Result<Box<[usize]>> {
         let Some(dimension) = dimension.and_then(|(value, _)| usize::try_from(value).ok()) else {
             return Err(place.invalid(format!("dimension {index} is not a size")));
         };
+        // Modules are told dimensions of 32 bits. Beside a zero, a larger one has no elements that would be too many.
+        if u32::try_from(dimension).is_err() {
+            return Err(place.invalid(format!("dimension {index} is over {}", u32::MAX)));
+        }
         shape.push(dimension);
         Ok(())
     })?;

@@ -94,9 +94,11 @@ fn bad_data_names_the_field() {
         (input("FP32", "[\"1\"]", "[1]"), "inputs[0].shape: dimension 0 is not a size"),
         (input("FP32", "5", "[1]"), "inputs[0].shape: is not an array"),
         (
-            input("FP32", "[4294967296,4294967296]", "[1]"),
-            "inputs[0].shape: \"x\" has too many elements with [4294967296, 4294967296]",
+            input("FP32", "[4294967295,4294967295]", "[1]"),
+            "inputs[0].shape: \"x\" has too many elements with [4294967295, 4294967295]",
         ),
+        (input("BYTES", "[8589934592,0]", "[]"), "inputs[0].shape: dimension 0 is over 4294967295"),
+        (input("FP32", "[0,4294967296]", "[]"), "inputs[0].shape: dimension 1 is over 4294967295"),
         (input("FP32", "[99999999999999999999]", "[1]"), "inputs[0].shape: dimension 0 is not a size"),
         (r#"{"datatype":"FP32","shape":[1],"data":[1]}"#.to_owned(), "inputs[0].name: is missing"),
         (r#"{"name":"x","shape":[1],"data":[1]}"#.to_owned(), "inputs[0].datatype: is missing"),

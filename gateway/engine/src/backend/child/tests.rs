@@ -112,6 +112,7 @@ fn loaded(lie: &str) -> Result<Loaded, EngineError> {
         nodes: 1,
         operators: Default::default(),
         elements: Default::default(),
+        on_bytes: Default::default(),
         weight_bytes: 0,
         beyond_32_bits: None,
         half: None,
