@@ -157,6 +157,49 @@ def test_an_answer_breaks_off_where_its_requests_body_turns_out_too_large(narrow
     wait_until(lambda: metric(narrow, "windrose_requests", **kind) == 1, 10, "the request to be counted")
 
 
+ASKED = """
+name = "asked"
+module = "{module}"
+[graphs.model]
+file = "{graph}"
+[test]
+method = "GET"
+path = "{path}"
+input = "body"
+output = "answer.json"
+"""
+
+
+def test_a_component_is_tested_by_a_request_of_its_own(narrow, tmp_path):
+    module, graph = ROOT / "target" / "guests" / "http-iris.wasm", ROOT / "models" / "iris" / "model.onnx"
+    question = "/classify?" + FORM.format(6.0, 2.9, 4.5, 1.5)
+    golden = {"species": "versicolor", "probability": 0.778965}
+    (tmp_path / "body").write_bytes(b"")
+
+    def deploy(path: str, answer: dict):
+        (tmp_path / "windrose.toml").write_text(ASKED.format(module=module, graph=graph, path=path))
+        (tmp_path / "answer.json").write_text(json.dumps(answer))
+        return narrow.cli("deploy", tmp_path, check=False)
+
+    for path, answer, why in (
+        ("/nosuch", golden, "the component answered 404"),
+        (question, golden | {"probability": 0.77}, "JSON path `/probability`"),
+        (question, golden | {"species": "setosa"}, "JSON path `/species`"),
+        ("classify", golden, "test.path"),
+    ):
+        refused = deploy(path, answer)
+        assert refused.returncode != 0 and why in refused.stderr + refused.stdout, refused
+        assert narrow.get("/models/asked/").status == 404
+    done = deploy(question, golden)
+    assert done.returncode == 0, done
+    assert narrow.get("/models/asked" + question).json()["species"] == "versicolor"
+    # No other kind of model has paths.
+    text = ASKED.format(module=ROOT / "target" / "guests" / "cli-iris.wasm", graph=graph, path="/")
+    (tmp_path / "windrose.toml").write_text(text)
+    refused = narrow.cli("deploy", tmp_path, check=False)
+    assert refused.returncode != 0 and "http component" in refused.stderr + refused.stdout, refused
+
+
 def test_they_import_nothing_but_standard_interfaces(deployed):
     """They would run under `wasmtime serve -S nn` and `wasmtime run -S nn` as they are."""
     for example in ("http-iris", "http-async-iris", "cli-iris"):

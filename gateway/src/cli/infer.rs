@@ -8,7 +8,9 @@ use http::Method;
 use serde_json::{Value, json};
 
 use super::client::{Answer, Client, refused};
-use super::{Failure, Gateway, halves, npy, out, print_json};
+use super::{Failure, Gateway, npy, out, print_json};
+use crate::http::oip::CodecError;
+use crate::http::oip::halves::{self, List};
 
 /// Send one request to a model and show its answer.
 #[derive(clap::Args)]
@@ -91,7 +93,8 @@ impl Infer {
         if !answer.status.is_success() {
             return Err(refused(&answer));
         }
-        let value = halves::answer(&answer.body, answer.json_length)?;
+        let value = halves::answer(&answer.body, answer.json_length);
+        let value = value.map_err(|error| Failure::refused(error.to_string()))?;
         if self.gateway.json {
             return print_json(&value);
         }
@@ -143,12 +146,17 @@ async fn exchange(client: &Client, url: &str, body: Bytes) -> Result<(), Failure
 fn whole(file: Bytes, metadata: &Value) -> Result<(Headers, Bytes), Failure> {
     // What is no JSON is the gateway's to refuse, in its own words.
     if let Ok(mut request) = serde_json::from_slice::<Value>(&file) {
-        let binary = halves::move_inputs(&mut request)?;
+        let binary = halves::move_behind(&mut request, List::Inputs).map_err(unfit)?;
         if halves::ask_for_outputs(&mut request, metadata) || !binary.is_empty() {
             return Ok(framed(&request, binary));
         }
     }
     Ok((vec![("content-type", "application/json".to_string())], file))
+}
+
+/// A number that its type does not hold, or what is no number.
+fn unfit(error: CodecError) -> Failure {
+    Failure::usage(error.to_string())
 }
 
 /// JSON with binary data behind it, where there is any.
@@ -227,7 +235,7 @@ fn number_input(
     let mut flat = Vec::new();
     flatten(data, &mut flat);
     if halves::is_half(datatype) {
-        let bytes = halves::bytes(name, datatype, &flat)?;
+        let bytes = halves::bytes(name, datatype, &flat).map_err(unfit)?;
         let parameters = json!({ "binary_data_size": bytes.len() });
         binary.extend(bytes);
         return Ok(json!({ "name": name, "datatype": datatype, "shape": shape, "parameters": parameters }));

@@ -95,6 +95,8 @@ struct WrittenTest {
     input: PathBuf,
     output: Option<PathBuf>,
     tolerance: Option<f64>,
+    method: Option<String>,
+    path: Option<String>,
 }
 
 fn first_version() -> String {
@@ -211,7 +213,9 @@ impl Project {
         if let Some(test) = &written.test {
             let input = project.add(&folder.join(&test.input))?;
             let output = test.output.as_ref().map(|output| project.add(&folder.join(output))).transpose()?;
-            project.manifest.test = Some(SelfTest { input, output, tolerance: test.tolerance.unwrap_or(1e-4) });
+            let (method, path) = (test.method.clone(), test.path.clone());
+            let tolerance = test.tolerance.unwrap_or(1e-4);
+            project.manifest.test = Some(SelfTest { input, output, tolerance, method, path });
         }
         let manifest = &mut project.manifest;
         manifest.description = written.description;
