@@ -109,6 +109,34 @@ def test_infer_of_halves(make_gateway, tmp_path):
         assert answer.status == 400 and f"{datatype} has no JSON form" in answer.json()["error"], answer
 
 
+def test_a_golden_test_of_halves_is_written_in_numbers(make_gateway, tmp_path):
+    gateway = make_gateway("onnxruntime")
+    for datatype in ("FP16", "BF16"):
+        name, folder = f"golden-{datatype.lower()}", tmp_path / datatype
+        folder.mkdir()
+        graph = ROOT / "models" / "test" / f"identity_{datatype.lower()}.onnx"
+        (folder / "windrose.toml").write_text(
+            f'name = "{name}"\n[graphs.model]\nfile = "{graph}"\n[test]\ninput = "in.json"\noutput = "out.json"\n'
+        )
+
+        def deploy(given: list, expected: list):
+            tensor = {"datatype": datatype, "shape": [2, 2]}
+            (folder / "in.json").write_text(json.dumps({"inputs": [tensor | {"name": "x", "data": given}]}))
+            (folder / "out.json").write_text(json.dumps({"outputs": [tensor | {"name": "y", "data": expected}]}))
+            return gateway.cli("deploy", folder, check=False)
+
+        numbers = [[1.5, -2], [0.1, 0]]
+        for given, expected, why in (
+            (numbers, [1.5, -2, 0.1, 1], "output `y` differs from the golden one at element 3: 0 instead of 1"),
+            ([[1.5, -2], [1e39, 0]], numbers, f"is out of range for {datatype}"),
+        ):
+            refused = deploy(given, expected)
+            assert refused.returncode == 1 and why in refused.stderr + refused.stdout, refused
+        done = deploy(numbers, numbers)
+        assert done.returncode == 0, done
+        assert gateway.get(f"/v2/models/{name}/ready").status == 200
+
+
 def test_exit_codes_tell_what_went_wrong(gateway, tmp_path):
     assert gateway.cli("nosuch", check=False).returncode == 2
     assert gateway.cli("inspect", "nosuch", check=False).returncode != 0

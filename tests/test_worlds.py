@@ -1,12 +1,15 @@
 """Modules that are no `windrose:model`: `wasi:http` components under their model's path, `wasi:cli` commands."""
 
+import contextlib
 import json
+import socket
 import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
-from harness import ROOT, Gateway
+from fleet import metric
+from harness import ROOT, Gateway, wait_until
 from sending import close
 from sklearn.datasets import load_iris
 
@@ -89,6 +92,113 @@ def test_an_asynchronous_component(deployed, reference):  # noqa: F811
         answer = deployed.gateway.call("POST", f"/models/{name}/", body, {"content-type": "text/csv"})
         assert answer.status == 200, answer
         assert species[index] in answer.body.decode()
+
+
+# Bytes of a body that the gateway of the next tests takes.
+LIMIT = 1 << 20
+
+
+@pytest.fixture(scope="module")
+def narrow(tmp_path_factory):
+    """A gateway that takes small bodies only, with components that read them."""
+    gateway = Gateway(tmp_path_factory.mktemp("narrow"), "rten", {"data.max_body": "1MiB"}).start()
+    try:
+        folder = tmp_path_factory.mktemp("reader")
+        module = ROOT / "target" / "guests" / "hostile-http.wasm"
+        (folder / "windrose.toml").write_text(f'name = "reader"\nmodule = "{module}"\n')
+        gateway.deploy(folder)
+        gateway.deploy(ROOT / "examples" / "http-async-iris")
+        yield gateway
+    finally:
+        assert gateway.stop() == 0, gateway.tail()
+
+
+@pytest.mark.parametrize("announced", [True, False])
+@pytest.mark.parametrize("what", ["fail", "trap"])
+def test_a_body_over_the_limit_is_the_callers_fault(narrow, what, announced):
+    """Whatever the component makes of a body that breaks off: an error of its own, or a trap."""
+
+    def post(size: int):
+        # What is given in pieces goes without a Content-Length.
+        body = bytes(size) if announced else iter([bytes(size // 2), bytes(size - size // 2)])
+        return narrow.call("POST", f"/models/reader/length?{what}", body)
+
+    taken = post(LIMIT)
+    assert (taken.status, taken.body) == (200, str(LIMIT).encode()), taken
+    counted = metric(narrow, "windrose_requests", model="reader", kind="too_large")
+    refused = post(LIMIT + 1)
+    assert (refused.status, refused.headers.get("windrose-error")) == (413, "too_large"), refused
+    assert refused.json()["error"] == f"body: is over {LIMIT} bytes"
+    assert metric(narrow, "windrose_requests", model="reader", kind="too_large") == counted + 1
+    assert metric(narrow, "windrose_requests", model="reader", kind="guest_trapped") == 0
+
+
+def test_an_answer_breaks_off_where_its_requests_body_turns_out_too_large(narrow):
+    """Its head has gone: only so does the client learn that this is no answer to all that it sent."""
+
+    def chunk(content: bytes) -> bytes:
+        return b"%x\r\n%b\r\n" % (len(content), content)
+
+    head = b"POST /models/http-async-iris/ HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n"
+    last = b"0\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", narrow.port), timeout=30) as connection:
+        connection.sendall(head + chunk(b"5.1,3.5,1.4,0.2\n"))
+        received = b""
+        while b"setosa" not in received:
+            piece = connection.recv(65536)
+            assert piece, received
+            received += piece
+        assert received.startswith(b"HTTP/1.1 200 ")
+        with contextlib.suppress(ConnectionError):
+            connection.sendall(chunk(bytes(LIMIT)) + last)
+            while piece := connection.recv(65536):
+                received += piece
+    assert not received.endswith(last), received
+    kind = {"model": "http-async-iris", "kind": "too_large"}
+    wait_until(lambda: metric(narrow, "windrose_requests", **kind) == 1, 10, "the request to be counted")
+
+
+ASKED = """
+name = "asked"
+module = "{module}"
+[graphs.model]
+file = "{graph}"
+[test]
+method = "GET"
+path = "{path}"
+input = "body"
+output = "answer.json"
+"""
+
+
+def test_a_component_is_tested_by_a_request_of_its_own(narrow, tmp_path):
+    module, graph = ROOT / "target" / "guests" / "http-iris.wasm", ROOT / "models" / "iris" / "model.onnx"
+    question = "/classify?" + FORM.format(6.0, 2.9, 4.5, 1.5)
+    golden = {"species": "versicolor", "probability": 0.778965}
+    (tmp_path / "body").write_bytes(b"")
+
+    def deploy(path: str, answer: dict):
+        (tmp_path / "windrose.toml").write_text(ASKED.format(module=module, graph=graph, path=path))
+        (tmp_path / "answer.json").write_text(json.dumps(answer))
+        return narrow.cli("deploy", tmp_path, check=False)
+
+    for path, answer, why in (
+        ("/nosuch", golden, "the component answered 404"),
+        (question, golden | {"probability": 0.77}, "JSON path `/probability`"),
+        (question, golden | {"species": "setosa"}, "JSON path `/species`"),
+        ("classify", golden, "test.path"),
+    ):
+        refused = deploy(path, answer)
+        assert refused.returncode != 0 and why in refused.stderr + refused.stdout, refused
+        assert narrow.get("/models/asked/").status == 404
+    done = deploy(question, golden)
+    assert done.returncode == 0, done
+    assert narrow.get("/models/asked" + question).json()["species"] == "versicolor"
+    # No other kind of model has paths.
+    text = ASKED.format(module=ROOT / "target" / "guests" / "cli-iris.wasm", graph=graph, path="/")
+    (tmp_path / "windrose.toml").write_text(text)
+    refused = narrow.cli("deploy", tmp_path, check=False)
+    assert refused.returncode != 0 and "http component" in refused.stderr + refused.stdout, refused
 
 
 def test_they_import_nothing_but_standard_interfaces(deployed):

@@ -26,6 +26,11 @@ impl wasip2::exports::http::incoming_handler::Guest for Hostile {
                 let chunk = [b'x'; 4096];
                 answer(out, &vec![&chunk[..]; 100_000], || ());
             }
+            "/length" => match length(request) {
+                Some(length) => answer(out, &[length.to_string().as_bytes()], || ()),
+                None if rest == "trap" => std::process::abort(),
+                None => fail(out),
+            },
             "/headers" => {
                 let text = headers(request);
                 answer(out, &[text.as_bytes()], || ());
@@ -71,6 +76,21 @@ fn answer(out: ResponseOutparam, chunks: &[&[u8]], before_end: impl FnOnce()) {
     before_end();
     drop(stream);
     let _ = OutgoingBody::finish(body, None);
+}
+
+/// An error of its own.
+fn fail(out: ResponseOutparam) {
+    let response = OutgoingResponse::new(Fields::new());
+    if response.set_status_code(500).is_ok() {
+        ResponseOutparam::set(out, Ok(response));
+    }
+}
+
+/// How long the body of a request is; nothing where it breaks off.
+fn length(request: IncomingRequest) -> Option<u64> {
+    let body = request.consume().ok()?;
+    let mut stream = body.stream().ok()?;
+    std::io::copy(&mut stream, &mut std::io::sink()).ok()
 }
 
 /// The names of all headers of a request and of its trailers, a line each.

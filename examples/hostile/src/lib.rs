@@ -1,5 +1,6 @@
 //! Does everything that a guest must not. The parameter `act` says what: each runs into a limit of the sandbox or is
-//! refused by it. `none` answers as the graph named `model` does.
+//! refused by it. `none` answers as the graph named `model` does. The parameter `hold` is how many MiB of its memory it fills
+//! first.
 use std::hint::black_box;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
@@ -17,6 +18,11 @@ impl Model for Hostile {
             Some(Parameter::Text(act)) => act.clone(),
             _ => "none".to_owned(),
         };
+        let hold = match request.parameter("hold") {
+            Some(Parameter::Integer(hold)) => usize::try_from(*hold).unwrap_or(0) << 20,
+            _ => 0,
+        };
+        let _held = black_box(vec![1u8; hold]);
         match act.as_str() {
             "none" => Graph::by_name("model")?.run(request),
             "loop" => spin(),

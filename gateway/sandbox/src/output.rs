@@ -111,7 +111,7 @@ impl State {
         let text = String::from_utf8_lossy(line).trim_end().to_owned();
         line.clear();
         if !text.is_empty() {
-            tracing::info!(target: "windrose::guest", model = &**model, request = &**request, "{text}");
+            tracing::info!(target: "windrose::guest", model = &**model, request_id = &**request, "{text}");
             *last = text;
         }
     }

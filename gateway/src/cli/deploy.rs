@@ -10,13 +10,14 @@ use windrose_engine::Dim;
 
 use super::client::Client;
 use super::project::{Overrides, Project};
-use super::{Failure, Gateway, halves, print_json};
+use super::{Failure, Gateway, print_json};
 use crate::config::units::show_size;
 use crate::control::api::types::{
     DeployAnswer, LoadedView, ModelView, TensorView, ValidateAnswer, VersionState, VersionView,
 };
 use crate::control::log::Preparation;
 use crate::control::prepare::{Event, Status};
+use crate::http::oip::halves;
 
 /// What to deploy, and what flags say over it.
 #[derive(clap::Args)]

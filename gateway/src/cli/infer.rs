@@ -8,7 +8,9 @@ use http::Method;
 use serde_json::{Value, json};
 
 use super::client::{Answer, Client, refused};
-use super::{Failure, Gateway, halves, npy, out, print_json};
+use super::{Failure, Gateway, npy, out, print_json};
+use crate::http::oip::CodecError;
+use crate::http::oip::halves::{self, List};
 
 /// Send one request to a model and show its answer.
 #[derive(clap::Args)]
@@ -16,7 +18,7 @@ use super::{Failure, Gateway, halves, npy, out, print_json};
 #[command(
     after_help = "Inputs:\n  --input file=@photo.jpg      a file as one byte string (BYTES); for numbers JSON or .npy\n  \
     --input text='some words'    the words themselves; for numbers a JSON array\n  \
-    --input text=@lines:file     each line of a file as one byte string\n  \
+    --input text=@lines:file     each line of a file as one byte string, without its end\n  \
     --input text=@npy:names.npy  an array of strings that NumPy saved\n  \
     --json-request request.json  a whole request of the Open Inference Protocol\n  \
                                (FP16 and BF16, for which it has no JSON, are written as numbers, too)\n  \
@@ -91,7 +93,8 @@ impl Infer {
         if !answer.status.is_success() {
             return Err(refused(&answer));
         }
-        let value = halves::answer(&answer.body, answer.json_length)?;
+        let value = halves::answer(&answer.body, answer.json_length);
+        let value = value.map_err(|error| Failure::refused(error.to_string()))?;
         if self.gateway.json {
             return print_json(&value);
         }
@@ -143,12 +146,17 @@ async fn exchange(client: &Client, url: &str, body: Bytes) -> Result<(), Failure
 fn whole(file: Bytes, metadata: &Value) -> Result<(Headers, Bytes), Failure> {
     // What is no JSON is the gateway's to refuse, in its own words.
     if let Ok(mut request) = serde_json::from_slice::<Value>(&file) {
-        let binary = halves::move_inputs(&mut request)?;
+        let binary = halves::move_behind(&mut request, List::Inputs).map_err(unfit)?;
         if halves::ask_for_outputs(&mut request, metadata) || !binary.is_empty() {
             return Ok(framed(&request, binary));
         }
     }
     Ok((vec![("content-type", "application/json".to_string())], file))
+}
+
+/// A number that its type does not hold, or what is no number.
+fn unfit(error: CodecError) -> Failure {
+    Failure::usage(error.to_string())
 }
 
 /// JSON with binary data behind it, where there is any.
@@ -168,9 +176,7 @@ fn bytes_input(name: &str, value: &str, rank: usize, binary: &mut Vec<u8>) -> Re
     }
     let strings: Vec<Vec<u8>> = match value.strip_prefix('@') {
         Some(path) => match path.strip_prefix("lines:") {
-            Some(path) => {
-                read(&path.into())?.split(|b| *b == b'\n').map(<[u8]>::to_vec).filter(|l| !l.is_empty()).collect()
-            }
+            Some(path) => lines(&read(&path.into())?),
             None => vec![read(&path.into())?.to_vec()],
         },
         None => match serde_json::from_str::<Vec<String>>(value) {
@@ -191,6 +197,15 @@ fn bytes_input(name: &str, value: &str, rank: usize, binary: &mut Vec<u8>) -> Re
     }
     let parameters = json!({ "binary_data_size": binary.len() - before });
     Ok(json!({ "name": name, "datatype": "BYTES", "shape": shape, "parameters": parameters }))
+}
+
+/// The lines of a file without their ends, the empty ones among them. Behind the last end there is none.
+fn lines(file: &[u8]) -> Vec<Vec<u8>> {
+    let whole = |line: &[u8]| {
+        let line = line.strip_suffix(b"\n").unwrap_or(line);
+        line.strip_suffix(b"\r").unwrap_or(line).to_vec()
+    };
+    file.split_inclusive(|byte| *byte == b'\n').map(whole).collect()
 }
 
 /// Numbers: a JSON array, nested or flat within its shape, or an array that NumPy saved.
@@ -220,7 +235,7 @@ fn number_input(
     let mut flat = Vec::new();
     flatten(data, &mut flat);
     if halves::is_half(datatype) {
-        let bytes = halves::bytes(name, datatype, &flat)?;
+        let bytes = halves::bytes(name, datatype, &flat).map_err(unfit)?;
         let parameters = json!({ "binary_data_size": bytes.len() });
         binary.extend(bytes);
         return Ok(json!({ "name": name, "datatype": datatype, "shape": shape, "parameters": parameters }));
@@ -314,6 +329,28 @@ mod tests {
         assert_eq!(words["parameters"]["binary_data_size"], json!(6));
         assert_eq!(binary, b"\x02\0\0\0hi");
         assert!(number_input("x", "FP32", ("soon", 1), &mut binary).is_err());
+    }
+
+    #[test]
+    fn each_line_is_a_byte_string_and_an_empty_one_is_too() {
+        let cases: [(&str, &[&str]); 6] = [
+            ("", &[]),
+            ("one", &["one"]),
+            ("one\ntwo\n", &["one", "two"]),
+            ("one\n\ntwo\n\n", &["one", "", "two", ""]),
+            ("one\r\n\r\ntwo", &["one", "", "two"]),
+            ("a\rb\n", &["a\rb"]),
+        ];
+        for (file, expected) in cases {
+            let expected: Vec<&[u8]> = expected.iter().map(|line| line.as_bytes()).collect();
+            assert_eq!(lines(file.as_bytes()), expected, "{file:?}");
+        }
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), "a\r\n\n").unwrap();
+        let mut binary = Vec::new();
+        let value = format!("@lines:{}", file.path().display());
+        let input = bytes_input("t", &value, 1, &mut binary).unwrap();
+        assert_eq!((&input["shape"], binary), (&json!([2]), b"\x01\0\0\0a\0\0\0\0".to_vec()));
     }
 
     #[test]

@@ -14,7 +14,6 @@ mod client;
 mod deploy;
 mod explain;
 mod fleet;
-mod halves;
 mod infer;
 mod keys;
 mod new;

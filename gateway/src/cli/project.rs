@@ -95,6 +95,8 @@ struct WrittenTest {
     input: PathBuf,
     output: Option<PathBuf>,
     tolerance: Option<f64>,
+    method: Option<String>,
+    path: Option<String>,
 }
 
 fn first_version() -> String {
@@ -211,7 +213,9 @@ impl Project {
         if let Some(test) = &written.test {
             let input = project.add(&folder.join(&test.input))?;
             let output = test.output.as_ref().map(|output| project.add(&folder.join(output))).transpose()?;
-            project.manifest.test = Some(SelfTest { input, output, tolerance: test.tolerance.unwrap_or(1e-4) });
+            let (method, path) = (test.method.clone(), test.path.clone());
+            let tolerance = test.tolerance.unwrap_or(1e-4);
+            project.manifest.test = Some(SelfTest { input, output, tolerance, method, path });
         }
         let manifest = &mut project.manifest;
         manifest.description = written.description;
@@ -220,10 +224,7 @@ impl Project {
         manifest.grants = written.grants;
         manifest.command = written.command;
         manifest.weight = written.weight.unwrap_or(1);
-        let default = Timeout::default();
-        let max_ms = written.timeout.max.map_or(default.max_ms, Span::millis);
-        let default_ms = written.timeout.default.map_or(default.default_ms.min(max_ms), Span::millis);
-        manifest.timeout = Timeout { default_ms, max_ms: max_ms.max(default_ms) };
+        manifest.timeout = written.timeout.wanted();
         Ok(project)
     }
 
@@ -264,6 +265,18 @@ impl WrittenLimits {
             output: self.output.map(|size| size.0),
             log: self.log.map(|size| size.0),
             reuse: self.reuse,
+        }
+    }
+}
+
+impl WrittenTimeout {
+    /// What is left out follows what is written; what is written is taken as it is, for the manifest to be checked by.
+    fn wanted(&self) -> Timeout {
+        let usual = Timeout::default();
+        let (default, max) = (self.default.map(Span::millis), self.max.map(Span::millis));
+        Timeout {
+            default_ms: default.unwrap_or_else(|| usual.default_ms.min(max.unwrap_or(u64::MAX))),
+            max_ms: max.unwrap_or_else(|| usual.max_ms.max(default.unwrap_or(0))),
         }
     }
 }
@@ -333,6 +346,24 @@ mod tests {
         assert_eq!((manifest.timeout.default_ms, manifest.timeout.max_ms), (10_000, 10_000));
         assert!(manifest.grants.load && manifest.assets.contains_key("a/b.txt"));
         assert_eq!(project.files.len(), 2);
+    }
+
+    #[test]
+    fn only_a_timeout_that_is_left_out_follows_the_other() {
+        let opened = |timeout: &str| {
+            let folder = tempfile::tempdir().unwrap();
+            let text = format!("name = \"m\"\nmodule = \"m.wasm\"\n[timeout]\n{timeout}\n");
+            std::fs::write(folder.path().join("windrose.toml"), text).unwrap();
+            std::fs::write(folder.path().join("m.wasm"), b"\0asm\x0d\0\x01\0").unwrap();
+            let project = Project::open(folder.path(), &Overrides::default());
+            project.map(|project| (project.manifest.timeout.default_ms, project.manifest.timeout.max_ms))
+        };
+        assert_eq!(opened(""), Ok((30_000, 120_000)));
+        assert_eq!(opened("max = \"10s\""), Ok((10_000, 10_000)));
+        assert_eq!(opened("default = \"3m\""), Ok((180_000, 180_000)));
+        assert_eq!(opened("default = \"10s\"\nmax = \"20s\""), Ok((10_000, 20_000)));
+        let error = opened("default = \"20s\"\nmax = \"10s\"").unwrap_err();
+        assert_eq!(error, "timeout.default_ms: is longer than timeout.max_ms");
     }
 
     #[test]

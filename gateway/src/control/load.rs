@@ -181,6 +181,8 @@ impl Loader {
                 input: path(&test.input)?,
                 output: test.output.as_ref().map(path).transpose()?,
                 tolerance: test.tolerance,
+                method: test.method.clone(),
+                path: test.path.clone(),
             }),
             None => None,
         };

@@ -1,5 +1,7 @@
 //! The manifest: what a person deploys, with every file named by digest.
 
+mod self_test;
+
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
@@ -7,6 +9,8 @@ use utoipa::ToSchema;
 use windrose_engine::{Batching, Device, EngineChoice, GraphOptions, Isolation, Padding};
 use windrose_route::{Rules, Source};
 use windrose_sandbox::{Grants, Limits};
+
+pub use self::self_test::SelfTest;
 
 use crate::config::fleet::jurisdictions;
 
@@ -241,31 +245,6 @@ impl Default for Timeout {
     }
 }
 
-/// A golden request and, where it is known, its answer.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub struct SelfTest {
-    /// sha256 of a JSON request of the Open Inference Protocol, hex.
-    pub input: String,
-    /// sha256 of the JSON answer, of which `outputs` is compared; without one, any answer passes.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub output: Option<String>,
-    /// The largest relative difference of a floating number, against the larger magnitude or 1; all else must be equal.
-    #[serde(default = "default_tolerance")]
-    pub tolerance: f64,
-}
-
-impl SelfTest {
-    /// Whether one of its files has this digest.
-    pub fn names(&self, digest: &str) -> bool {
-        self.input == digest || self.output.as_deref() == Some(digest)
-    }
-}
-
-fn default_tolerance() -> f64 {
-    1e-4
-}
-
 /// What is wrong with a manifest, and where.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{field}: {message}")]
@@ -425,16 +404,7 @@ impl Manifest {
             return Err(Invalid::new("grants.network", format!("`{host}` is not `host` or `host:port`")));
         }
         self.jurisdictions.check()?;
-        if let Some(test) = &self.test {
-            check_digest("test.input", &test.input)?;
-            if let Some(output) = &test.output {
-                check_digest("test.output", output)?;
-            }
-            if !test.tolerance.is_finite() || test.tolerance < 0.0 {
-                return Err(Invalid::new("test.tolerance", "must be a number that is not negative"));
-            }
-        }
-        Ok(())
+        self.test.as_ref().map_or(Ok(()), SelfTest::check)
     }
 
     /// Every blob that it names, with the field that does.

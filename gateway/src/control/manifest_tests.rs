@@ -18,7 +18,7 @@ fn whole() -> Value {
         "grants": {"network": ["a.example:443"], "load": true},
         "command": {"args": ["-v"], "env": {"A": "b"}, "content_type": "text/plain"},
         "timeout": {"default_ms": 1000, "max_ms": 2000},
-        "test": {"input": digest('e'), "output": digest('f'), "tolerance": 0.01},
+        "test": {"input": digest('e'), "output": digest('f'), "tolerance": 0.01, "method": "GET", "path": "/a?b=1"},
     })
 }
 
@@ -78,6 +78,8 @@ fn the_field_is_named() {
         ("/grants", json!({"files": true}), "grants"),
         ("/timeout", json!({"default_ms": 3, "max_ms": 2}), "timeout.default_ms: "),
         ("/test", json!({"input": digest('e'), "tolerance": -1.0}), "test.tolerance: "),
+        ("/test", json!({"input": digest('e'), "method": "get"}), "test.method: "),
+        ("/test", json!({"input": digest('e'), "path": "a"}), "test.path: "),
         ("/command", json!({"content_type": "a\nb"}), "command.content_type: "),
         ("/command", json!({"env": {"A=B": "c"}}), "command.env.A=B: "),
     ];

@@ -6,6 +6,7 @@ use std::time::Duration;
 use http::header::{HeaderMap, HeaderName, HeaderValue};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
+use windrose_engine::{DataType, GraphSpec, TensorSpec};
 use windrose_route::{Digest, Grants, Load};
 use windrose_sandbox::ModuleKind;
 
@@ -59,6 +60,10 @@ pub struct Offer {
     pub parts: Parts,
     /// Whether it takes inferences; else it is called under its own path.
     infers: bool,
+    /// Whether it takes or gives FP16 or BF16, for which the protocol has no JSON: its golden test is for the self-test
+    /// alone.
+    #[serde(default)]
+    halves: bool,
     /// The engines of its graphs.
     pub engine: String,
     /// What it was granted there of what its manifest asks for.
@@ -157,6 +162,7 @@ impl Offer {
                 test: manifest.test.clone(),
             },
             infers: served.kind == ModuleKind::Model,
+            halves: served.signature.as_ref().is_some_and(has_halves),
             engine: engines.join(","),
             granted: granted(&manifest.grants, ceiling),
             jurisdictions: manifest.jurisdictions.clone(),
@@ -177,7 +183,7 @@ impl Offer {
 
     /// The golden test that can be sent to any of its replicas.
     pub fn golden(&self) -> Option<&SelfTest> {
-        self.parts.test.as_ref().filter(|test| self.infers && test.output.is_some())
+        self.parts.test.as_ref().filter(|test| self.infers && !self.halves && test.output.is_some())
     }
 
     /// What its module was granted where it is offered.
@@ -213,6 +219,12 @@ impl Offer {
         }
         Facts::new(headers)
     }
+}
+
+/// Whether any of its inputs or outputs is FP16 or BF16.
+fn has_halves(signature: &GraphSpec) -> bool {
+    let is_half = |spec: &TensorSpec| matches!(spec.datatype, DataType::Fp16 | DataType::Bf16);
+    signature.inputs.iter().chain(&signature.outputs).any(is_half)
 }
 
 /// What a module is granted that asks for so much, as bits.
@@ -272,6 +284,27 @@ pub fn load(served: &Served) -> Load {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_golden_test_that_json_cannot_carry_is_sent_to_nobody() {
+        let signature = |input, output| {
+            let one = |datatype| vec![TensorSpec { name: "x".into(), datatype, shape: None }];
+            GraphSpec { inputs: one(input), outputs: one(output) }
+        };
+        assert!(has_halves(&signature(DataType::Fp16, DataType::Fp32)));
+        assert!(has_halves(&signature(DataType::Int64, DataType::Bf16)));
+        assert!(!has_halves(&signature(DataType::Fp32, DataType::Bytes)));
+        let golden = |more: serde_json::Value| {
+            let test = serde_json::json!({"input": "in", "output": "out"});
+            let parts = serde_json::json!({"module": "", "graphs": {}, "assets": {}, "command": "", "test": test});
+            let mut offer = serde_json::json!({"model": "m", "version": "1", "parts": parts, "infers": true,
+                "engine": "", "granted": 0, "timeout_ms": [1000, 1000]});
+            offer.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            serde_json::from_value::<Offer>(offer).unwrap().golden().is_some()
+        };
+        assert!(golden(serde_json::json!({})) && golden(serde_json::json!({"halves": false})));
+        assert!(!golden(serde_json::json!({"halves": true})) && !golden(serde_json::json!({"infers": false})));
+    }
 
     #[test]
     fn what_is_granted_decides_and_not_what_is_asked() {

@@ -303,7 +303,8 @@ pub fn is_of_module(headers: &HeaderMap) -> bool {
     headers.get(&ORIGIN).is_some_and(|origin| origin == MODULE)
 }
 
-/// The reset of an answer whose module failed after its head, so that it is told from a site that broke off.
+/// The reset of an answer whose module failed after its head, or whose request turned out too large then, so that it is
+/// told from a site that broke off.
 pub fn module_failed() -> h2::Reason {
     MODULE_FAILED.into()
 }

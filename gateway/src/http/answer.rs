@@ -12,6 +12,7 @@ use http::{Response, StatusCode};
 use http_body::{Body as _, Frame, SizeHint};
 use windrose_sandbox::{CallError, HttpBody};
 
+use super::body::Overrun;
 use super::coding::{Coding, compress};
 use super::lease::Lease;
 use super::{DataPlane, oip};
@@ -65,6 +66,8 @@ pub(super) struct GuestBody {
     /// Bytes that the head promised and that have not come yet.
     promised: Option<u64>,
     track: Track,
+    /// Whether the request's body, which the guest may still be reading, was too large.
+    overrun: Overrun,
     /// Where a replica was chosen for it: its request is in flight for as long.
     stream: Option<Stream>,
     /// It goes to a peer, which is told whose fault it is that it breaks off.
@@ -95,11 +98,11 @@ impl Body {
     }
 
     /// A guest's body.
-    pub fn guest(answer: Response<HttpBody>, track: Track, permit: Place) -> Response<Body> {
+    pub fn guest(answer: Response<HttpBody>, track: Track, overrun: Overrun, permit: Place) -> Response<Body> {
         let (head, body) = answer.into_parts();
         let declared = head.headers.get(CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse().ok());
         let promised = declared.or_else(|| http_body::Body::size_hint(&body).exact());
-        let mut guest = GuestBody { body, promised, track, stream: None, to_peer: false, _permit: permit };
+        let mut guest = GuestBody { body, promised, track, overrun, stream: None, to_peer: false, _permit: permit };
         if promised == Some(0) {
             guest.track.finish(None);
         }
@@ -195,25 +198,33 @@ impl GuestBody {
                 self.promised = self.promised.map(|left| left.saturating_sub(length as u64));
                 // With its promise kept it is complete; whoever writes it may not ask for more.
                 if self.promised == Some(0) || self.body.is_end_stream() {
-                    self.track.finish(None);
+                    self.track.finish(self.overrun.error().map(|error| error.kind));
                 }
                 Some(Ok(frame))
             }
             Some(Err(error)) => {
-                let kind = error.downcast_ref::<CallError>().map(|error| Error::from(error.clone()).kind);
-                let kind = kind.unwrap_or(Kind::GuestFailed);
-                self.track.finish(Some(kind));
-                let told: BoxError = match self.to_peer && kind.is_modules() {
-                    true => h2::Error::from(wire::module_failed()).into(),
-                    false => error,
-                };
-                Some(Err(told))
+                let own = || error.downcast_ref::<CallError>().map(|error| Error::from(error.clone()));
+                let kind = self.overrun.error().or_else(own).map_or(Kind::GuestFailed, |error| error.kind);
+                Some(Err(self.broken(kind, error)))
             }
-            None => {
-                self.track.finish(None);
-                None
-            }
+            None => match self.overrun.error() {
+                // It ends as if it were the answer to the whole request.
+                Some(error) => Some(Err(self.broken(error.kind, error.message.into()))),
+                None => {
+                    self.track.finish(None);
+                    None
+                }
+            },
         })
+    }
+
+    /// The error that it breaks off with. A peer is told where that is not the site's fault.
+    fn broken(&mut self, kind: Kind, error: BoxError) -> BoxError {
+        self.track.finish(Some(kind));
+        match self.to_peer && (kind.is_modules() || kind == Kind::TooLarge) {
+            true => h2::Error::from(wire::module_failed()).into(),
+            false => error,
+        }
     }
 }
 

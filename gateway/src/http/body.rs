@@ -1,7 +1,10 @@
-//! Bodies of requests, read whole: within their bounds, before their deadline, decompressed where they are compressed.
+//! Bodies of requests, read whole: within their bounds, before their deadline, decompressed where they are compressed. Or
+//! passed on as they come, within the same bound.
 
 use std::future::{Future, poll_fn};
 use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::Poll;
 use std::time::Instant;
 
@@ -9,8 +12,9 @@ use bytes::Bytes;
 use http::HeaderMap;
 use http::header::CONTENT_ENCODING;
 use http_body::Body;
-use http_body_util::BodyExt;
+use http_body_util::{BodyExt, LengthLimitError, Limited};
 use tokio::sync::Semaphore;
+use windrose_sandbox::HttpBody;
 
 use super::HttpConfig;
 use super::coding::{self, Coding, Refused};
@@ -24,6 +28,43 @@ const TRUSTED_LENGTH: u64 = 1 << 20;
 /// Bodies that are decompressed at the same time, in the whole process: a decoder of zstd has a window of its own, of up to
 /// 64 MiB, which is not counted.
 static DECOMPRESSING: Semaphore = Semaphore::const_new(8);
+
+/// Whether more came of a body than is taken, for whoever hears of it only from the one that reads it.
+#[derive(Clone, Debug)]
+pub(super) struct Overrun {
+    max: usize,
+    hit: Arc<AtomicBool>,
+}
+
+impl Overrun {
+    /// The error of a request whose body was too large, once that has come out.
+    pub fn error(&self) -> Option<Error> {
+        self.hit.load(Ordering::Relaxed).then(|| too_large(self.max))
+    }
+}
+
+/// A body that is passed on as it comes: one that announces too much is refused, and one that turns out to be too large
+/// breaks off.
+///
+/// # Errors
+/// [`Kind::TooLarge`].
+pub(super) fn passed_on<B>(body: B, max: usize) -> Result<(HttpBody, Overrun), Error>
+where
+    B: Body<Data = Bytes, Error = hyper::Error> + Send + 'static,
+{
+    if body.size_hint().lower() > max as u64 {
+        return Err(too_large(max));
+    }
+    let overrun = Overrun { max, hit: Arc::default() };
+    let hit = overrun.hit.clone();
+    let body = Limited::new(body, max).map_err(move |error| {
+        if error.is::<LengthLimitError>() {
+            hit.store(true, Ordering::Relaxed);
+        }
+        error
+    });
+    Ok((body.boxed_unsync(), overrun))
+}
 
 /// Reads a body whole and decompresses it.
 ///
@@ -168,5 +209,21 @@ mod tests {
             drop(lease);
             assert_eq!(held(&plane), 0);
         }
+    }
+
+    #[tokio::test]
+    async fn a_body_that_is_passed_on_tells_whether_it_was_too_large() {
+        let announced = || Received::whole(&[Bytes::from_static(b"abc"), Bytes::from_static(b"de")]);
+        assert_eq!(passed_on(announced(), 4).err().map(|error| error.kind), Some(Kind::TooLarge));
+        // A mapped body no longer says how long it is.
+        let unannounced = || announced().map_frame(|frame| frame);
+        let (body, overrun) = passed_on(unannounced(), 5).unwrap();
+        assert_eq!(body.collect().await.unwrap().to_bytes(), "abcde");
+        assert!(overrun.error().is_none());
+        let (mut body, overrun) = passed_on(unannounced(), 4).unwrap();
+        assert_eq!(body.frame().await.unwrap().unwrap().into_data().unwrap(), "abc");
+        assert!(overrun.error().is_none());
+        assert!(body.frame().await.unwrap().is_err());
+        assert_eq!(overrun.error().unwrap().kind, Kind::TooLarge);
     }
 }

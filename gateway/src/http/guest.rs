@@ -2,8 +2,7 @@
 
 use http::header::{ACCEPT_ENCODING, CONNECTION, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, Request, Response, Uri};
-use http_body_util::{BodyExt, Limited};
-use windrose_sandbox::{HttpBody, ModuleKind};
+use windrose_sandbox::ModuleKind;
 
 use super::answer::{self, Body};
 use super::body;
@@ -49,18 +48,22 @@ async fn exchange(
     head.uri = stripped(&head.uri, rest)?;
     strip_hop_by_hop(&mut head.headers);
     identity.stamp(&mut head.headers);
-    let body: HttpBody = Limited::new(body, plane.config.max_body).boxed_unsync();
+    let (body, overrun) = body::passed_on(body, plane.config.max_body)?;
     let admitted = admit::exchange(served, caller, timing, Request::from_parts(head, body)).await?;
     let (answer, time) = dispatch::serve(admitted).await;
     if let Some(track) = track {
         track.called(time);
+    }
+    // Whatever the guest made of a body that broke off, the caller sent too much.
+    if let Some(error) = overrun.error() {
+        return Err(error);
     }
     let (mut answer, permit) = answer?;
     strip_hop_by_hop(answer.headers_mut());
     drop_ours(answer.headers_mut());
     answer::mark_guests(&mut answer, engines);
     match track.take() {
-        Some(track) => Ok(Body::guest(answer, track, permit)),
+        Some(track) => Ok(Body::guest(answer, track, overrun, permit)),
         None => Err(Error::new(Kind::Internal, "internal error").with_detail("an exchange without a track")),
     }
 }

@@ -164,6 +164,10 @@ pub struct TestFiles {
     pub output: Option<PathBuf>,
     /// The largest relative difference of a number.
     pub tolerance: f64,
+    /// Method of the request to an http component, where it is named.
+    pub method: Option<String>,
+    /// Its path and query, where they are named.
+    pub path: Option<String>,
 }
 
 /// Progress of a deployment.

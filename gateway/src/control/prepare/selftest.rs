@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
+use serde_json::Value;
 use windrose_engine::{DataType, Dim, EngineError, Graph, GraphSpec, Job, Tensor, TensorSpec};
 use windrose_sandbox::{CallContext, CallError, InferRequest, ModuleKind, Program};
 
@@ -13,6 +14,7 @@ use super::PrepareError;
 use super::child::sandbox_failed;
 use super::job::TestFiles;
 use crate::http::oip;
+use crate::http::oip::halves::{self, List};
 
 /// What is tested.
 pub struct Subject<'a> {
@@ -39,6 +41,9 @@ fn read(path: &Path) -> Result<Bytes, PrepareError> {
 pub async fn golden(subject: &Subject<'_>, test: &TestFiles, context: &CallContext) -> Result<(), PrepareError> {
     let input = read(&test.input)?;
     let expected = test.output.as_deref().map(read).transpose()?;
+    if subject.kind != ModuleKind::Http && (test.method.is_some() || test.path.is_some()) {
+        return Err(refuse("only the request to an http component has a method and a path"));
+    }
     match (subject.kind, subject.signature) {
         (ModuleKind::Model, Some(signature)) => {
             let outputs = infer(subject.program, signature, &input, context).await?;
@@ -52,9 +57,12 @@ pub async fn golden(subject: &Subject<'_>, test: &TestFiles, context: &CallConte
             if output.status != 0 {
                 return Err(refuse(format!("the command ended with status {}", output.status)));
             }
-            compare_bytes(&output.stdout, expected.as_deref())
+            compare_bytes(&output.stdout, expected.as_deref(), test.tolerance)
         }
-        (ModuleKind::Http, _) => compare_bytes(&exchange(subject.program, input, context).await?, expected.as_deref()),
+        (ModuleKind::Http, _) => {
+            let answer = exchange(subject.program, test, input, context).await?;
+            compare_bytes(&answer, expected.as_deref(), test.tolerance)
+        }
         (ModuleKind::Model, None) => Err(PrepareError::Host("a model without a signature".into())),
     }
 }
@@ -72,8 +80,9 @@ async fn infer(
     input: &Bytes,
     context: &CallContext,
 ) -> Result<Vec<(String, Tensor)>, PrepareError> {
-    let decoded = oip::decode_request(input, None, &mut |_| true).map_err(|error| refuse(format!("input: {error}")))?;
-    let request = decoded.request;
+    let wrong = |error| refuse(format!("input: {error}"));
+    let (body, json_length) = halves::as_sent(input, List::Inputs).map_err(wrong)?;
+    let request = oip::decode_request(&body, json_length, &mut |_| true).map_err(wrong)?.request;
     check_inputs(signature, &request.inputs)?;
     let request = InferRequest { inputs: request.inputs, outputs: request.outputs, parameters: request.parameters };
     Ok(program.infer(signature, request, context).await.map_err(called)?.outputs)
@@ -92,24 +101,55 @@ fn check_inputs(signature: &GraphSpec, inputs: &[(String, Tensor)]) -> Result<()
     Ok(())
 }
 
-async fn exchange(program: &Program, input: Bytes, context: &CallContext) -> Result<Bytes, PrepareError> {
+async fn exchange(
+    program: &Program,
+    test: &TestFiles,
+    input: Bytes,
+    context: &CallContext,
+) -> Result<Bytes, PrepareError> {
     let body = Full::new(input).map_err(|never| match never {}).boxed_unsync();
-    let request =
-        http::Request::post("http://model/").body(body).map_err(|error| PrepareError::Host(error.to_string()))?;
+    let (method, path) = (test.method.as_deref().unwrap_or("POST"), test.path.as_deref().unwrap_or("/"));
+    let request = http::Request::builder().method(method).uri(format!("http://model{path}")).body(body);
+    let request = request.map_err(|error| PrepareError::Host(error.to_string()))?;
     let answer = program.serve(request, context).await.map_err(called)?;
     let status = answer.status();
     let body = answer.into_body().collect().await.map_err(|error| refuse(error.to_string()))?.to_bytes();
     if status.is_success() { Ok(body) } else { Err(refuse(format!("the component answered {status}"))) }
 }
 
-fn compare_bytes(actual: &[u8], expected: Option<&[u8]>) -> Result<(), PrepareError> {
-    match expected {
-        Some(expected) if expected != actual => {
-            let at = actual.iter().zip(expected).take_while(|(a, b)| a == b).count();
-            let (is, wants) = (actual.len(), expected.len());
-            Err(refuse(format!("the answer ({is} bytes) differs from the golden one ({wants} bytes) at byte {at}")))
+/// Compares what a component or a command answers: byte by byte, and where both are JSON, value by value.
+fn compare_bytes(actual: &[u8], expected: Option<&[u8]>, tolerance: f64) -> Result<(), PrepareError> {
+    let Some(expected) = expected.filter(|expected| *expected != actual) else { return Ok(()) };
+    let json = |text| serde_json::from_slice::<Value>(text).ok();
+    if let Some((actual, wanted)) = json(actual).zip(json(expected)) {
+        return match other_value(&actual, &wanted, tolerance) {
+            Some(path) => Err(refuse(format!("the answer differs from the golden one at its JSON path `{path}`"))),
+            None => Ok(()),
+        };
+    }
+    let at = actual.iter().zip(expected).take_while(|(a, b)| a == b).count();
+    let (is, wants) = (actual.len(), expected.len());
+    Err(refuse(format!("the answer ({is} bytes) differs from the golden one ({wants} bytes) at byte {at}")))
+}
+
+/// The JSON pointer of the first value that is another. A number with a fraction may be off as an output of floats may.
+fn other_value(actual: &Value, wanted: &Value, tolerance: f64) -> Option<String> {
+    let within = |key: &str, a: &Value, b: &Value| {
+        let path = other_value(a, b, tolerance)?;
+        Some(format!("/{key}{path}"))
+    };
+    match (actual, wanted) {
+        (Value::Array(a), Value::Array(b)) if a.len() == b.len() => {
+            a.iter().zip(b).enumerate().find_map(|(at, (a, b))| within(&at.to_string(), a, b))
         }
-        _ => Ok(()),
+        (Value::Object(a), Value::Object(b)) if a.len() == b.len() => {
+            b.iter().find_map(|(key, b)| a.get(key).map_or_else(|| Some(format!("/{key}")), |a| within(key, a, b)))
+        }
+        (Value::Number(a), Value::Number(b)) if a.is_f64() || b.is_f64() => {
+            let are_near = a.as_f64().zip(b.as_f64()).is_some_and(|(a, b)| near(a, b, tolerance));
+            (!are_near).then(String::new)
+        }
+        (actual, wanted) => (actual != wanted).then(String::new),
     }
 }
 
@@ -123,7 +163,9 @@ pub fn compare_golden(answer: &Bytes, golden: &Bytes, tolerance: f64) -> Result<
 }
 
 fn compare(actual: &[(String, Tensor)], expected: &Bytes, tolerance: f64) -> Result<(), PrepareError> {
-    let (_, expected) = oip::decode_response(expected, None).map_err(|error| refuse(format!("output: {error}")))?;
+    let wrong = |error| refuse(format!("output: {error}"));
+    let (expected, json_length) = halves::as_sent(expected, List::Outputs).map_err(wrong)?;
+    let (_, expected) = oip::decode_response(&expected, json_length).map_err(wrong)?;
     for (name, wanted) in &expected.outputs {
         let Some((_, tensor)) = actual.iter().find(|(n, _)| n == name) else {
             return Err(refuse(format!("the answer has no output `{name}`")));
@@ -153,15 +195,16 @@ fn compare(actual: &[(String, Tensor)], expected: &Bytes, tolerance: f64) -> Res
 /// are what they are, or not.
 fn first_difference(actual: &Tensor, wanted: &Tensor, tolerance: f64) -> Option<usize> {
     if let Some((a, b)) = floats(actual).zip(floats(wanted)) {
-        let near = |a: f64, b: f64| {
-            a == b || (a.is_nan() && b.is_nan()) || (a - b).abs() <= tolerance * a.abs().max(b.abs()).max(1.0)
-        };
-        return a.iter().zip(&b).position(|(a, b)| !near(*a, *b));
+        return a.iter().zip(&b).position(|(a, b)| !near(*a, *b, tolerance));
     }
     match actual.datatype().width() {
         Some(width) => actual.data().chunks(width).zip(wanted.data().chunks(width)).position(|(a, b)| a != b),
         None => actual.strings().zip(wanted.strings()).position(|(a, b)| a != b),
     }
+}
+
+fn near(a: f64, b: f64, tolerance: f64) -> bool {
+    a == b || (a.is_nan() && b.is_nan()) || (a - b).abs() <= tolerance * a.abs().max(b.abs()).max(1.0)
 }
 
 /// The elements as doubles; `None` of a type that is not floating.
@@ -294,6 +337,46 @@ mod tests {
         let halves = |value: f32| Tensor::from_vec(vec![1], vec![half::f16::from_f32(value)]).unwrap();
         assert_eq!(first_difference(&halves(1.0), &halves(1.01), 0.1), None);
         assert_eq!(first_difference(&halves(1.0), &halves(1.01), 1e-4), Some(0));
+    }
+
+    #[test]
+    fn a_golden_answer_of_halves_is_written_in_numbers() {
+        let halves = |values: &[f32]| {
+            let values: Vec<_> = values.iter().map(|value| half::bf16::from_f32(*value)).collect();
+            vec![("y".to_owned(), Tensor::from_vec(vec![values.len()], values).unwrap())]
+        };
+        let golden = r#"{"outputs": [{"name": "y", "datatype": "BF16", "shape": [2], "data": [1, 0.5]}]}"#.into();
+        assert_eq!(compare(&halves(&[1.0, 0.5]), &golden, 1e-4), Ok(()));
+        let error = compare(&halves(&[1.0, 0.25]), &golden, 1e-4).unwrap_err().to_string();
+        assert!(error.ends_with("at element 1: 0.25 instead of 0.5"), "{error}");
+        let large = r#"{"outputs": [{"name": "y", "datatype": "BF16", "shape": [1], "data": [1e39]}]}"#.into();
+        let error = compare(&halves(&[1.0]), &large, 1e-4).unwrap_err().to_string();
+        assert!(error.contains("output: y: element 0") && error.ends_with("out of range for BF16"), "{error}");
+    }
+
+    #[test]
+    fn an_answer_of_json_is_compared_by_its_values() {
+        let compare = |actual: &str, expected: &str| {
+            let compared = compare_bytes(actual.as_bytes(), Some(expected.as_bytes()), 1e-4);
+            compared.map_err(|error| error.to_string())
+        };
+        let golden = r#"{"species": "setosa", "probability": [1, 0.5], "count": 3}"#;
+        assert_eq!(compare(r#"{"count":3,"species":"setosa","probability":[0.99999,0.50001]}"#, golden), Ok(()));
+        for (actual, place) in [
+            (r#"{"species": "setosa", "probability": [1, 0.6], "count": 3}"#, "path `/probability/1`"),
+            (r#"{"species": "virginica", "probability": [1, 0.5], "count": 3}"#, "path `/species`"),
+            (r#"{"species": "setosa", "probability": [1], "count": 3}"#, "path `/probability`"),
+            (r#"{"species": "setosa", "probability": [1, 0.5], "counts": 3}"#, "path `/count`"),
+            (r#"{"species": "setosa", "probability": [1, 0.5]}"#, "path ``"),
+            (r#"{"species": "setosa", "probability": [1, 0.5], "count": 4}"#, "path `/count`"),
+            ("[]", "path ``"),
+            ("<html>", "at byte 0"),
+        ] {
+            let error = compare(actual, golden).unwrap_err();
+            assert!(error.ends_with(place), "{actual}: {error}");
+        }
+        assert_eq!(compare("<html>", "<html>"), Ok(()));
+        assert_eq!(compare_bytes(b"anything", None, 0.0), Ok(()));
     }
 
     #[test]

@@ -5,6 +5,7 @@ mod data;
 mod decode;
 mod encode;
 mod floats;
+pub mod halves;
 mod json;
 mod number;
 #[cfg(test)]
