@@ -3,7 +3,7 @@
 use crate::{Error, Result};
 
 /// Byte strings with their shape, in row-major order: the datatype `BYTES`.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Strings {
     pub(crate) shape: Vec<u32>,
     pub(crate) elements: Vec<Vec<u8>>,
@@ -102,6 +102,13 @@ impl Strings {
     }
 }
 
+impl Default for Strings {
+    /// No strings: a row of none, since no dimensions at all would hold one.
+    fn default() -> Strings {
+        Strings { shape: vec![0], elements: Vec::new() }
+    }
+}
+
 /// Bytes of the length before each string of a tensor.
 const PREFIX: usize = size_of::<u32>();
 
@@ -124,11 +131,12 @@ mod tests {
     fn strings_survive_a_tensors_layout() {
         let cases = [
             Strings::row(["north", ""]),
-            Strings::row([vec![0xff, 0], vec![]]),
+            Strings::row([vec![0xffu8, 0], vec![]]),
             Strings::row(Vec::<Vec<u8>>::new()),
             Strings::new(&[], vec![b"one".to_vec()]).unwrap(),
             Strings::new(&[2, 1], vec![b"a".to_vec(), b"b".to_vec()]).unwrap(),
             Strings::new(&[0, 3], vec![]).unwrap(),
+            Strings::default(),
         ];
         for strings in cases {
             assert_eq!(Strings::unpack(strings.shape.clone(), &strings.pack().unwrap()), Ok(strings));
