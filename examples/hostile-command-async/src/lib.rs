@@ -47,7 +47,7 @@ impl Guest for Hostile {
             Some("loop") => spin(),
             Some("sleep") => monotonic_clock::wait_for(HOUR).await,
             Some("memory") => hoard_memory(),
-            Some("recursion") => _ = recurse(1),
+            Some("recursion") => _ = black_box(recurse(1)),
             Some("output") => {
                 let (to, data) = wit_stream::new();
                 let _written = stdout::write_via_stream(data);
