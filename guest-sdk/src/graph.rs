@@ -26,8 +26,8 @@ impl Graph {
         Ok(Graph(RawGraph::from_onnx(onnx)?))
     }
 
-    /// Computes the graph. Names are those of the graph's own inputs; an input is a [`Tensor`], [`Strings`] where the graph
-    /// takes those, or a [`Value`], which is either.
+    /// Computes the graph. Names are those of the graph's own inputs; an input is a [`Tensor`], [`Strings`] where the
+    /// graph takes those, or a [`Value`], which is either.
     ///
     /// ```
     /// use windrose_guest::{prelude::*, testing};
@@ -48,8 +48,8 @@ impl Graph {
         self.compute_values(inputs.into_iter().map(|(name, value)| (name.to_owned(), value.into())))
     }
 
-    /// Passes every input of a request to the graph, and every output back. No number enters the module's memory, and no
-    /// byte string of an output.
+    /// Passes every input of a request to the graph, and every output back. No number enters the module's memory, and
+    /// no byte string of an output.
     ///
     /// # Errors
     /// As [`Graph::compute`].

@@ -86,7 +86,8 @@ impl Tensor {
         Tensor::from_bytes(shape, TensorType::U8, &bytes)
     }
 
-    /// Byte strings as a tensor, which is how a graph takes them. It shows [`TensorType::U8`] and the shape of the strings.
+    /// Byte strings as a tensor, which is how a graph takes them. It shows [`TensorType::U8`] and the shape of the
+    /// strings.
     ///
     /// ```
     /// use windrose_guest::{Strings, Tensor};
