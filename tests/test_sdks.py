@@ -70,6 +70,56 @@ def test_python_refuses_what_an_element_does_not_hold(python_sdk):
     assert python_sdk.Tensor.from_list([255, 0], types.UINT8).to_bytes() == struct.pack("2B", 255, 0)
 
 
+@pytest.mark.parametrize(
+    "elements, shape", [(["north", ""], None), ([b"\xff\0", "west"], [2, 1]), (["one"], []), ([], None), ([], [0, 3])]
+)
+def test_python_byte_strings_survive_a_tensor(python_sdk, elements, shape):
+    strings = python_sdk.Strings(elements, shape)
+    tensor = python_sdk.Tensor.from_strings(strings)
+    assert (tensor.type, tensor.shape) == (python_sdk.TensorType.U8, strings.shape)
+    assert tensor.to_strings() == strings
+
+
+@pytest.mark.parametrize(
+    "kind, shape, data, said",
+    [
+        ("U8", [1], b"", "byte string 0 of 1 is truncated"),
+        ("U8", [1], b"\1\0\0", "byte string 0 of 1 is truncated"),
+        ("U8", [1], b"\2\0\0\0a", "byte string 0 of 1 is truncated"),
+        ("U8", [2], b"\4\0\0\0abcd", "byte string 1 of 2 is truncated"),
+        ("U8", [1], b"\1\0\0\0ab", "1 bytes are left"),
+        ("U8", [0], b"\0\0\0\0", "4 bytes are left"),
+        ("U8", [4], b"\0\0\0\0", "no byte strings"),
+        ("FP32", [1], b"\0\0\0\0", "no byte strings"),
+    ],
+)
+def test_python_refuses_what_are_no_byte_strings(python_sdk, kind, shape, data, said):
+    tensor = python_sdk.Tensor(HostTensor(shape, python_sdk.TensorType[kind], data))
+    with pytest.raises(ValueError, match=said):
+        tensor.to_strings()
+
+
+def test_python_byte_strings_are_no_numbers(python_sdk):
+    tensor = python_sdk.Tensor.from_strings(python_sdk.Strings(["ab", ""]))
+    assert tensor.to_bytes() == b"\2\0\0\0ab\0\0\0\0"
+    for dtype in (None, python_sdk.DataType.BOOL, python_sdk.DataType.BYTES):
+        with pytest.raises(ValueError, match="use to_strings"):
+            tensor.to_list(dtype)
+
+
+def test_python_byte_strings_run_through_a_graph(python_sdk):
+    # A graph whose outputs are its inputs.
+    context = SimpleNamespace(compute=lambda named: named)
+    graph = python_sdk.Graph(SimpleNamespace(init_execution_context=lambda: context))
+    words = python_sdk.Strings(["north", "west"], [2, 1])
+    numbers = python_sdk.Tensor.from_list([1.5])
+    answer = graph.run(python_sdk.Request({"words": words, "numbers": numbers}))
+    assert answer["words"].to_strings() == words and answer["numbers"].to_list() == [1.5]
+    assert graph.run(python_sdk.Request({"words": words, "numbers": numbers}, ["numbers"])).keys() == {"numbers"}
+    with pytest.raises(TypeError, match="neither a Tensor nor Strings"):
+        graph.compute({"words": ["north"]})
+
+
 # What node takes for the interfaces of the host.
 HOOKS = """
 import { register } from "node:module";
@@ -84,7 +134,7 @@ register("data:text/javascript," + encodeURIComponent(hooks));
 
 JAVASCRIPT = """
 import assert from "node:assert/strict";
-const { InvalidInput, Strings, Tensor } = await import(process.argv[2]);
+const { Graph, InvalidInput, Request, Strings, Tensor } = await import(process.argv[2]);
 const bytes = (...made) => Array.from(Tensor.from(...made).bytes());
 
 // A typed array is taken as what it holds.
@@ -122,6 +172,41 @@ for (const value of ["1", null, undefined, {}]) {
 // A text is what its bytes say.
 assert.deepEqual(new Strings(["\\ufeffa", "ü"]).texts(), ["\\ufeffa", "ü"]);
 assert.throws(() => new Strings([Uint8Array.of(0xff)]).texts(), InvalidInput);
+
+// Byte strings survive a tensor.
+for (const [elements, shape] of [
+  [["north", ""]], [[Uint8Array.of(0xff, 0), "west"], [2, 1]], [["one"], []], [[]], [[], [0, 3]],
+]) {
+  const strings = new Strings(elements, shape);
+  const tensor = Tensor.fromStrings(strings);
+  assert.deepEqual([tensor.type, tensor.shape], ["U8", strings.shape]);
+  assert.deepEqual(tensor.toStrings(), strings);
+}
+const words = Tensor.fromStrings(new Strings(["ab", ""]));
+assert.deepEqual(Array.from(words.bytes()), [2, 0, 0, 0, 97, 98, 0, 0, 0, 0]);
+for (const type of [undefined, "bool"]) assert.throws(() => words.data(type), /read it with toStrings/);
+for (const [kind, shape, data, said] of [
+  ["U8", [1], [], /0 of 1 is truncated/], ["U8", [1], [1, 0, 0], /0 of 1 is truncated/],
+  ["U8", [1], [2, 0, 0, 0, 97], /0 of 1 is truncated/], ["U8", [2], [4, 0, 0, 0, 97, 98, 99, 100], /1 of 2 is truncated/],
+  ["U8", [1], [1, 0, 0, 0, 97, 98], /1 bytes are left/], ["U8", [0], [0, 0, 0, 0], /4 bytes are left/],
+  ["U8", [4], [0, 0, 0, 0], /no byte strings/], ["FP32", [1], [0, 0, 0, 0], /no byte strings/],
+]) {
+  const handle = { dimensions: () => shape, ty: () => kind, data: () => Uint8Array.from(data) };
+  assert.throws(() => new Tensor(handle).toStrings(), said);
+}
+
+// They run through a graph, here one whose outputs are its inputs.
+const graph = new Graph({ initExecutionContext: () => ({ compute: (named) => named }) });
+const named = [
+  { name: "words", value: { tag: "strings", val: { shape: [2, 1], elements: [Uint8Array.of(0xff), new Uint8Array()] } } },
+  { name: "numbers", value: { tag: "tensor", val: Tensor.from(Int32Array.of(7)).handle } },
+];
+const asked = (outputs) => new Request({ inputs: named, outputs, parameters: [] });
+const answer = graph.run(asked([]));
+assert.deepEqual(answer.words.toStrings(), asked([]).strings("words"));
+assert.deepEqual(Array.from(answer.numbers.data()), [7]);
+assert.deepEqual(Object.keys(graph.run(asked(["numbers"]))), ["numbers"]);
+assert.throws(() => graph.compute({ words: ["north"] }), /neither a Tensor nor Strings/);
 """
 
 

@@ -10,7 +10,8 @@
 //     });
 //
 // Numbers are `Tensor`s, handles to memory of the host: one that is only passed on never enters the module. Reading one
-// copies it in. Texts, files and pictures are `Strings`.
+// copies it in. Texts, files and pictures are `Strings`; a graph takes them as well, and what it returns of them is a
+// `Tensor`, too, until `toStrings` reads it.
 //
 // The top level of a module runs once, when the component is built; a request starts from a snapshot of what it left
 // behind. So build tables there. There is no host at that time: graphs and tensors belong in `infer`.
@@ -44,6 +45,9 @@ const ELEMENTS = {
 
 // What a tensor holds that says no more than its `wasi:nn` type.
 const DEFAULTS = { U8: "uint8", I32: "int32", I64: "int64", FP16: "fp16", BF16: "bf16", FP32: "fp32", FP64: "fp64" };
+
+// Bytes of the length before each byte string of a tensor.
+const PREFIX = 4;
 
 // Typed array -> element type.
 const ARRAYS = new Map([
@@ -79,7 +83,7 @@ export class GraphError extends Error {
 }
 
 /**
- * Numbers in the host's memory. A tensor that was passed to `compute`, or returned, is gone: it cannot be used a second
+ * Numbers in the host's memory, or byte strings that a graph takes or returned. A tensor that was passed to `compute`, or returned, is gone: it cannot be used a second
  * time.
  */
 export class Tensor {
@@ -128,6 +132,22 @@ export class Tensor {
     return new Tensor(new HostTensor(Uint32Array.from(shape), kind, bytes));
   }
 
+  /**
+   * Byte strings as a graph takes them; it shows the type `U8`, and their shape. `compute` does it by itself.
+   * @param {Strings} strings
+   */
+  static fromStrings({ elements, shape }) {
+    const bytes = new Uint8Array(elements.reduce((size, element) => size + PREFIX + element.length, 0));
+    const lengths = new DataView(bytes.buffer);
+    let at = 0;
+    for (const element of elements) {
+      lengths.setUint32(at, element.length, true);
+      bytes.set(element, at + PREFIX);
+      at += PREFIX + element.length;
+    }
+    return new Tensor(new HostTensor(Uint32Array.from(shape), "U8", bytes));
+  }
+
   /** The dimensions, outermost first. */
   get shape() {
     return Array.from(this.handle.dimensions());
@@ -150,7 +170,22 @@ export class Tensor {
   data(dtype = DEFAULTS[this.type]) {
     const [kind, array] = ELEMENTS[dtype] ?? [];
     if (kind !== this.type) throw new TypeError(`a tensor of ${this.type} does not hold ${dtype}`);
-    return view(this.bytes(), array);
+    const bytes = this.bytes();
+    if (kind === "U8" && bytes.length !== product(this.shape)) {
+      throw new TypeError("the tensor holds byte strings, not numbers: read it with toStrings");
+    }
+    return view(bytes, array);
+  }
+
+  /** The byte strings of a tensor that holds such: one that a graph returned for an output of type BYTES, say. */
+  toStrings() {
+    const shape = this.shape;
+    const bytes = this.bytes();
+    // Strings take four bytes each beside their own. None at all look like no numbers at all.
+    if (this.type !== "U8" || (bytes.length > 0 && bytes.length === product(shape))) {
+      throw new TypeError(`a tensor of ${this.type} numbers holds no byte strings`);
+    }
+    return new Strings(split(bytes, product(shape)), shape);
   }
 
   /** Floating-point elements of any width in single precision. */
@@ -255,19 +290,23 @@ export class Graph {
   }
 
   /**
-   * Computes the graph. Names are those of the graph's own inputs and outputs.
-   * @param {Record<string, Tensor>} inputs
+   * Computes the graph. Names are those of the graph's own inputs and outputs. An output that is byte strings is a tensor
+   * as well: `toStrings` reads it.
+   * @param {Record<string, Tensor | Strings>} inputs
    * @returns {Record<string, Tensor>}
    */
   compute(inputs) {
-    const named = Object.entries(inputs).map(([name, tensor]) => [name, tensor.handle]);
+    const named = Object.entries(inputs).map(([name, value]) => [name, graphInput(name, value).handle]);
     const outputs = host(() => this.handle.initExecutionContext().compute(named));
     return Object.fromEntries(outputs.map(([name, handle]) => [name, new Tensor(handle)]));
   }
 
-  /** Passes every input of a request to the graph, and the outputs back: nothing enters the module's memory. */
+  /**
+   * Passes every input of a request to the graph, and the outputs back: no number enters the module's memory, and no byte
+   * string of an output.
+   */
   run(request) {
-    const outputs = this.compute(Object.fromEntries([...request.inputs.keys()].map((name) => [name, request.tensor(name)])));
+    const outputs = this.compute(Object.fromEntries(request.inputs));
     return Object.fromEntries(Object.entries(outputs).filter(([name]) => request.wants(name)));
   }
 }
@@ -330,6 +369,12 @@ function valueToHost(name, value) {
   throw new TypeError(`output "${name}" is neither a Tensor nor Strings`);
 }
 
+function graphInput(name, value) {
+  if (value instanceof Strings) return Tensor.fromStrings(value);
+  if (value instanceof Tensor) return value;
+  throw new TypeError(`input "${name}" is neither a Tensor nor Strings`);
+}
+
 function fromHost({ tag, val }) {
   return tag === "tensor" ? new Tensor(val) : new Strings(val.elements, val.shape);
 }
@@ -363,6 +408,21 @@ function host(call) {
     if (typeof payload?.code !== "function") throw error;
     throw new GraphError(payload.code(), payload.data());
   }
+}
+
+/** So many byte strings, each with its length before it. */
+function split(bytes, count) {
+  const lengths = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
+  const elements = [];
+  let at = 0;
+  while (elements.length < count) {
+    const start = at + PREFIX;
+    at = start <= bytes.length ? start + lengths.getUint32(at, true) : start;
+    if (at > bytes.length) throw new RangeError(`byte string ${elements.length} of ${count} is truncated`);
+    elements.push(bytes.slice(start, at));
+  }
+  if (at !== bytes.length) throw new RangeError(`${bytes.length - at} bytes are left behind ${count} byte strings`);
+  return elements;
 }
 
 function product(shape) {

@@ -10,7 +10,8 @@ A model is a WebAssembly component: it prepares what the caller sent, has a grap
         return Graph.by_name("model").run(request)
 
 Numbers are `Tensor`s, handles to memory of the host: one that is only passed on never enters the module. Reading one
-copies it in. Texts, files and pictures are `Strings`.
+copies it in. Texts, files and pictures are `Strings`; a graph takes them as well, and what it returns of them is a
+`Tensor`, too, until `to_strings` reads it.
 
 The top level of a module runs once, when the component is built; a request starts from a snapshot of what it left behind.
 So load tables there. There is no host at that time: graphs and tensors belong in `infer`.
@@ -49,6 +50,8 @@ _ELEMENTS = {
     DataType.FP32: (TensorType.FP32, "f"),
     DataType.FP64: (TensorType.FP64, "d"),
 }
+# The length before each byte string of a tensor.
+_PREFIX = struct.Struct("<I")
 # What a tensor holds that says no more than its `wasi:nn` type.
 _DEFAULT = {
     TensorType.U8: DataType.UINT8,
@@ -76,7 +79,7 @@ class GraphError(Exception):
 
 
 class Tensor:
-    """Numbers in the host's memory.
+    """Numbers in the host's memory, or byte strings that a graph takes or returned.
 
     A tensor that was passed to `compute`, or returned, is gone: it cannot be used a second time.
     """
@@ -88,7 +91,7 @@ class Tensor:
     def from_bytes(data: bytes, shape: Sequence[int], dtype: DataType = DataType.FP32) -> "Tensor":
         """A tensor of little-endian elements in row-major order."""
         if dtype is DataType.BYTES:
-            raise ValueError("byte strings are no tensor; use Strings")
+            raise ValueError("byte strings have no elements of one size; use from_strings")
         kind, width = _ELEMENTS[dtype][0], _width(dtype)
         if len(data) != prod(shape) * width:
             raise ValueError(f"shape {list(shape)} of {dtype.name} takes {prod(shape) * width} bytes, not {len(data)}")
@@ -99,6 +102,12 @@ class Tensor:
         """A tensor of numbers: nested lists, or a flat list (or `array`) with a shape."""
         flat, nested = _flatten(values)
         return Tensor.from_bytes(_pack(flat, dtype), nested if shape is None else shape, dtype)
+
+    @staticmethod
+    def from_strings(strings: "Strings") -> "Tensor":
+        """Byte strings as a graph takes them; it shows the type U8, and their shape. `compute` does it by itself."""
+        data = b"".join(part for element in strings.elements for part in (_PREFIX.pack(len(element)), element))
+        return Tensor(_tensor.Tensor(list(strings.shape), TensorType.U8, data))
 
     @property
     def shape(self) -> list[int]:
@@ -118,9 +127,14 @@ class Tensor:
         """The elements in row-major order, as a sequence of Python numbers. `dtype` says how to read them where the
         `wasi:nn` type is not what was declared: BOOL for U8, say."""
         dtype = dtype or _DEFAULT[self.type]
+        if dtype is DataType.BYTES:
+            raise ValueError("byte strings are no numbers; use to_strings")
         if _ELEMENTS[dtype][0] is not self.type:
             raise ValueError(f"a tensor of {self.type.name} does not hold {dtype.name}")
-        return _unpack(self.to_bytes(), dtype)
+        data = self.to_bytes()
+        if self.type is TensorType.U8 and len(data) != prod(self.shape):
+            raise ValueError("the tensor holds byte strings, not numbers; use to_strings")
+        return _unpack(data, dtype)
 
     def to_list(self, dtype: DataType | None = None) -> list:
         """The elements as nested lists, one level for each dimension."""
@@ -129,6 +143,14 @@ class Tensor:
             size = shape[axis]
             values = [values[row * size:(row + 1) * size] for row in range(prod(shape[:axis]))]
         return values
+
+    def to_strings(self) -> "Strings":
+        """The byte strings of a tensor that holds such: one that a graph returned for an output of type BYTES, say."""
+        shape, data = self.shape, self.to_bytes()
+        # Strings take four bytes each beside their own. None at all look like no numbers at all.
+        if self.type is not TensorType.U8 or data and len(data) == prod(shape):
+            raise ValueError(f"a tensor of {self.type.name} numbers holds no byte strings")
+        return Strings(_split(data, prod(shape)), shape)
 
 
 @dataclass
@@ -207,15 +229,17 @@ class Graph:
         """The graph that the manifest calls so. A graph deployed without a name of its own is called `model`."""
         return Graph(_host(_graph.load_by_name, name))
 
-    def compute(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Computes the graph. Names are those of the graph's own inputs and outputs."""
+    def compute(self, inputs: Mapping[str, Tensor | Strings]) -> dict[str, Tensor]:
+        """Computes the graph. Names are those of the graph's own inputs and outputs. An output that is byte strings is a
+        tensor as well: `to_strings` reads it."""
         context = _host(self._handle.init_execution_context)
-        outputs = _host(context.compute, [(name, tensor._handle) for name, tensor in inputs.items()])
+        outputs = _host(context.compute, [(name, _graph_input(name, value)._handle) for name, value in inputs.items()])
         return {name: Tensor(handle) for name, handle in outputs}
 
     def run(self, request: Request) -> dict[str, Tensor]:
-        """Passes every input of a request to the graph, and the outputs back: nothing enters the module's memory."""
-        outputs = self.compute({name: request.tensor(name) for name in request.inputs})
+        """Passes every input of a request to the graph, and the outputs back: no number enters the module's memory, and no
+        byte string of an output."""
+        outputs = self.compute(request.inputs)
         return {name: tensor for name, tensor in outputs.items() if request.wants(name)}
 
 
@@ -290,6 +314,14 @@ def _host(function: Callable, *arguments: object):
     raise GraphError(code, message)
 
 
+def _graph_input(name: str, value: Tensor | Strings) -> Tensor:
+    if isinstance(value, Strings):
+        return Tensor.from_strings(value)
+    if isinstance(value, Tensor):
+        return value
+    raise TypeError(f"input {name!r} is neither a Tensor nor Strings but {type(value).__name__}")
+
+
 def _value(value: _types.Value) -> Tensor | Strings:
     if isinstance(value, _types.Value_Tensor):
         return Tensor(value.value)
@@ -331,9 +363,23 @@ def _width(dtype: DataType) -> int:
     return 2 if code is None else struct.calcsize("<" + code)
 
 
+def _split(data: bytes, count: int) -> list[bytes]:
+    """So many byte strings, each with its length before it."""
+    elements, at = [], 0
+    while len(elements) < count:
+        start = at + _PREFIX.size
+        at = start + _PREFIX.unpack_from(data, at)[0] if start <= len(data) else start
+        if at > len(data):
+            raise ValueError(f"byte string {len(elements)} of {count} is truncated")
+        elements.append(data[start:at])
+    if at != len(data):
+        raise ValueError(f"{len(data) - at} bytes are left behind {count} byte strings")
+    return elements
+
+
 def _pack(values: Sequence, dtype: DataType) -> bytes:
     if dtype is DataType.BYTES:
-        raise ValueError("byte strings are no tensor; use Strings")
+        raise ValueError("byte strings are no numbers; use Strings")
     code = _ELEMENTS[dtype][1]
     if code is None:
         return _pack_bf16(values)

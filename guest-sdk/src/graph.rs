@@ -1,8 +1,8 @@
 //! Graphs, which the host computes.
 
-use crate::host::{RawGraph, RawTensor};
+use crate::host::RawGraph;
 use crate::tensor::Tensor;
-use crate::{Error, Request, Response, Result, Value};
+use crate::{Error, Request, Response, Result, Strings, Value};
 
 /// A graph of the model's manifest.
 #[derive(Debug)]
@@ -26,29 +26,35 @@ impl Graph {
         Ok(Graph(RawGraph::from_onnx(onnx)?))
     }
 
-    /// Computes the graph. Names are those of the graph's own inputs.
+    /// Computes the graph. Names are those of the graph's own inputs; an input is a [`Tensor`], [`Strings`] where the
+    /// graph takes those, or a [`Value`], which is either.
+    ///
+    /// ```
+    /// use windrose_guest::{prelude::*, testing};
+    ///
+    /// testing::graph("model", |mut inputs| {
+    ///     let words = inputs.strings("words")?;
+    ///     let upper = words.texts()?.into_iter().map(str::to_uppercase);
+    ///     Ok(Outputs::from([("upper", Tensor::from_strings(&Strings::row(upper))?)]))
+    /// });
+    /// let mut outputs = Graph::by_name("model")?.compute([("words", Strings::row(["north"]))])?;
+    /// assert_eq!(outputs.strings("upper")?, Strings::row(["NORTH"]));
+    /// # Ok::<(), Error>(())
+    /// ```
     ///
     /// # Errors
     /// When names, types or shapes are not the graph's, or the engine fails.
-    pub fn compute<'a>(&self, inputs: impl IntoIterator<Item = (&'a str, Tensor)>) -> Result<Outputs> {
-        let inputs = inputs.into_iter().map(|(name, tensor)| (name.to_owned(), tensor.0)).collect();
-        self.compute_raw(inputs)
+    pub fn compute<'a, V: Into<Value>>(&self, inputs: impl IntoIterator<Item = (&'a str, V)>) -> Result<Outputs> {
+        self.compute_values(inputs.into_iter().map(|(name, value)| (name.to_owned(), value.into())))
     }
 
-    /// Passes every input of a request to the graph, and every output back: nothing enters the module's memory.
+    /// Passes every input of a request to the graph, and every output back. No number enters the module's memory, and
+    /// no byte string of an output.
     ///
     /// # Errors
-    /// As [`Graph::compute`]; and when an input is not a tensor.
+    /// As [`Graph::compute`].
     pub fn run(&self, request: Request) -> Result<Response> {
-        let inputs = request
-            .inputs
-            .into_iter()
-            .map(|(name, value)| match value {
-                Value::Tensor(tensor) => Ok((name, tensor.0)),
-                Value::Strings(_) => Err(Error::invalid_input(format!("{name}: the graph takes no byte strings"))),
-            })
-            .collect::<Result<Vec<_>>>()?;
-        let outputs = self.compute_raw(inputs)?;
+        let outputs = self.compute_values(request.inputs)?;
         let wanted = |name: &String| request.outputs.is_empty() || request.outputs.contains(name);
         let mut response = Response::new();
         for (name, tensor) in outputs.0.into_iter().filter(|(name, _)| wanted(name)) {
@@ -57,7 +63,9 @@ impl Graph {
         Ok(response)
     }
 
-    fn compute_raw(&self, inputs: Vec<(String, RawTensor)>) -> Result<Outputs> {
+    fn compute_values(&self, inputs: impl IntoIterator<Item = (String, Value)>) -> Result<Outputs> {
+        let raw = |(name, value): (String, Value)| Ok((name, value.into_tensor()?.0));
+        let inputs = inputs.into_iter().map(raw).collect::<Result<Vec<_>>>()?;
         let outputs = self.0.compute(inputs)?;
         Ok(Outputs(outputs.into_iter().map(|(name, tensor)| (name, Tensor(tensor))).collect()))
     }
@@ -77,6 +85,14 @@ impl Outputs {
             Some(index) => Ok(self.0.swap_remove(index).1),
             None => Err(Error::internal(format!("the graph has no output {name:?}, only {:?}", self.names()))),
         }
+    }
+
+    /// Takes the byte strings of this name out.
+    ///
+    /// # Errors
+    /// As [`Outputs::tensor`], and when the graph returned numbers.
+    pub fn strings(&mut self, name: &str) -> Result<Strings> {
+        self.tensor(name)?.to_strings().map_err(Error::wrap(name))
     }
 
     /// Takes the only tensor out.
@@ -99,5 +115,48 @@ impl Outputs {
 impl<const N: usize> From<[(&str, Tensor); N]> for Outputs {
     fn from(tensors: [(&str, Tensor); N]) -> Outputs {
         Outputs(tensors.into_iter().map(|(name, tensor)| (name.to_owned(), tensor)).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A graph that turns the order of its strings and negates its numbers.
+    fn graph() -> Graph {
+        crate::testing::graph("mixed", |mut inputs| {
+            let (words, numbers) = (inputs.strings("words")?, inputs.tensor("numbers")?.to_vec::<i32>()?);
+            let numbers: Vec<i32> = numbers.into_iter().map(|number| -number).collect();
+            let turned: Vec<Vec<u8>> = words.elements().iter().rev().cloned().collect();
+            let turned = Tensor::from_strings(&Strings::new(&words.shape(), turned)?)?;
+            Ok(Outputs::from([("turned", turned), ("negative", Tensor::new(&[numbers.len()], &numbers)?)]))
+        });
+        Graph::by_name("mixed").unwrap()
+    }
+
+    fn words() -> Strings {
+        Strings::new(&[3, 1], vec![b"north".to_vec(), vec![], vec![0xff]]).unwrap()
+    }
+
+    fn turned() -> Strings {
+        Strings::new(&[3, 1], vec![vec![0xff], vec![], b"north".to_vec()]).unwrap()
+    }
+
+    #[test]
+    fn strings_and_numbers_run_through_a_graph() {
+        let numbers = Tensor::new(&[2], &[1i32, -2]).unwrap();
+        let mut answer = graph().run(Request::new().with("words", words()).with("numbers", numbers)).unwrap();
+        assert_eq!(answer.strings("turned").unwrap(), turned());
+        assert_eq!(answer.tensor("negative").unwrap().to_vec::<i32>().unwrap(), [-1, 2]);
+    }
+
+    #[test]
+    fn strings_and_numbers_are_computed_together() {
+        let numbers = Tensor::new(&[1], &[7i32]).unwrap();
+        let inputs = [("words", Value::from(words())), ("numbers", numbers.into())];
+        let mut outputs = graph().compute(inputs).unwrap();
+        let error = outputs.strings("negative").unwrap_err();
+        assert!(!error.is_invalid_input() && error.message().starts_with("negative: "), "{error}");
+        assert_eq!(outputs.strings("turned").unwrap(), turned());
     }
 }

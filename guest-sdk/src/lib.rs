@@ -12,7 +12,8 @@
 //! ```
 //!
 //! Numbers are [`Tensor`]s, handles to memory of the host: one that is only passed on never enters the module. Reading
-//! one copies it in. Texts, files and pictures are [`Strings`].
+//! one copies it in. Texts, files and pictures are [`Strings`]; a graph takes them as well, and what it returns of them is
+//! a handle, too, until [`Outputs::strings`] reads it.
 //!
 //! ```
 //! use windrose_guest::{numeric, prelude::*, testing};

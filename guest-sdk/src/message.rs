@@ -11,6 +11,16 @@ pub enum Value {
     Strings(Strings),
 }
 
+impl Value {
+    /// What a graph takes.
+    pub(crate) fn into_tensor(self) -> Result<Tensor> {
+        match self {
+            Value::Tensor(tensor) => Ok(tensor),
+            Value::Strings(strings) => Tensor::from_strings(&strings),
+        }
+    }
+}
+
 impl From<Tensor> for Value {
     fn from(tensor: Tensor) -> Value {
         Value::Tensor(tensor)
@@ -142,14 +152,14 @@ impl Response {
         }
     }
 
-    /// Takes byte strings out, for tests.
+    /// Takes byte strings out, for tests; those that a graph made as well.
     ///
     /// # Errors
     /// When there are none of this name.
     pub fn strings(&mut self, name: &str) -> Result<Strings> {
         match self.take(name)? {
             Value::Strings(strings) => Ok(strings),
-            Value::Tensor(_) => Err(Error::internal(format!("output {name:?} holds numbers"))),
+            Value::Tensor(tensor) => tensor.to_strings().map_err(Error::wrap(name)),
         }
     }
 

@@ -5,7 +5,8 @@ use std::ops::Deref;
 use bytemuck::Pod;
 
 use crate::host::RawTensor;
-use crate::{Error, Result};
+use crate::strings::count;
+use crate::{Error, Result, Strings};
 
 /// The element types of `wasi:nn`. Types of the protocol that it lacks travel as the one of their width.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,7 +19,7 @@ pub enum TensorType {
     Fp64,
     /// Brain floating point.
     Bf16,
-    /// Bytes; also carries BOOL (0 and 1) and INT8.
+    /// Bytes; also carries BOOL (0 and 1), INT8, and byte strings, see [`Tensor::to_strings`].
     U8,
     /// 32-bit integers; also carries UINT32.
     I32,
@@ -85,6 +86,24 @@ impl Tensor {
         Tensor::from_bytes(shape, TensorType::U8, &bytes)
     }
 
+    /// Byte strings as a tensor, which is how a graph takes them. It shows [`TensorType::U8`] and the shape of the
+    /// strings.
+    ///
+    /// ```
+    /// use windrose_guest::{Strings, Tensor};
+    /// let words = Strings::row(["north", "west"]);
+    /// let tensor = Tensor::from_strings(&words)?;
+    /// assert_eq!(tensor.shape(), [2]);
+    /// assert_eq!(tensor.to_strings()?, words);
+    /// # Ok::<(), windrose_guest::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// When a string is over 4 GiB.
+    pub fn from_strings(strings: &Strings) -> Result<Tensor> {
+        Ok(Tensor(RawTensor::new(&strings.shape, TensorType::U8, &strings.pack()?)))
+    }
+
     /// A tensor from its bytes, little-endian and row-major.
     ///
     /// # Errors
@@ -130,7 +149,11 @@ impl Tensor {
             let wanted = std::any::type_name::<T>();
             return Err(Error::internal(format!("a tensor of {ty:?} cannot be read as {wanted}")));
         }
-        Ok(Data::new(self.to_bytes()))
+        let bytes = self.to_bytes();
+        if ty == TensorType::U8 && count(self.shape().into_iter()) != Some(bytes.len()) {
+            return Err(Error::internal("the tensor holds byte strings, not numbers: read it with `to_strings`"));
+        }
+        Ok(Data::new(bytes))
     }
 
     /// The values as a vector.
@@ -139,6 +162,21 @@ impl Tensor {
     /// When the elements are of another type.
     pub fn to_vec<T: Element>(&self) -> Result<Vec<T>> {
         Ok(self.read::<T>()?.into_vec())
+    }
+
+    /// The byte strings of a tensor that holds such: one that a graph returned for an output of type BYTES, say.
+    ///
+    /// # Errors
+    /// When it holds numbers, or no strings of its shape.
+    pub fn to_strings(&self) -> Result<Strings> {
+        let (ty, shape) = (self.element_type(), self.0.dimensions());
+        let bytes = if ty == TensorType::U8 { self.to_bytes() } else { Vec::new() };
+        // Strings take four bytes each beside their own. None at all look like no numbers at all.
+        let numbers = count(shape.iter().map(|&size| size as usize)) == Some(bytes.len()) && !bytes.is_empty();
+        if ty != TensorType::U8 || numbers {
+            return Err(Error::internal(format!("a tensor of {ty:?} numbers holds no byte strings")));
+        }
+        Strings::unpack(shape, &bytes)
     }
 
     /// The values as truth values, where any byte but 0 is true.
@@ -251,6 +289,22 @@ mod tests {
         assert!(Tensor::new(&[2], &[1.0f32]).is_err());
         assert!(Tensor::new(&[usize::MAX, 2], &[1.0f32]).is_err());
         assert!(Strings::new(&[2], vec![]).is_err());
+        assert!(Strings::new(&[usize::MAX, 2], vec![]).is_err());
+    }
+
+    #[test]
+    fn strings_and_numbers_are_told_apart() {
+        let words = Strings::new(&[1, 2], vec![b"a".to_vec(), vec![]]).unwrap();
+        let tensor = Tensor::from_strings(&words).unwrap();
+        assert_eq!((tensor.shape(), tensor.element_type()), (vec![1, 2], TensorType::U8));
+        assert_eq!(tensor.to_strings().unwrap(), words);
+        for error in [tensor.to_vec::<u8>().unwrap_err(), tensor.to_bools().unwrap_err()] {
+            assert!(error.message().contains("byte strings"), "{error}");
+        }
+        for numbers in [Tensor::new(&[4], &[0u8; 4]).unwrap(), Tensor::new(&[0], &[0f32; 0]).unwrap()] {
+            assert!(numbers.to_strings().unwrap_err().message().contains("no byte strings"));
+        }
+        assert_eq!(Tensor::new(&[0, 2], &[0u8; 0]).unwrap().to_strings().unwrap().shape(), [0, 2]);
     }
 
     #[test]
@@ -272,6 +326,4 @@ mod tests {
         assert_eq!(half_to_f32(0xfc00), f32::NEG_INFINITY);
         assert!(half_to_f32(0x7e00).is_nan());
     }
-
-    use crate::Strings;
 }

@@ -1,5 +1,6 @@
-//! A `wasi:http` component of WASI 0.3 that opens files, sockets and names, or has fields kept, until it is refused, or opens
-//! connections, by path; a fixture of the sandbox's tests.
+//! A `wasi:http` component of WASI 0.3 that does what it must not, by path; a fixture of the sandbox's tests.
+use wit_bindgen::StreamWriter;
+
 #[allow(unsafe_code, reason = "generated from the contract")]
 mod bindings {
     wit_bindgen::generate!({
@@ -35,6 +36,8 @@ impl Guest for Hostile {
         let target = request.get_path_with_query().unwrap_or_default();
         let (path, name) = target.split_once('?').unwrap_or((&target, ""));
         let text = match path {
+            "/loop" => spin(),
+            "/loop-after-head" | "/trap-after-head" => "begun".to_owned(),
             "/files" => hoard_files().await,
             "/sockets" => hoard_sockets(),
             "/names" => hoard_names(name).await,
@@ -45,11 +48,30 @@ impl Guest for Hostile {
         let (trailers_out, trailers) = wit_future::new(|| Ok(None));
         let (mut output, body) = wit_stream::new();
         let (response, _sent) = Response::new(Fields::new(), Some(body), trailers);
+        let path = path.to_owned();
         wit_bindgen::spawn_local(async move {
             output.write_all(text.into_bytes()).await;
+            go_on(&path, &mut output).await;
             drop(trailers_out);
         });
         Ok(response)
+    }
+}
+
+fn spin() -> ! {
+    let mut n = 0u64;
+    loop {
+        n = std::hint::black_box(n.wrapping_add(1));
+    }
+}
+
+/// What it does while its answer is unfinished.
+async fn go_on(path: &str, output: &mut StreamWriter<u8>) {
+    match path {
+        "/loop-after-head" => spin(),
+        "/trap-after-head" => std::process::abort(),
+        "/flood" => while output.write_all(vec![b'x'; 4096]).await.is_empty() {},
+        _ => {}
     }
 }
 
