@@ -71,6 +71,7 @@
 //! stands as if they had not been. When every replica is out, the best one is asked all
 //! the same; but one that answers golden inputs wrongly only if all do.
 
+mod action;
 mod attempts;
 mod budget;
 mod call;
@@ -90,7 +91,8 @@ mod tally;
 mod time;
 mod verdict;
 
-pub use attempts::{Action, AttemptId, Attempts, Event, Failure, MAX_ATTEMPTS, Reason};
+pub use action::{Action, AttemptId, Event, Failure, Reason};
+pub use attempts::{Attempts, MAX_ATTEMPTS};
 pub use budget::Budgets;
 pub use call::{Call, Hedging};
 pub use explain::{Candidate, Considered, Decision, Explanation, Purpose, Refusal, SHOWN};

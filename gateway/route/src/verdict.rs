@@ -30,7 +30,8 @@ pub enum Verdict {
     /// The server says that the client's deadline passed: there is no more time anywhere else, and it counts as a lost race
     /// does.
     TooLate,
-    /// The server says that it does not serve this model or digest, and so did not run it.
+    /// The server says that it does not serve this model or digest. A gateway then did not run it; of another server nobody
+    /// knows who says so.
     NotHere,
 }
 
