@@ -200,10 +200,10 @@ async fn counted<T>(place: &Place, attempt: impl Future<Output = Outcome<T>>) ->
         Outcome::Reset => Attempt::Reset,
         Outcome::Cut => Attempt::Cut,
         Outcome::Answer { verdict: Verdict::Answer | Verdict::Rejected | Verdict::Module, .. } => Attempt::Answered,
-        Outcome::Answer { verdict: Verdict::Failed, .. } => Attempt::Failed,
+        Outcome::Answer { verdict: Verdict::Failed | Verdict::Graph, .. } => Attempt::Failed,
         Outcome::Answer { verdict: Verdict::Overloaded { .. } | Verdict::OverShare { .. }, .. } => Attempt::Overloaded,
         Outcome::Answer { verdict: Verdict::TooLate, .. } => Attempt::TooLate,
-        Outcome::Answer { verdict: Verdict::NotHere, .. } => Attempt::NotHere,
+        Outcome::Answer { verdict: Verdict::NotHere | Verdict::Unlawful, .. } => Attempt::NotHere,
     });
     outcome
 }
