@@ -332,7 +332,10 @@ impl<'a> Shared<'a> {
             }
         };
         let whole = is_whole.then_some(held.length() as u64);
-        let body = if is_whole { Body::pieces(held.pieces()) } else { Body::remote(held.pieces(), body, declared) };
+        let body = match is_whole {
+            true => Body::pieces(held.pieces()),
+            false => Body::remote(held.pieces(), body, declared, self.deadline),
+        };
         let mut response = Response::new(body);
         *response.status_mut() = head.status;
         *response.headers_mut() = head.headers;
