@@ -1,10 +1,10 @@
 //! One request's attempts, as a machine that its caller drives.
 
+use crate::action::{Action, AttemptId, Event, Failure, Reason};
 use crate::call::{Call, Hedging};
 use crate::choose::{Ask, Nobody};
 use crate::explain::Purpose;
-use crate::law::Breach;
-use crate::replica::ReplicaId;
+use crate::replica::{Nature, ReplicaId};
 use crate::router::{Ending, Router};
 use crate::tally::Blame;
 use crate::time::{MILLISECOND, NEVER, Nanos, SECOND};
@@ -21,106 +21,6 @@ const GIVE_UP: (u64, Nanos) = (4, 50 * MILLISECOND);
 
 /// After so long an attempt counts as one that failed, as far as the reserve of the budget is concerned.
 const AS_GOOD_AS_FAILED: Nanos = SECOND;
-
-/// One attempt of a request: 0 is the first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct AttemptId(pub u8);
-
-/// What the caller is to do now.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Action {
-    /// Send the request to this replica, and poll again.
-    Send {
-        /// The name of this attempt in events.
-        attempt: AttemptId,
-        /// Where to.
-        replica: ReplicaId,
-        /// What the attempt is for.
-        purpose: Purpose,
-    },
-    /// Reset this attempt's stream, drop what it holds, and poll again. It needs no further event.
-    Cancel {
-        /// Which.
-        attempt: AttemptId,
-    },
-    /// Poll again at this time, or after the next event.
-    Wait {
-        /// When; [`NEVER`] if only an event can change anything.
-        until: Nanos,
-    },
-    /// Give this attempt's answer to the client. Comes once; [`Action::Fail`] does not come then.
-    Finish {
-        /// Whose.
-        attempt: AttemptId,
-    },
-    /// Tell the client that there is no answer. Comes once.
-    Fail(Failure),
-    /// Nothing is left to do.
-    Done,
-}
-
-/// Why a request has no answer.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Failure {
-    /// What is said.
-    pub reason: Reason,
-    /// Where replicas have too much to do: when the first of them may be asked, as far as they said.
-    pub retry_at: Option<Nanos>,
-    /// The attempt whose error could be shown, if one got as far as a head.
-    pub attempt: Option<AttemptId>,
-    /// How many attempts were sent.
-    pub attempts: u8,
-}
-
-/// The reason of a [`Failure`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Reason {
-    /// No replica is lawful. Nothing was sent.
-    Law(Breach),
-    /// No lawful replica serves what the deployment allows, with the grants that it needs.
-    NoReplica,
-    /// Those that could answer have too much to do.
-    Overloaded,
-    /// The deadline passed.
-    Deadline,
-    /// Attempts failed, and another may not be made or would not help.
-    Failed,
-    /// Attempts failed, and the budget allows no other.
-    Budget,
-}
-
-/// What happened to an attempt.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Event {
-    /// No connection: nothing was sent.
-    ConnectFailed,
-    /// The server says that it did not process the request: a refused stream, or a stream above the last one that a
-    /// GOAWAY names.
-    Refused,
-    /// The connection or the stream broke before a head; perhaps something ran.
-    Reset,
-    /// The head of an answer.
-    Head(Verdict),
-    /// The whole body came within the bound of what is held; so many bytes.
-    Whole {
-        /// The body's size.
-        bytes: u64,
-    },
-    /// The body is larger than what is held, or is not held at all: from here on it goes to the client.
-    Overflow,
-    /// A body that had overflowed came to its end.
-    Complete,
-    /// The body broke off.
-    Cut,
-    /// The caller's own limit for this attempt passed.
-    TimedOut,
-    /// Since it was sent it has waited so long altogether for more of the request's body, which is none of the replica's time.
-    /// The caller tells it before each poll and event for as long as it grows.
-    Waited {
-        /// The sum so far.
-        client: Nanos,
-    },
-}
 
 /// One request's attempts. See the [crate's documentation](crate) for how to drive it.
 #[derive(Debug)]
@@ -142,6 +42,8 @@ pub struct Attempts {
     not_before: Nanos,
     /// What the last failure allows.
     last: LastFailure,
+    /// Retries that it took from the budget.
+    paid: u8,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -170,6 +72,8 @@ enum Head {
     Theirs,
     /// It failed with an error status.
     Failed,
+    /// It failed, as it says because its graph did.
+    Graph,
 }
 
 /// Why an attempt that runs is given up.
@@ -200,11 +104,11 @@ enum Phase {
 struct LastFailure {
     /// Another attempt may be made.
     again: bool,
-    /// It costs no budget: nothing was sent.
+    /// It costs no budget: nothing was sent, or not looked at.
     free: bool,
     overloaded: bool,
     /// A moment later it would be the same there.
-    over_share: bool,
+    same_later: bool,
     headed: Option<AttemptId>,
 }
 
@@ -223,6 +127,7 @@ impl Attempts {
             hedge_next: true,
             not_before: 0,
             last: LastFailure { again: true, ..LastFailure::default() },
+            paid: 0,
         }
     }
 
@@ -310,9 +215,7 @@ impl Attempts {
 
     /// Nothing runs: the first attempt, or another, or the end.
     fn advance(&mut self, router: &mut Router, now: Nanos) -> Action {
-        if self.count == 0 {
-            router.budgets.request(now);
-        } else if !self.last.again || self.count >= limit(router) {
+        if self.count > 0 && (!self.last.again || self.count >= limit(router)) {
             return self.lose(router, self.exhausted(), now);
         } else if now < self.not_before {
             return Action::Wait { until: self.not_before.min(self.call.deadline) };
@@ -321,13 +224,13 @@ impl Attempts {
         match self.choose(router, purpose, now) {
             Ok(replica) => {
                 let costs = purpose == Purpose::Retry && !self.last.free;
-                if costs && !router.budgets.take_retry() {
+                if costs && !self.pay(router) {
                     let reason = if self.last.overloaded { Reason::Overloaded } else { Reason::Budget };
                     return self.lose(router, reason, now);
                 }
                 self.send(router, replica, purpose, now)
             }
-            Err(nobody) if nobody.tried && self.tried_from < self.count && !self.last.over_share => {
+            Err(nobody) if nobody.tried && self.tried_from < self.count && !self.last.same_later => {
                 // Everywhere else is out: the same again, a moment later.
                 self.tried_from = self.count;
                 self.not_before = now.saturating_add(SAME_AGAIN << self.count.min(8));
@@ -357,7 +260,7 @@ impl Attempts {
                     && router.budgets.left().0 >= least.max(1.0)
                     && let Some(replica) = self.instead(router, now)
                 {
-                    router.budgets.take_retry();
+                    self.pay(router);
                     self.give_up(router, Why::Lost, now);
                     return self.send(router, replica, Purpose::Retry, now);
                 }
@@ -389,6 +292,10 @@ impl Attempts {
 
     fn send(&mut self, router: &mut Router, replica: ReplicaId, purpose: Purpose, now: Nanos) -> Action {
         let index = self.count;
+        if index == 0 {
+            // What nothing is sent for buys no retries.
+            router.budgets.request(now);
+        }
         let delay = router.hedge_delay(replica);
         let (beside, trial) = router.begin(replica, now);
         let attempt = Attempt {
@@ -422,6 +329,7 @@ impl Attempts {
         let (trial, replica) = (this.trial, self.replicas[usize::from(winner.0)]);
         if this.head == Head::Theirs {
             self.forgive(router, now);
+            self.refund(router);
         }
         if state == State::Streaming {
             router.answered(replica, ending, trial, now);
@@ -464,15 +372,25 @@ impl Attempts {
                 if let Some(tenant) = &self.call.tenant {
                     router.over_share(self.replicas[index], tenant, until, now);
                 }
-                (self.last.overloaded, self.last.over_share, self.last.headed) = (true, true, Some(attempt));
+                (self.last.overloaded, self.last.same_later, self.last.headed) = (true, true, Some(attempt));
                 Ending::Uncounted
             }
             Event::Head(Verdict::NotHere) => {
-                (self.last.again, self.last.headed) = (self.call.replayable, Some(attempt));
+                // A gateway looks before anything runs. What another server runs may itself say that something is not there.
+                let replica = router.replica(self.replicas[index]);
+                let ran_nothing = replica.is_some_and(|replica| replica.nature != Nature::Foreign);
+                let may = if ran_nothing { self.call.replayable } else { again };
+                (self.last.again, self.last.headed) = (may, Some(attempt));
                 Ending::NotHere
             }
-            Event::Head(Verdict::Failed) => {
-                (this.head, self.last.headed) = (Head::Failed, Some(attempt));
+            Event::Head(Verdict::Unlawful) => {
+                (self.last.again, self.last.free) = (self.call.replayable, true);
+                (self.last.same_later, self.last.headed) = (true, Some(attempt));
+                Ending::Uncounted
+            }
+            Event::Head(verdict @ (Verdict::Failed | Verdict::Graph)) => {
+                let head = if verdict == Verdict::Graph { Head::Graph } else { Head::Failed };
+                (this.head, self.last.headed) = (head, Some(attempt));
                 blame
             }
             Event::Head(Verdict::TooLate) => {
@@ -485,6 +403,9 @@ impl Attempts {
             _ => blame,
         };
         self.end(router, attempt, ending, now);
+        if self.fails_graphs() {
+            (again, self.last.again) = (false, false);
+        }
         // Whatever still runs is late by now: the next may leave at once.
         (self.late_at, self.hedge_next) = (if again { now } else { NEVER }, true);
     }
@@ -529,7 +450,12 @@ impl Attempts {
         let asked = &self.replicas[..usize::from(self.count)];
         // What one replica alone fails at may be that replica's fault.
         let several = asked.iter().any(|other| Some(other) != asked.first());
-        if several && self.sent.iter().flatten().all(|attempt| attempt.head == Head::Failed) {
+        let failed = |attempt: &Attempt| matches!(attempt.head, Head::Failed | Head::Graph);
+        if self.fails_graphs() {
+            self.forgive(router, now);
+            self.refund(router);
+        } else if several && self.sent.iter().flatten().all(failed) {
+            // They may all be failing, and then the budget is what keeps requests from making it worse.
             self.forgive(router, now);
         }
         let retry_at = if reason == Reason::Overloaded { router.free_at(&self.call, now) } else { None };
@@ -541,10 +467,30 @@ impl Attempts {
     /// one knows to be wrong itself, is to blame: it must eject nobody.
     fn forgive(&mut self, router: &mut Router, now: Nanos) {
         for (attempt, replica) in self.sent.iter().flatten().zip(&self.replicas) {
-            if let (Head::Failed, Some(blame)) = (attempt.head, attempt.blame) {
+            if let (Head::Failed | Head::Graph, Some(blame)) = (attempt.head, attempt.blame) {
                 router.forgive(*replica, blame, now);
             }
         }
+    }
+
+    /// Whether it is the input that graphs fail at: two replicas say so, and one of them had answered another request
+    /// just before. Where they answer nothing it may be they.
+    fn fails_graphs(&self) -> bool {
+        let failed = || self.sent.iter().flatten().zip(&self.replicas).filter(|(one, _)| one.head == Head::Graph);
+        let several = failed().any(|(_, other)| failed().next().is_some_and(|(_, first)| first != other));
+        several && failed().any(|(one, _)| one.blame.is_some_and(|blame| blame.follows_an_answer()))
+    }
+
+    /// Takes one more attempt from the budget, if there is one.
+    fn pay(&mut self, router: &Router) -> bool {
+        let taken = router.budgets.take_retry();
+        self.paid += u8::from(taken);
+        taken
+    }
+
+    /// The request is known to be to blame: what it took from the budget is there for those of others.
+    fn refund(&mut self, router: &Router) {
+        router.budgets.give_back_retries(std::mem::take(&mut self.paid));
     }
 
     fn failure(&self, reason: Reason) -> Failure {

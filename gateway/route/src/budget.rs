@@ -61,7 +61,7 @@ impl Budgets {
         }
     }
 
-    /// A request came in.
+    /// A request is sent for the first time.
     pub(crate) fn request(&self, now: Nanos) {
         let mut both = self.both();
         both.retries.request(now);
@@ -71,6 +71,12 @@ impl Budgets {
     /// Takes a retry, if there is one.
     pub(crate) fn take_retry(&self) -> bool {
         self.both().retries.take()
+    }
+
+    /// Puts so many retries back.
+    pub(crate) fn give_back_retries(&self, count: u8) {
+        let mut both = self.both();
+        both.retries.spent = (both.retries.spent - f64::from(count)).max(0.0);
     }
 
     /// Takes a hedge, if there is one.
@@ -112,7 +118,7 @@ impl Budget {
         Budget { share, reserve, spent: 0.0, capacity: LEAST_RESERVE, recent: 0.0, latest: 0.0, last: 0 }
     }
 
-    /// A request came in.
+    /// A request is sent for the first time.
     pub(crate) fn request(&mut self, now: Nanos) {
         let passed = now.saturating_sub(self.last) as f64;
         // What is left of something that is forgotten over a time.

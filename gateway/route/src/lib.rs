@@ -67,10 +67,12 @@
 //! attempt that was cancelled counts against its replica only as far as it was late against that replica's own history:
 //! losing a race is no fault by itself, so a far site that is asked as a hedge is never ejected for being far. A request
 //! to which every replica that was asked, and more than one was, answered with an error is to blame itself, and so is one
-//! that failed at some and that another then says is wrong. An ejection that such failures made is taken back: the replica
+//! that failed at some and that another then says is wrong, or that the graphs of two fail at, one of which had just
+//! answered another. An ejection that such failures made is taken back: the replica
 //! stands as if they had not been. When every replica is out, the best one is asked all
 //! the same; but one that answers golden inputs wrongly only if all do.
 
+mod action;
 mod attempts;
 mod budget;
 mod call;
@@ -90,7 +92,8 @@ mod tally;
 mod time;
 mod verdict;
 
-pub use attempts::{Action, AttemptId, Attempts, Event, Failure, MAX_ATTEMPTS, Reason};
+pub use action::{Action, AttemptId, Event, Failure, Reason};
+pub use attempts::{Attempts, MAX_ATTEMPTS};
 pub use budget::Budgets;
 pub use call::{Call, Hedging};
 pub use explain::{Candidate, Considered, Decision, Explanation, Purpose, Refusal, SHOWN};

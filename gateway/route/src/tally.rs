@@ -14,6 +14,8 @@ pub(crate) struct Blame {
     weight: f64,
     /// `Tally::left` when it was counted.
     left: f64,
+    /// What came before it was an answer.
+    after_answer: bool,
 }
 
 /// The failures of one replica.
@@ -33,6 +35,8 @@ pub(crate) struct Tally {
     row: u32,
     /// The number of the last one before those.
     row_after: u64,
+    /// It has answered since it last failed, whatever was taken back.
+    well: bool,
 }
 
 /// What an ejection was made of: failures as they counted when it began, and those that followed. Neither time nor answers
@@ -44,7 +48,7 @@ pub(crate) struct Cause(Tally);
 
 impl Tally {
     pub(crate) fn new(now: Nanos) -> Tally {
-        Tally { count: 0, failing: 0.0, counted_at: now, left: 0.0, gone: 0, row: 0, row_after: 0 }
+        Tally { count: 0, failing: 0.0, counted_at: now, left: 0.0, gone: 0, row: 0, row_after: 0, well: false }
     }
 
     /// It failed; `weight` says how certainly, from 0 to 1.
@@ -56,7 +60,7 @@ impl Tally {
         self.counted_at = now;
         self.count += 1;
         self.add(weight);
-        Blame { number: self.count, weight, left: self.left }
+        Blame { number: self.count, weight, left: self.left, after_answer: std::mem::take(&mut self.well) }
     }
 
     /// It answered.
@@ -69,6 +73,7 @@ impl Tally {
             (self.failing, self.gone) = (0.0, self.count);
         }
         (self.row, self.row_after) = (0, self.count);
+        self.well = true;
     }
 
     /// Takes back as much of a failure as still counts.
@@ -142,6 +147,11 @@ impl Cause {
 }
 
 impl Blame {
+    /// Whether the replica had answered just before.
+    pub(crate) fn follows_an_answer(&self) -> bool {
+        self.after_answer
+    }
+
     /// Whether it is this failure of its replica.
     pub(crate) fn is(&self, number: u64) -> bool {
         self.number == number

@@ -16,6 +16,9 @@ pub enum Verdict {
     Module,
     /// The server failed.
     Failed,
+    /// The graph failed at it. Mostly that is the input's doing, at times the machine's: another replica is asked, and
+    /// where that says the same, and one of them was well just before, it is the answer.
+    Graph,
     /// The server has too much to do; nothing is to come before that time, if it said one.
     Overloaded {
         /// From `Retry-After`.
@@ -30,8 +33,12 @@ pub enum Verdict {
     /// The server says that the client's deadline passed: there is no more time anywhere else, and it counts as a lost race
     /// does.
     TooLate,
-    /// The server says that it does not serve this model or digest, and so did not run it.
+    /// The server says that it does not serve this model or digest. A gateway then did not run it; of another server nobody
+    /// knows who says so.
     NotHere,
+    /// A gateway says that the law does not let it answer, and so did not run it: it has another fleet file, as for a
+    /// while when that changes. Another replica is asked, which costs no budget, and it says nothing about this one.
+    Unlawful,
 }
 
 impl Verdict {

@@ -97,7 +97,7 @@ fn case() -> impl Strategy<Value = Case> {
     let hedging = vec![Hedging::Never, Hedging::Withdrawable, Hedging::Anywhere, Hedging::Anywhere];
     let probe = prop::sample::select(vec![Probe::Right, Probe::Wrong, Probe::Failed]);
     let request = (law(), prop::array::uniform4(prop::bool::weighted(0.7)), prop::sample::select(hedging));
-    let luck = (prop::collection::vec((0usize..10, probe), 0..8), prop::collection::vec((0u8..11, 0u64..400), 1..10));
+    let luck = (prop::collection::vec((0usize..10, probe), 0..8), prop::collection::vec((0u8..13, 0u64..400), 1..10));
     let fleet = (prop::collection::vec(replica(), 0..10), prop::sample::select(policy), any::<u64>());
     (fleet, request, luck).prop_map(|((mut replicas, policy, seed), (law, wishes, hedging), (probes, fates))| {
         for (at, replica) in replicas.iter_mut().enumerate() {
@@ -172,6 +172,8 @@ fn outcome(kind: u8) -> Outcome<()> {
         6 => Verdict::NotHere,
         7 => Verdict::Module,
         9 => Verdict::TooLate,
+        11 => Verdict::Unlawful,
+        12 => Verdict::Graph,
         _ => Verdict::Answer,
     };
     Outcome::Answer { verdict, whole: (kind != 8).then_some(1), answer: () }

@@ -3,6 +3,7 @@
 
 #[cfg(test)]
 mod law_tests;
+pub mod patience;
 pub mod replicas;
 pub mod upload;
 

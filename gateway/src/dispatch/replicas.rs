@@ -77,7 +77,8 @@ pub struct Lost<T> {
     pub answer: Option<T>,
 }
 
-/// An answer whose body is still coming. Dropped without [`Stream::end`], the client has gone.
+/// An answer whose body is still coming. Dropped without [`Stream::end`], the client has gone, or its
+/// time is over.
 pub struct Stream {
     attempt: AttemptId,
     machine: Machine,

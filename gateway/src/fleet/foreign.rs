@@ -16,12 +16,12 @@ use hyper::body::Incoming;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_rustls::TlsConnector;
-use tokio_rustls::rustls::ClientConfig;
 
 use super::addresses::Addresses;
 use super::keeper::{CONNECT, dial};
+use super::tls::Authority;
 use super::upstream::SendError;
 use crate::http::Received;
 
@@ -34,6 +34,9 @@ const WAITS: Duration = Duration::from_secs(4);
 
 /// How long a connection gets new requests after it has shown its certificate.
 const SHOWN: Duration = Duration::from_secs(60);
+
+/// How often the file of the authority is looked at.
+const FILES: Duration = Duration::from_secs(1);
 
 /// How soon after the last time a connection to an address is begun beside a request that another one takes.
 const AGAIN: Duration = Duration::from_secs(1);
@@ -56,7 +59,7 @@ struct Pool {
     /// What the server is called: the first address as it was written.
     name: String,
     addresses: Addresses,
-    tls: Option<Arc<ClientConfig>>,
+    authority: Option<Authority>,
     state: Mutex<State>,
 }
 
@@ -82,10 +85,13 @@ struct Open {
 // === impl Foreign ===
 
 impl Foreign {
-    /// A pool without connections. `name` is the host and port that requests name; `tls` is `None` where plain text was
-    /// asked for.
-    pub fn new(name: String, addresses: Addresses, tls: Option<Arc<ClientConfig>>) -> Foreign {
-        let pool = Arc::new(Pool { name, addresses, tls, state: Mutex::default() });
+    /// A pool without connections. `name` is the host and port that requests name; `authority` is `None` where plain
+    /// text was asked for.
+    pub fn new(name: String, addresses: Addresses, authority: Option<Authority>) -> Foreign {
+        let pool = Arc::new(Pool { name, addresses, authority, state: Mutex::default() });
+        if pool.authority.is_some() {
+            tokio::spawn(renew(Arc::downgrade(&pool)));
+        }
         if pool.addresses.can_change() {
             tokio::spawn(purge(pool.addresses.clone(), Arc::downgrade(&pool)));
         }
@@ -138,7 +144,7 @@ impl Pool {
                 open.used = now;
             }
             // Its certificate may expire: it shows it again now and then.
-            let is_new = self.tls.is_none() || now - open.since < SHOWN;
+            let is_new = self.authority.is_none() || now - open.since < SHOWN;
             !open.sender.is_closed() && is_new && now - open.used < WAITS
         });
         let address = self.addresses.at(turn)?;
@@ -187,17 +193,26 @@ impl Pool {
 
     async fn open(&self, address: SocketAddr) -> Result<Open, String> {
         let tcp = dial(address).await?;
-        let sender = match &self.tls {
+        let sender = match &self.authority {
             None => start(tcp).await?,
-            Some(tls) => {
+            Some(authority) => {
+                let tls = authority.client().ok_or_else(|| "no authority of its certificate".to_owned())?;
                 let host = self.name.rsplit_once(':').map_or(self.name.as_str(), |(host, _)| host).to_owned();
                 let name = host.try_into().map_err(|_| "no name for a certificate".to_owned())?;
-                let tls = TlsConnector::from(tls.clone()).connect(name, tcp).await;
+                let tls = TlsConnector::from(tls).connect(name, tcp).await;
                 start(tls.map_err(|error| error.to_string())?).await?
             }
         };
         let now = Instant::now();
         Ok(Open { address, sender, since: now, used: now })
+    }
+
+    /// Takes over another authority where its file has changed. What the one before proved takes no further request.
+    fn renew(&self) {
+        if self.authority.as_ref().is_some_and(Authority::renew) {
+            tracing::info!(server = &*self.name, "the authority of a foreign server has changed");
+            self.state().idle.clear();
+        }
     }
 
     /// Lets a connection wait for its next request.
@@ -211,6 +226,15 @@ impl Pool {
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Watches the file of the authority, as long as anybody uses the server.
+async fn renew(pool: Weak<Pool>) {
+    loop {
+        sleep(FILES).await;
+        let Some(pool) = pool.upgrade() else { return };
+        pool.renew();
     }
 }
 
@@ -281,7 +305,11 @@ mod tests {
     use hyper::server::conn::http1 as server;
     use hyper::service::service_fn;
     use tokio::net::TcpListener;
-    use tokio::sync::Barrier;
+    use tokio::sync::{Barrier, watch};
+    use tokio_rustls::TlsAcceptor;
+    use tokio_rustls::rustls::crypto::ring::default_provider;
+    use tokio_rustls::rustls::pki_types::PrivateKeyDer;
+    use tokio_rustls::rustls::{ServerConfig, version};
 
     use super::*;
 
@@ -410,5 +438,82 @@ mod tests {
             assert!(before.elapsed() < CONNECT, "{:?}", before.elapsed());
         }
         assert!(server.pool.state().begun.contains_key(&silent));
+    }
+
+    /// A certificate that signs itself: what a server shows, and the file of whoever believes it.
+    fn signed_by_itself() -> (Arc<ServerConfig>, String) {
+        let made = rcgen::generate_simple_self_signed(vec!["127.0.0.1".to_owned()]).unwrap();
+        let key = PrivateKeyDer::Pkcs8(made.signing_key.serialize_der().into());
+        let config = ServerConfig::builder_with_provider(Arc::new(default_provider()))
+            .with_protocol_versions(&[&version::TLS13])
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![made.cert.der().clone()], key)
+            .unwrap();
+        (Arc::new(config), made.cert.pem())
+    }
+
+    /// A listener that shows to each connection what it is to show then.
+    async fn showing(shows: watch::Receiver<Arc<ServerConfig>>) -> SocketAddr {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(async move {
+            loop {
+                let (tcp, _) = listener.accept().await.unwrap();
+                let acceptor = TlsAcceptor::from(shows.borrow().clone());
+                tokio::spawn(async move {
+                    let Ok(tls) = acceptor.accept(tcp).await else { return };
+                    let service = service_fn(|_| async { Ok::<_, Infallible>(http::Response::new("0".to_owned())) });
+                    let _ = server::Builder::new().serve_connection(TokioIo::new(tls), service).await;
+                });
+            }
+        });
+        address
+    }
+
+    #[tokio::test]
+    async fn another_authority_is_believed_once_its_file_has_changed() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("authority.pem");
+        let ((first, believed), (second, later)) = (signed_by_itself(), signed_by_itself());
+        std::fs::write(&file, &believed).unwrap();
+        let (shows, shown) = watch::channel(first);
+        let address = showing(shown).await;
+        let addresses = Addresses::of("site", &[address.to_string()]);
+        let server = Foreign::new(address.to_string(), addresses, Some(Authority::of(&file)));
+        assert_eq!((ask(&server).await, idle(&server)), (0, 1));
+        shows.send_replace(second);
+        // Of both, as while certificates are changed: another length than before, however quickly it is written.
+        std::fs::write(&file, believed.clone() + &later).unwrap();
+        server.pool.renew();
+        assert_eq!(idle(&server), 0, "it was proved to the authority of before");
+        assert_eq!(ask(&server).await, 0);
+        // What is no authority changes nothing, for new connections either.
+        std::fs::write(&file, "nothing").unwrap();
+        server.pool.renew();
+        server.pool.state().idle.clear();
+        assert_eq!((ask(&server).await, idle(&server)), (0, 1));
+        // And one is not believed for ever.
+        std::fs::write(&file, believed).unwrap();
+        server.pool.renew();
+        let request = Request::get("/").body(()).unwrap();
+        let refused = server.send(request, || Some(Received::whole(&[]))).await;
+        assert_eq!(refused.map(|_| ()).unwrap_err(), SendError::Connect);
+    }
+
+    #[tokio::test]
+    async fn an_authority_that_comes_late_is_taken_when_it_comes() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("authority.pem");
+        let (config, later) = signed_by_itself();
+        let (_shows, shown) = watch::channel(config);
+        let address = showing(shown).await;
+        let addresses = Addresses::of("site", &[address.to_string()]);
+        let server = Foreign::new(address.to_string(), addresses, Some(Authority::of(&file)));
+        let request = || Request::get("/").body(()).unwrap();
+        assert!(server.send(request(), || Some(Received::whole(&[]))).await.is_err());
+        std::fs::write(&file, later).unwrap();
+        server.pool.renew();
+        assert_eq!(ask(&server).await, 0);
     }
 }

@@ -37,7 +37,7 @@ use self::catalog::{Catalog, Offer};
 use self::follow::Follower;
 use self::laws::Laws;
 use self::probe::Own;
-use self::tls::{Identity, TlsError};
+use self::tls::{Authority, Identity, TlsError};
 use self::upstream::{Foreign, Peer, Upstream};
 use crate::config::ConfigError;
 use crate::config::fleet::{FleetConfig, FleetFile, FleetSite};
@@ -253,13 +253,7 @@ impl Fleet {
             let kept = kept.filter(|s| s.entry.addresses == entry.addresses && s.entry.foreign == entry.foreign);
             let state = match kept {
                 Some(state) => SiteState { entry: entry.clone(), ..state },
-                None => match self.connect(entry) {
-                    Ok(state) => state,
-                    Err(error) => {
-                        tracing::error!(site = &*entry.site.name, %error, "a site of the fleet cannot be reached");
-                        continue;
-                    }
-                },
+                None => self.connect(entry),
             };
             building.sites.insert(entry.site.name.clone(), state);
         }
@@ -271,20 +265,21 @@ impl Fleet {
         self.rebuild(&building);
     }
 
-    fn connect(self: &Arc<Fleet>, entry: &FleetSite) -> Result<SiteState, TlsError> {
+    fn connect(self: &Arc<Fleet>, entry: &FleetSite) -> SiteState {
         let name = entry.site.name.clone();
         let addresses = Addresses::of(&name, &entry.addresses);
         let upstream = match &entry.foreign {
             None => Upstream::Peer(Peer::new(name.clone(), addresses, self.identity.subscribe())),
             Some(foreign) => {
-                let tls = foreign.authority.as_deref().map(tls::foreign).transpose()?;
-                Upstream::Foreign(Foreign::new(entry.addresses.first().cloned().unwrap_or_default(), addresses, tls))
+                let authority = foreign.authority.as_deref().map(Authority::of);
+                let host = entry.addresses.first().cloned().unwrap_or_default();
+                Upstream::Foreign(Foreign::new(host, addresses, authority))
             }
         };
         let upstream = Arc::new(upstream);
         let follows = entry.foreign.is_none() && !entry.addresses.is_empty();
         let follower = follows.then(|| Follower::start(Arc::downgrade(self), name, upstream.clone()));
-        Ok(SiteState { entry: entry.clone(), upstream, offers: None, round_trip: None, follower })
+        SiteState { entry: entry.clone(), upstream, offers: None, round_trip: None, follower }
     }
 
     /// Takes over what a peer says it serves; `None` when nobody knows any more.

@@ -1,9 +1,10 @@
 //! TLS between gateways: version 1.3, certificates on both sides, read again when their files change.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use arc_swap::ArcSwapOption;
 use tokio_rustls::rustls::client::WebPkiServerVerifier;
 use tokio_rustls::rustls::client::danger::ServerCertVerifier;
 use tokio_rustls::rustls::crypto::{CryptoProvider, ring};
@@ -143,11 +144,52 @@ pub async fn until(end: SystemTime) {
     }
 }
 
+/// The authority of a foreign server's certificate, read again when its file changes.
+pub struct Authority {
+    file: PathBuf,
+    /// The file as it was read.
+    stamp: Mutex<Option<(SystemTime, u64)>>,
+    /// To connect; `None` as long as it could not be read.
+    client: ArcSwapOption<ClientConfig>,
+}
+
+impl Authority {
+    /// Reads the file, and says so in the log where it is none.
+    pub fn of(file: &Path) -> Authority {
+        let stamp = Mutex::new(modified(file));
+        let authority = Authority { file: file.to_owned(), stamp, client: ArcSwapOption::empty() };
+        authority.read();
+        authority
+    }
+
+    /// How to connect now.
+    pub fn client(&self) -> Option<Arc<ClientConfig>> {
+        self.client.load_full()
+    }
+
+    /// Reads the file where it is another one by now; whether another authority is believed since.
+    pub fn renew(&self) -> bool {
+        let now = modified(&self.file);
+        let before = std::mem::replace(&mut *self.stamp.lock().unwrap_or_else(PoisonError::into_inner), now);
+        now != before && self.read()
+    }
+
+    fn read(&self) -> bool {
+        match foreign(&self.file) {
+            Ok(client) => {
+                self.client.store(Some(client));
+                true
+            }
+            Err(error) => {
+                tracing::error!(%error, "the authority of a foreign server is wrong: one before stays in use");
+                false
+            }
+        }
+    }
+}
+
 /// TLS to a foreign server, which shows a certificate and asks for none.
-///
-/// # Errors
-/// When the authority's file is none.
-pub fn foreign(authority: &Path) -> Result<Arc<ClientConfig>, TlsError> {
+fn foreign(authority: &Path) -> Result<Arc<ClientConfig>, TlsError> {
     let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
         .with_protocol_versions(&[&version::TLS13])
         .map_err(|error| TlsError(error.to_string()))?

@@ -3,6 +3,7 @@
 use std::convert::Infallible;
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::header::{
@@ -17,6 +18,7 @@ use super::coding::{Coding, compress};
 use super::lease::Lease;
 use super::{DataPlane, oip};
 use crate::admit::Place;
+use crate::dispatch::patience::Patience;
 use crate::dispatch::replicas::Stream;
 use crate::error::{Error, Kind};
 use crate::fleet::upstream::{self, SendError};
@@ -34,6 +36,10 @@ const WORTH_COMPRESSING: usize = 1024;
 /// Answers longer than this are compressed on a thread of their own, bytes.
 const LONG: usize = 64 << 10;
 
+/// A foreign server that has sent nothing for so long when the time is over has stalled: it is not that its client gave
+/// it too little.
+const STALLED: Duration = Duration::from_secs(1);
+
 /// The body of an answer.
 pub(super) enum Body {
     /// Pieces in memory.
@@ -50,6 +56,8 @@ pub(super) struct RemoteBody {
     first: Vec<Bytes>,
     rest: upstream::Answer,
     length: Option<u64>,
+    /// How long may be waited for the rest.
+    patience: Patience,
     /// Told how the body ended.
     stream: Option<Stream>,
 }
@@ -109,10 +117,11 @@ impl Body {
         Response::from_parts(head, Body::Guest(Box::new(guest)))
     }
 
-    /// A body of which the beginning is held and the rest still comes from another site.
-    pub fn remote(mut first: Vec<Bytes>, rest: upstream::Answer, length: Option<u64>) -> Body {
+    /// A body of which the beginning is held and the rest still comes from another site, which has until `deadline`.
+    pub fn remote(mut first: Vec<Bytes>, rest: upstream::Answer, length: Option<u64>, deadline: Instant) -> Body {
         first.reverse();
-        Body::Remote(Box::new(RemoteBody { first, rest, length, stream: None }))
+        let patience = Patience::until(deadline.into());
+        Body::Remote(Box::new(RemoteBody { first, rest, length, patience, stream: None }))
     }
 
     /// Ties the stream of the attempt that won to its body.
@@ -233,7 +242,19 @@ impl RemoteBody {
         if let Some(piece) = self.first.pop() {
             return Poll::Ready(Some(Ok(Frame::data(piece))));
         }
-        let piece = std::task::ready!(self.rest.poll_data(cx));
+        let looked = self.rest.poll_data(cx);
+        let piece = match std::task::ready!(self.patience.bound(cx, looked)) {
+            Ok(piece) => piece,
+            Err(over) => {
+                // A gateway watches the deadline itself, and its connection is watched. Of any other stream that ends here
+                // nothing is known: it may just take longer than its client would wait.
+                let stalled = matches!(self.rest, upstream::Answer::Foreign(_)) && over.silent >= STALLED;
+                if let Some(stream) = self.stream.take().filter(|_| stalled) {
+                    stream.end(false);
+                }
+                return Poll::Ready(Some(Err("the deadline passed within the answer of another site".into())));
+            }
+        };
         if !matches!(piece, Some(Ok(_)))
             && let Some(stream) = self.stream.take()
         {

@@ -200,10 +200,10 @@ async fn counted<T>(place: &Place, attempt: impl Future<Output = Outcome<T>>) ->
         Outcome::Reset => Attempt::Reset,
         Outcome::Cut => Attempt::Cut,
         Outcome::Answer { verdict: Verdict::Answer | Verdict::Rejected | Verdict::Module, .. } => Attempt::Answered,
-        Outcome::Answer { verdict: Verdict::Failed, .. } => Attempt::Failed,
+        Outcome::Answer { verdict: Verdict::Failed | Verdict::Graph, .. } => Attempt::Failed,
         Outcome::Answer { verdict: Verdict::Overloaded { .. } | Verdict::OverShare { .. }, .. } => Attempt::Overloaded,
         Outcome::Answer { verdict: Verdict::TooLate, .. } => Attempt::TooLate,
-        Outcome::Answer { verdict: Verdict::NotHere, .. } => Attempt::NotHere,
+        Outcome::Answer { verdict: Verdict::NotHere | Verdict::Unlawful, .. } => Attempt::NotHere,
     });
     outcome
 }
@@ -332,7 +332,10 @@ impl<'a> Shared<'a> {
             }
         };
         let whole = is_whole.then_some(held.length() as u64);
-        let body = if is_whole { Body::pieces(held.pieces()) } else { Body::remote(held.pieces(), body, declared) };
+        let body = match is_whole {
+            true => Body::pieces(held.pieces()),
+            false => Body::remote(held.pieces(), body, declared, self.deadline),
+        };
         let mut response = Response::new(body);
         *response.status_mut() = head.status;
         *response.headers_mut() = head.headers;

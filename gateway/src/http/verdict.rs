@@ -22,6 +22,8 @@ pub(super) fn of_peer(status: StatusCode, headers: &HeaderMap, now: Nanos) -> Ve
         _ if wire::is_of_module(headers) => Verdict::Module,
         504 if is(Kind::Deadline) => Verdict::TooLate,
         421 | 503 if is(Kind::NotHere) || is(Kind::NotReady) => Verdict::NotHere,
+        503 if is(Kind::Unlawful) => Verdict::Unlawful,
+        502 if is(Kind::GraphFailed) || is(Kind::GraphCrashed) => Verdict::Graph,
         status => Verdict::of(status, wire::rest_of(headers).map(|rest| after(now, rest)).or(retry_at(headers, now))),
     }
 }
@@ -123,17 +125,20 @@ mod tests {
     fn what_a_peer_says_is_told_from_what_its_module_did() {
         let mut of_module = headers(&[("windrose-error", "guest_trapped")]);
         wire::of_module(&mut of_module);
-        let cases: [(u16, HeaderMap, Verdict); 10] = [
+        let cases: [(u16, HeaderMap, Verdict); 12] = [
             (200, headers(&[]), Verdict::Answer),
             (400, headers(&[("windrose-error", "invalid_input")]), Verdict::Rejected),
             (502, of_module, Verdict::Module),
+            // What its graph did may be the input's doing or the site's.
+            (502, headers(&[("windrose-error", "graph_failed")]), Verdict::Graph),
+            (502, headers(&[("windrose-error", "graph_crashed")]), Verdict::Graph),
             // It may name a kind, and still not say whose it is.
-            (502, headers(&[("windrose-error", "graph_crashed")]), Verdict::Failed),
             (504, headers(&[("windrose-error", "wall_limit")]), Verdict::Failed),
             (504, headers(&[("windrose-error", "deadline")]), Verdict::TooLate),
             (500, headers(&[]), Verdict::Failed),
             (421, headers(&[("windrose-error", "not_here")]), Verdict::NotHere),
             (503, headers(&[("windrose-error", "not_ready"), ("retry-after", "1")]), Verdict::NotHere),
+            (503, headers(&[("windrose-error", "unlawful")]), Verdict::Unlawful),
             (429, headers(&[]), Verdict::Overloaded { until: None }),
         ];
         for (status, headers, expected) in cases {
@@ -143,6 +148,8 @@ mod tests {
         assert_eq!(of_foreign(StatusCode::BAD_GATEWAY, &marked, 5), Verdict::Failed, "nobody proved a foreign server");
         let late = headers(&[("windrose-error", "deadline")]);
         assert_eq!(of_foreign(StatusCode::GATEWAY_TIMEOUT, &late, 5), Verdict::Failed, "nor what it means");
+        let graph = headers(&[("windrose-error", "graph_failed")]);
+        assert_eq!(of_foreign(StatusCode::BAD_GATEWAY, &graph, 5), Verdict::Failed);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use windrose_route::{
     Action, AttemptId, Attempts, Call, Event, Hedging, MILLISECOND, NEVER, Nanos, Nature, Purpose, Reason, Refusal,
-    Router, SECOND, Settings, Verdict,
+    Replica, Router, SECOND, Settings, Verdict,
 };
 
 use crate::fleet::{bound, call, foreign, four, name, peer, router, settings};
@@ -102,6 +102,35 @@ fn what_cannot_be_repeated_is_sent_again_only_when_nothing_was_sent() {
         attempts.on(&mut router, first, event, MS);
         let goes_on = matches!(attempts.poll(&mut router, MS), Action::Send { .. });
         assert_eq!(goes_on, again, "{event:?} {call:?}");
+    }
+}
+
+#[test]
+fn what_is_not_there_ran_nothing_at_a_gateway_and_perhaps_something_at_another_server() {
+    let cases = [
+        (Nature::Local, false, true, true),
+        (Nature::Peer, false, true, true),
+        (Nature::Peer, true, false, false),
+        (Nature::Foreign, false, true, false),
+        (Nature::Foreign, true, false, false),
+        (Nature::Foreign, true, true, true),
+    ];
+    for (nature, repeatable, replayable, again) in cases {
+        let near = Replica { nature, ..peer("a/1", 2 * MS, "eu") };
+        let mut router = router(vec![near, peer("b/1", 30 * MS, "eu")], settings());
+        let mut attempts = Attempts::new(Call { repeatable, replayable, ..call(0) });
+        let (first, site) = sent(&mut attempts, &mut router, 0);
+        assert_eq!(site, "a/1");
+        attempts.on(&mut router, first, Event::Head(Verdict::NotHere), MS);
+        match attempts.poll(&mut router, MS) {
+            Action::Send { .. } => assert!(again, "{nature:?} {repeatable} {replayable}"),
+            // The client gets that server's own answer.
+            Action::Fail(failure) => {
+                assert!(!again, "{nature:?} {repeatable} {replayable}");
+                assert_eq!((failure.reason, failure.attempt), (Reason::Failed, Some(first)));
+            }
+            other => panic!("{other:?}"),
+        }
     }
 }
 

@@ -8,7 +8,7 @@ use windrose_route::{
     Probe, Reason, Replica, Rules, SECOND, Serves, Settings, Source, Verdict,
 };
 
-use crate::fleet::{DIGEST, foreign, peer, router, settings};
+use crate::fleet::{DIGEST, foreign, four, name, peer, router, settings};
 
 const PLACES: [&str; 4] = ["eu", "us", "ch", ""];
 
@@ -59,6 +59,8 @@ fn event() -> impl Strategy<Value = Event> {
         Event::Head(Verdict::Module),
         Event::Head(Verdict::Rejected),
         Event::Head(Verdict::NotHere),
+        Event::Head(Verdict::Unlawful),
+        Event::Head(Verdict::Graph),
         Event::Head(Verdict::TooLate),
         Event::Head(Verdict::OverShare { until: Some(SECOND) }),
         Event::Head(Verdict::Overloaded { until: Some(SECOND) }),
@@ -179,4 +181,38 @@ proptest! {
         };
         prop_assert_eq!(chosen, sent);
     }
+}
+
+#[test]
+fn a_site_that_says_it_may_not_answer_is_left_for_the_next_and_is_no_worse_for_others() {
+    let unlawful = Event::Head(Verdict::Unlawful);
+    for repeatable in [true, false] {
+        let mut router = router(four(), settings());
+        let before = router.find("a/1").and_then(|id| router.standing(id));
+        for now in (0..20).map(|n| n * 100 * MILLISECOND) {
+            let mut attempts = Attempts::new(Call { repeatable, ..Call::until(now + SECOND) });
+            for site in ["a/1", "b/1"] {
+                let Action::Send { attempt, replica, .. } = attempts.poll(&mut router, now) else { panic!("{site}") };
+                assert_eq!(name(&router, replica), site);
+                let event = if site == "a/1" { unlawful } else { Event::Head(Verdict::Answer) };
+                attempts.on(&mut router, attempt, event, now);
+            }
+            attempts.on(&mut router, AttemptId(1), Event::Whole { bytes: 1 }, now + 30 * MILLISECOND);
+            assert_eq!(attempts.poll(&mut router, now + 30 * MILLISECOND), Action::Finish { attempt: AttemptId(1) });
+        }
+        assert_eq!(router.find("a/1").and_then(|id| router.standing(id)), before);
+        assert!(router.budgets().0 >= 16.0, "nothing ran: {:?}", router.budgets());
+    }
+}
+
+#[test]
+fn where_every_site_says_it_may_not_answer_the_client_is_told_what_the_last_said() {
+    let mut router = router(four(), settings());
+    let mut attempts = Attempts::new(Call::until(SECOND));
+    for number in 0..4 {
+        let Action::Send { attempt, .. } = attempts.poll(&mut router, 0) else { panic!("{number}") };
+        attempts.on(&mut router, attempt, Event::Head(Verdict::Unlawful), 0);
+    }
+    let Action::Fail(failure) = attempts.poll(&mut router, 0) else { panic!("it was sent again") };
+    assert_eq!((failure.reason, failure.attempt, failure.attempts), (Reason::Failed, Some(AttemptId(3)), 4));
 }

@@ -1,6 +1,7 @@
 //! Everything that needs no more than the crate's public face.
 
 mod attempts;
+mod budgets;
 mod choice;
 mod fleet;
 mod law;
