@@ -23,8 +23,8 @@ const CHANGES: usize = 64;
 /// Decisions that are kept: of first attempts at a replica that is well, and of all others, after which somebody may look.
 pub(crate) const DECISIONS: usize = 64;
 pub(crate) const UNUSUAL: usize = 192;
-/// For how long what was observed of a replica is kept after it has left: a site that cannot be reached for a while is no better
-/// afterwards than it was before.
+/// For how long what was observed of a replica is kept after it has left: a site that cannot be reached for a while is
+/// no better afterwards than it was before.
 const REMEMBERED: Nanos = 300 * SECOND;
 
 /// What one gateway knows about one model's replicas, and how it chooses among them. [`Attempts`](crate::Attempts) uses
@@ -112,7 +112,8 @@ pub struct Standing {
     pub latency: Option<Nanos>,
     /// The 99th percentile of its answers, where there are enough.
     pub p99: Option<Nanos>,
-    /// When it answered a request last, or one was last given up that took longer than its answers; `None` before the first.
+    /// When it answered a request last, or one was last given up that took longer than its answers; `None` before the
+    /// first.
     pub answered: Option<Nanos>,
 }
 
@@ -174,9 +175,9 @@ impl Router {
         &self.settings
     }
 
-    /// The whole fleet anew. A replica whose site was there keeps its handle and what was observed. One that is back after a
-    /// short absence has another handle, and what was observed before; it starts with a small share as one that is new does,
-    /// unless no other was there.
+    /// The whole fleet anew. A replica whose site was there keeps its handle and what was observed. One that is back
+    /// after a short absence has another handle, and what was observed before; it starts with a small share as one that
+    /// is new does, unless no other was there.
     pub fn update(&mut self, replicas: Vec<Replica>, now: Nanos) {
         let cold = self.slots.iter().any(|slot| slot.replica.is_some());
         let mut before = std::mem::take(&mut self.slots);

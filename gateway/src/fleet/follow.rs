@@ -40,8 +40,8 @@ const MAX_ANSWER: usize = 16 << 20;
 /// Follows one peer until it is dropped.
 pub(super) struct Follower(tokio::task::JoinHandle<()>);
 
-/// Since when every question to a peer what it serves was in vain; `None` where the last one was answered. How long ago that
-/// was says nothing: a peer that has no news keeps a question for [`POLL`].
+/// Since when every question to a peer what it serves was in vain; `None` where the last one was answered. How long ago
+/// that was says nothing: a peer that has no news keeps a question for [`POLL`].
 #[derive(Default)]
 struct Silence(Option<time::Instant>);
 

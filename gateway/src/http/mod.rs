@@ -257,8 +257,8 @@ fn table(plane: &DataPlane, fleet: &Fleet) -> Arc<Table> {
     if table.is_of(&plane.current.load()) { table } else { fleet.refreshed() }
 }
 
-/// Why nobody answers for what no site serves that is heard of, and this one does not for that reason. What a site has, or had
-/// when it was last heard of, exists: a client is not told that it does not.
+/// Why nobody answers for what no site serves that is heard of, and this one does not for that reason. What a site has,
+/// or had when it was last heard of, exists: a client is not told that it does not.
 fn nowhere(fleet: &Fleet, target: Target<'_>, here: Error) -> Error {
     if here.kind != Kind::NotFound || !fleet.has_heard_of(target.model, target.version) {
         return here;
