@@ -14,8 +14,9 @@ const PER_LOOK: usize = 80;
 /// How often a replica is probed that answers requests, or is out: the third look after the last, whatever a timer is
 /// off.
 const EVERY: Duration = Duration::from_millis(700);
-/// How often one is probed that has answered no request since its last probe.
-const IDLE: Duration = Duration::from_secs(5);
+/// How often one is probed that has answered no request since its last probe: first, and at last. Between, as rarely as
+/// it has been idle for: what is not asked for must not seem to be in use all the time.
+const IDLE: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(300));
 /// So many times as long as one takes lies between two: a probe has no more than a twentieth of a place at an engine.
 const APART: u32 = 20;
 
@@ -59,7 +60,8 @@ pub(super) struct Rota {
 
 /// What the probes of a replica have met.
 struct Seen {
-    /// When the last one was sent.
+    /// When the first one was sent, and the last.
+    first: Instant,
     sent: Instant,
     is_running: bool,
     /// The last one found no room.
@@ -129,7 +131,7 @@ impl Rota {
 
 impl Seen {
     fn new(sent: Instant) -> Seen {
-        Seen { sent, is_running: false, is_crowded: false, took: [None; 3], answered: None }
+        Seen { first: sent, sent, is_running: false, is_crowded: false, took: [None; 3], answered: None }
     }
 
     fn remember(&mut self, took: Duration) {
@@ -146,7 +148,8 @@ impl Seen {
     /// How urgent the next one is, if its time has come.
     fn urgency(&self, known: &Known, now: Instant) -> Option<Urgency> {
         let is_asked = self.is_crowded || known.ejected || known.answered.is_some_and(|at| at > self.sent);
-        let (every, urgency) = if is_asked { (EVERY, Urgency::Asked) } else { (IDLE, Urgency::Idle) };
+        let idle = self.sent.saturating_duration_since(known.answered.unwrap_or(self.first)).clamp(IDLE.0, IDLE.1);
+        let (every, urgency) = if is_asked { (EVERY, Urgency::Asked) } else { (idle, Urgency::Idle) };
         let pause = match self.is_crowded {
             // Whoever took the place has it for as long as an answer takes.
             true => LOOK.max(self.costs()).saturating_sub(LOOK / 10),
@@ -209,7 +212,7 @@ mod tests {
         let mut rota = Rota::default();
         let (mut all, start) = ([known(0)], Instant::now());
         assert_eq!(rota.turn(&all, start), [0]);
-        assert_eq!(rota.turn(&all, start + IDLE), [0; 0], "it has not answered yet");
+        assert_eq!(rota.turn(&all, start + IDLE.0), [0; 0], "it has not answered yet");
         rota.over(&all[0].key, Ended::Answered(MS));
         assert_eq!(rota.turn(&all, start + 4_900 * MS), [0; 0]);
         all[0].answered = Some(start + 4_950 * MS);
@@ -221,6 +224,14 @@ mod tests {
         assert_eq!(rota.turn(&all, start + 5_800 * MS), [0]);
         all[0].key.digest = Some([2; 32]);
         assert_eq!(rota.turn(&all, start + 5_801 * MS), [0]);
+    }
+
+    #[test]
+    fn the_longer_nobody_asks_for_it_the_rarer_it_is_probed() {
+        let turns = looks(1, 0, Duration::from_secs(3_600), |_, _| Ended::Answered(MS));
+        let seconds: Vec<u64> = turns[0].iter().map(Duration::as_secs).collect();
+        assert_eq!(seconds[..8], [0, 5, 10, 20, 40, 80, 160, 320]);
+        assert!(turns[0].windows(2).all(|two| two[1] - two[0] <= IDLE.1) && turns[0].len() < 20, "{seconds:?}");
     }
 
     #[test]
