@@ -243,11 +243,11 @@ async fn probe(found: &Replicated, place: &Place, asking: AskingOf<'_>, expected
         Ok(Some((StatusCode::OK, answer))) => {
             (Some(expected.compare(place, &found.model, &answer)), Ended::Answered(took))
         }
+        // A foreign server may have too much to do, or not take what a test of ours says beside its tensors.
+        Ok(Some((status, _))) if place.digest.is_none() && status.is_client_error() => (None, Ended::Otherwise),
         // That says nothing about its answers, and neither does it that it no longer serves this.
         Ok(Some((StatusCode::TOO_MANY_REQUESTS, _))) => (None, Ended::NoRoom),
         Ok(Some((StatusCode::MISDIRECTED_REQUEST, _))) => (None, Ended::Otherwise),
-        // A foreign server may not take what a test of ours says beside its tensors.
-        Ok(Some((status, _))) if place.digest.is_none() && status.is_client_error() => (None, Ended::Otherwise),
         Ok(Some((StatusCode::GATEWAY_TIMEOUT, _))) | Err(_) => {
             (expected.makes_late().then_some(Probe::Failed), Ended::GivenUp(took))
         }
