@@ -260,6 +260,12 @@ impl Health {
         self.ramp = Some(now);
     }
 
+    /// It had left the fleet, and is back: out if it was out. A trial that was under way then tells nothing any more.
+    pub(crate) fn come_back(&mut self, cold: bool, now: Nanos) {
+        self.trial = false;
+        self.ramp = cold.then_some(now);
+    }
+
     fn restore(&mut self, now: Nanos) {
         self.state = State::Up;
         self.up_since = now;

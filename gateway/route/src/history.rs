@@ -86,17 +86,9 @@ impl History {
     }
 
     /// In ns: the peak EWMA, the quickest answer of late, how many requests are in flight beside one on average; and the
-    /// time of the last answer. `None` before the first.
+    /// time of the last answer, or of one that took longer than them. `None` before the first.
     pub(crate) fn known(&self) -> Option<(f64, f64, f64, Nanos)> {
         (self.average > 0.0).then_some((self.average, self.floor, self.beside, self.updated))
-    }
-
-    /// A probe of the caller's was answered after `took`.
-    pub(crate) fn measured(&mut self, took: Nanos, now: Nanos) {
-        if self.average > 0.0 {
-            self.average += (took as f64 - self.average) / 2.0;
-            self.updated = now;
-        }
     }
 
     /// It is back after an outage, of which the average knows too much.

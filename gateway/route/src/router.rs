@@ -16,13 +16,16 @@ use crate::replica::{Load, Nature, Replica, ReplicaId, Serves};
 use crate::settings::Settings;
 use crate::shares::Shares;
 use crate::tally::Blame;
-use crate::time::{MILLISECOND, Nanos};
+use crate::time::{MILLISECOND, Nanos, SECOND};
 
 /// Changes that are kept until somebody takes them.
 const CHANGES: usize = 64;
 /// Decisions that are kept: of first attempts at a replica that is well, and of all others, after which somebody may look.
 pub(crate) const DECISIONS: usize = 64;
 pub(crate) const UNUSUAL: usize = 192;
+/// For how long what was observed of a replica is kept after it has left: a site that cannot be reached for a while is
+/// no better afterwards than it was before.
+const REMEMBERED: Nanos = 300 * SECOND;
 
 /// What one gateway knows about one model's replicas, and how it chooses among them. [`Attempts`](crate::Attempts) uses
 /// it for every request of that model; the caller puts it behind a short lock.
@@ -57,6 +60,8 @@ pub(crate) struct Slot {
     pub(crate) generation: u32,
     /// `None` when the place is free.
     pub(crate) replica: Option<Replica>,
+    /// The site of the replica that has left it, and when.
+    left: Option<(Arc<str>, Nanos)>,
     /// Index into `Router::jurisdictions`.
     pub(crate) jurisdiction: u32,
     /// Why it is no candidate for any request, if it is none.
@@ -107,6 +112,9 @@ pub struct Standing {
     pub latency: Option<Nanos>,
     /// The 99th percentile of its answers, where there are enough.
     pub p99: Option<Nanos>,
+    /// When it answered a request last, or one was last given up that took longer than its answers; `None` before the
+    /// first.
+    pub answered: Option<Nanos>,
 }
 
 /// How an attempt ended, as far as its replica is concerned.
@@ -167,15 +175,16 @@ impl Router {
         &self.settings
     }
 
-    /// The whole fleet anew. A replica whose site was there keeps its handle and what was observed; one that is new starts
-    /// with a small share, unless all are new.
+    /// The whole fleet anew. A replica whose site was there keeps its handle and what was observed. One that is back
+    /// after a short absence has another handle, and what was observed before; it starts with a small share as one that
+    /// is new does, unless no other was there.
     pub fn update(&mut self, replicas: Vec<Replica>, now: Nanos) {
         let cold = self.slots.iter().any(|slot| slot.replica.is_some());
         let mut before = std::mem::take(&mut self.slots);
         for slot in &mut before {
             let stays = |old: &Replica| replicas.iter().any(|new| new.site.name == old.site.name);
             if slot.replica.as_ref().is_some_and(|old| !stays(old)) {
-                slot.retire();
+                slot.retire(now);
             }
         }
         self.slots = before;
@@ -190,7 +199,11 @@ impl Router {
 
     fn add(&mut self, replica: Replica, cold: bool, now: Nanos) {
         let bounds = self.settings.concurrency;
-        match self.slots.iter().position(|slot| slot.replica.is_none()) {
+        if let Some(kept) = self.slots.iter_mut().find(|slot| slot.is_kept_for(&replica.site.name, now)) {
+            kept.come_back(replica, cold, now);
+            return;
+        }
+        match self.slots.iter().position(|slot| slot.is_free(now)) {
             Some(free) => {
                 let generation = self.slots[free].generation;
                 self.slots[free] = Slot::new(replica, generation, bounds, Health::new(cold, now));
@@ -251,14 +264,6 @@ impl Router {
         self.refresh(id, now);
     }
 
-    /// A probe with an inference was answered after `took`: what a replica that gets no requests would take now.
-    pub fn measured(&mut self, id: ReplicaId, took: Nanos, now: Nanos) {
-        if let Some(slot) = at(&mut self.slots, id) {
-            slot.history.measured(took, now);
-        }
-        self.refresh(id, now);
-    }
-
     /// How a probe of a replica ended.
     pub fn probed(&mut self, id: ReplicaId, probe: Probe, now: Nanos) {
         let jitter = self.random.share();
@@ -305,6 +310,7 @@ impl Router {
             limit: slot.limit.now(),
             latency: slot.history.average().map(|ns| ns as Nanos),
             p99: slot.history.p99(),
+            answered: slot.history.known().map(|(_, _, _, updated)| updated),
         })
     }
 
@@ -465,6 +471,7 @@ impl Slot {
         Slot {
             generation,
             replica: Some(replica),
+            left: None,
             jurisdiction: 0,
             unfit: None,
             in_flight: 0,
@@ -485,10 +492,29 @@ impl Slot {
         self.replica = Some(replica);
     }
 
-    fn retire(&mut self) {
+    /// Its replica leaves. What was observed of it stays for a while.
+    fn retire(&mut self, now: Nanos) {
         self.generation = self.generation.wrapping_add(1);
-        self.replica = None;
+        self.left = self.replica.take().map(|replica| (Arc::clone(&replica.site.name), now));
         self.unfit = Some(Refusal::NotReady);
+    }
+
+    /// Whether what it holds was observed of the replica at this site, not long ago.
+    fn is_kept_for(&self, site: &str, now: Nanos) -> bool {
+        self.left.as_ref().is_some_and(|(name, at)| **name == *site && now.saturating_sub(*at) <= REMEMBERED)
+    }
+
+    /// Whether any replica may have it.
+    fn is_free(&self, now: Nanos) -> bool {
+        let is_kept = self.left.as_ref().is_some_and(|(_, at)| now.saturating_sub(*at) <= REMEMBERED);
+        self.replica.is_none() && !is_kept
+    }
+
+    /// The replica that left it is back. Nobody tells any more how what was under way then ended.
+    fn come_back(&mut self, replica: Replica, cold: bool, now: Nanos) {
+        (self.replica, self.left) = (Some(replica), None);
+        (self.in_flight, self.load) = (0, None);
+        self.health.come_back(cold, now);
     }
 
     /// Works out whether it is a candidate for any request at all.

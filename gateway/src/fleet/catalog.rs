@@ -181,9 +181,9 @@ impl Offer {
         all
     }
 
-    /// The golden test that can be sent to any of its replicas.
+    /// The golden test that can be sent to any of its replicas. One without an output says whether they answer.
     pub fn golden(&self) -> Option<&SelfTest> {
-        self.parts.test.as_ref().filter(|test| self.infers && !self.halves && test.output.is_some())
+        self.parts.test.as_ref().filter(|_| self.infers && !self.halves)
     }
 
     /// What its module was granted where it is offered.
@@ -327,5 +327,18 @@ mod tests {
             }
         }
         assert_eq!(granted(&grants(&[], false), &grants(&two, true)), 0);
+    }
+
+    #[test]
+    fn a_golden_input_is_enough_to_ask_a_model_that_takes_inferences() {
+        let offer = |infers: bool, test: serde_json::Value| -> Offer {
+            let parts = serde_json::json!({"module": "", "graphs": {}, "assets": {}, "command": "", "test": test});
+            let offer = serde_json::json!({"model": "m", "version": "1", "parts": parts, "infers": infers, "engine": "",
+                "granted": 0, "timeout_ms": [1000, 1000]});
+            serde_json::from_value(offer).unwrap()
+        };
+        let input = || serde_json::json!({"input": "in"});
+        assert_eq!(offer(true, input()).golden().map(|test| test.input.as_str()), Some("in"));
+        assert!(offer(false, input()).golden().is_none() && offer(true, serde_json::json!(null)).golden().is_none());
     }
 }

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use http::{Request, StatusCode};
-use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
+use tokio::time::{self, MissedTickBehavior, interval, sleep, timeout};
 
 use super::catalog::Catalog;
 use super::tls::{Identity, modified};
@@ -32,13 +32,18 @@ const LOOK: Duration = Duration::from_millis(50);
 const FILES: Duration = Duration::from_secs(1);
 /// How often a peer's load is asked for.
 const PROBE: Duration = Duration::from_secs(1);
-/// For how long what a peer said last is believed while it cannot be reached.
+/// For how long what a peer said last is believed after a question was in vain, and none since was answered.
 const BELIEVED: Duration = Duration::from_secs(10);
 /// The largest answer that is read.
 const MAX_ANSWER: usize = 16 << 20;
 
 /// Follows one peer until it is dropped.
 pub(super) struct Follower(tokio::task::JoinHandle<()>);
+
+/// Since when every question to a peer what it serves was in vain; `None` where the last one was answered. How long ago
+/// that was says nothing: a peer that has no news keeps a question for [`POLL`].
+#[derive(Default)]
+struct Silence(Option<time::Instant>);
 
 impl Drop for Follower {
     fn drop(&mut self) {
@@ -99,10 +104,17 @@ pub(super) fn start(fleet: &Arc<Fleet>) {
     });
 }
 
+impl Silence {
+    /// One more question was in vain. Whether what the peer said last is believed no more.
+    fn goes_on(&mut self) -> bool {
+        self.0.get_or_insert_with(time::Instant::now).elapsed() > BELIEVED
+    }
+}
+
 /// Always knows what a peer serves: asks, and asks again as soon as that was answered.
 async fn follow_catalog(fleet: &Weak<Fleet>, site: &str, peer: &Peer) {
     let mut after = None;
-    let mut heard = Instant::now();
+    let mut silence = Silence::default();
     loop {
         let path = match after {
             None => CATALOG.to_owned(),
@@ -127,7 +139,7 @@ async fn follow_catalog(fleet: &Weak<Fleet>, site: &str, peer: &Peer) {
         let Some(fleet) = fleet.upgrade() else { return };
         match catalog {
             Some(catalog) => {
-                heard = Instant::now();
+                silence = Silence::default();
                 after = Some(catalog.generation);
                 peer.knows(catalog.generation);
                 fleet.take_offers(site, Some(catalog));
@@ -136,7 +148,7 @@ async fn follow_catalog(fleet: &Weak<Fleet>, site: &str, peer: &Peer) {
             }
             None => {
                 after = None;
-                if heard.elapsed() > BELIEVED {
+                if silence.goes_on() {
                     fleet.take_offers(site, None);
                 }
                 sleep(Duration::from_millis(100)).await;
@@ -219,4 +231,25 @@ pub(super) async fn read(mut body: Answer) -> Result<Bytes, SendError> {
         }
     }
     Ok(all.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_peer_is_believed_from_the_first_question_in_vain_on() {
+        let mut silence = Silence::default();
+        // However long the last answer took: a quiet peer answers every twenty seconds.
+        time::advance(POLL).await;
+        assert!(!silence.goes_on(), "the first question in vain");
+        time::advance(BELIEVED).await;
+        assert!(!silence.goes_on(), "until then it is believed");
+        time::advance(Duration::from_millis(1)).await;
+        assert!(silence.goes_on());
+        // An answer, and it begins anew.
+        silence = Silence::default();
+        time::advance(2 * BELIEVED).await;
+        assert!(!silence.goes_on());
+    }
 }

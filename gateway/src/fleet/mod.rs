@@ -214,6 +214,13 @@ impl Fleet {
         })
     }
 
+    /// Whether another site has a model, or this version of it, ready or not, or had it when it was last heard of.
+    pub fn has_heard_of(&self, model: &str, version: Option<&str>) -> bool {
+        let laws = self.laws.borrow();
+        let told = laws.values().filter_map(|told| told.get(model));
+        told.flatten().any(|(known, _)| version.is_none_or(|version| known == version))
+    }
+
     /// The site whose certificate this is, which was verified.
     pub fn peer_of(&self, certificate: &CertificateDer<'_>) -> Option<Arc<str>> {
         self.peers.borrow().iter().find(|site| tls::is_site(certificate, site)).cloned()

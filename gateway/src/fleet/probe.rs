@@ -1,24 +1,26 @@
-//! Golden probes: the manifest's test input is sent to every replica now and then, the gateway's own and those of foreign
-//! servers among them, and the answer compared. A replica that answers wrongly is ejected like one that is down; only a
-//! right answer brings it back.
+//! Golden probes: the manifest's test input is sent to every replica now and then, the gateway's own and those of
+//! foreign servers among them, and the answer compared where the test has an output. A replica that answers wrongly is
+//! ejected like one that is down; only a right answer brings it back.
 //!
-//! They have a budget: each gateway sends at most one probe to a replica in [`EVERY`], and [`PER_ROUND`] in all. They obey
-//! the law of the model's data, where they are sent from as well, are never retried or hedged, and count as no client's
-//! request. A model that acts outside is never probed.
+//! They have a budget, by which [`Rota`] says whose turn it is. They obey the law of the model's data, where they are
+//! sent from as well, are never retried or hedged, and count as no client's request. A model that acts outside is never
+//! probed.
+
+mod rota;
 
 use std::collections::HashMap;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::CONTENT_TYPE;
 use http::{HeaderValue, Method, Request, StatusCode, Version};
-use tokio::task::JoinHandle;
-use tokio::time::{MissedTickBehavior, interval, timeout};
-use windrose_route::{Jurisdiction, Probe};
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
+use windrose_route::{Jurisdiction, Probe, Standing};
 
+use self::rota::{Ended, Key, Known, LOOK, Rota};
 use super::follow::{fetch, get, read};
 use super::upstream::{Answer, Outgoing, Upstream};
 use super::wire::Forwarded;
@@ -39,94 +41,153 @@ pub type Asking = Pin<Box<dyn Future<Output = Option<(StatusCode, Bytes)>> + Sen
 /// Where a peer has the files of golden tests.
 pub const GOLDEN: &str = "/windrose/golden/";
 
-/// How often each replica is probed.
-const EVERY: Duration = Duration::from_millis(750);
-/// The most probes of one round; the next round begins where this one ended.
-const PER_ROUND: usize = 64;
-/// How long an answer may take.
-const PATIENCE: Duration = Duration::from_secs(2);
+/// How long an answer may take at least, and at most: within that, as long as the model lets a request take that names
+/// no deadline.
+const PATIENCE: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(30));
+/// An answer is late that takes so many times as long as the last one did.
+const LATE: u32 = 4;
+/// How long a file of a test may take to come from a peer.
+const FILE: Duration = Duration::from_secs(2);
 /// Files that are kept.
 const KEPT: usize = 1024;
 
 /// What has been read of golden tests, by digest.
 type Files = Arc<Mutex<HashMap<String, Bytes>>>;
 
-/// Probes until the fleet has gone. None waits for another, so that a silent site holds up nobody else's.
-pub(super) async fn run(fleet: Weak<Fleet>) {
-    let files = Files::default();
-    let mut running: HashMap<(String, String, Arc<str>), JoinHandle<()>> = HashMap::new();
-    let mut tick = interval(EVERY);
-    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut at = 0;
-    loop {
-        tick.tick().await;
-        let Some(fleet) = fleet.upgrade() else { return };
-        running.retain(|_, probe| !probe.is_finished());
-        let (table, here) = (fleet.table(), fleet.jurisdiction_of(&fleet.config.site));
-        let all: Vec<(&Arc<Replicated>, &Place)> = table.all().flat_map(|found| due(found, here.as_ref())).collect();
-        for step in 0..all.len().min(PER_ROUND) {
-            let (found, place) = all[(at + step) % all.len()];
-            let site = place.site.name.clone();
-            running.entry((found.model.clone(), found.version.clone(), site.clone())).or_insert_with(|| {
-                let (fleet, found, files) = (fleet.clone(), found.clone(), files.clone());
-                tokio::spawn(async move { one(&fleet, &found, &site, &files).await })
-            });
-        }
-        at = at.wrapping_add(PER_ROUND) % all.len().max(1);
+/// One probe under way. However it ends, and should its task break down, the replica's next turn comes.
+struct Turn {
+    rota: Arc<Mutex<Rota>>,
+    key: Key,
+    ended: Ended,
+}
+
+impl Turn {
+    async fn take(mut self, fleet: Arc<Fleet>, found: Arc<Replicated>, usual: Option<Duration>, files: Files) {
+        self.ended = one(&fleet, &found, &self.key.site, usual, &files).await;
     }
 }
 
+impl Drop for Turn {
+    fn drop(&mut self) {
+        lock(&self.rota).over(&self.key, self.ended);
+    }
+}
+
+/// Nothing that is done under such a lock leaves half of it behind.
+fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Probes until the fleet has gone. None waits for another, so that a silent site holds up nobody else's.
+pub(super) async fn run(fleet: Weak<Fleet>) {
+    let (files, rota): (Files, Arc<Mutex<Rota>>) = Default::default();
+    let mut tick = interval(LOOK);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tick.tick().await;
+        let Some(fleet) = fleet.upgrade() else { return };
+        let (table, here) = (fleet.table(), fleet.jurisdiction_of(&fleet.config.site));
+        let (mut all, mut versions) = (Vec::new(), Vec::new());
+        for found in table.all() {
+            let known = known(found, here.as_ref());
+            versions.extend(std::iter::repeat_n(found, known.len()));
+            all.extend(known);
+        }
+        let turns = lock(&rota).turn(&all, Instant::now());
+        for at in turns {
+            let (fleet, found, files) = (fleet.clone(), versions[at].clone(), files.clone());
+            let key = all[at].key.clone();
+            let usual = lock(&rota).usual(&key);
+            let turn = Turn { rota: rota.clone(), key, ended: Ended::Otherwise };
+            tokio::spawn(turn.take(fleet, found, usual, files));
+        }
+    }
+}
+
+/// How the replicas of a version stand that a probe may go to from here.
+fn known(found: &Replicated, here: Option<&Jurisdiction>) -> Vec<Known> {
+    let places = due(found, here);
+    if places.is_empty() {
+        return Vec::new();
+    }
+    let now = (Instant::now(), found.replicas.now());
+    let router = found.replicas.lock();
+    let named = |id| Some((&*router.replica(id)?.site.name, router.standing(id)?));
+    let standing: HashMap<&str, Standing> = router.ids().filter_map(named).collect();
+    let known = |place: &Place| {
+        let standing = standing.get(&*place.site.name);
+        let key = Key {
+            model: found.model.clone(),
+            version: found.version.clone(),
+            site: place.site.name.clone(),
+            digest: place.digest,
+        };
+        let ago = |at| Duration::from_nanos(now.1.saturating_sub(at));
+        let answered = standing.and_then(|standing| now.0.checked_sub(ago(standing.answered?)));
+        Known { key, ejected: standing.is_some_and(|standing| standing.ejected.is_some()), answered }
+    };
+    places.into_iter().map(known).collect()
+}
+
 /// The replicas that a probe may go to from here: a golden test is data of its model.
-fn due<'a>(found: &'a Arc<Replicated>, here: Option<&Jurisdiction>) -> Vec<(&'a Arc<Replicated>, &'a Place)> {
+fn due<'a>(found: &'a Replicated, here: Option<&Jurisdiction>) -> Vec<&'a Place> {
     if !found.repeatable || found.rules.permit(here).is_err() {
         return Vec::new();
     }
     let lawful = |place: &Place| found.rules.permit(place.site.jurisdiction.as_ref()).is_ok();
     let tested = |place: &&Place| found.golden_of(place).is_some() && lawful(place);
-    found.places.values().filter(tested).map(|place| (found, place)).collect()
+    found.places.values().filter(tested).collect()
 }
 
-/// Probes one replica, if the files of its test can be had.
-async fn one(fleet: &Fleet, found: &Replicated, site: &str, files: &Files) {
-    let Some(place) = found.places.get(site) else { return };
-    let Some(test) = found.golden_of(place) else { return };
-    if let Some(pair) = of_test(fleet, found, test, files).await {
-        probe(fleet, found, place, test, pair).await;
-    }
+/// Probes one replica, if the files of its test can be had. `usual` is how long it took the last time that it answered.
+async fn one(fleet: &Fleet, found: &Replicated, site: &str, usual: Option<Duration>, files: &Files) -> Ended {
+    let Some(place) = found.places.get(site) else { return Ended::Otherwise };
+    let Some(test) = found.golden_of(place) else { return Ended::Otherwise };
+    let Some((input, output)) = of_test(fleet, found, test, files).await else { return Ended::Otherwise };
+    let patience = patience(found, usual);
+    let Some(asking) = asking(fleet, found, place, (input, patience)) else { return Ended::Otherwise };
+    place.metrics.probes();
+    probe(found, place, asking, &Expected { output, tolerance: test.tolerance, patience, usual }).await
+}
+
+/// How long an answer is waited for. Where it is known how long it takes, whoever does not answer is found out soon.
+fn patience(found: &Replicated, usual: Option<Duration>) -> Duration {
+    let most = found.timeouts.0.clamp(PATIENCE.0, PATIENCE.1);
+    usual.map_or(most, |usual| (usual * LATE).clamp(PATIENCE.0, most))
 }
 
 /// Input and output of a test: from here, or from any peer that has it, and then only with the digest that it must have.
-async fn of_test(fleet: &Fleet, found: &Replicated, test: &SelfTest, files: &Files) -> Option<(Bytes, Bytes)> {
-    let kept = || files.lock().unwrap_or_else(PoisonError::into_inner);
-    let output = test.output.as_ref()?;
-    let mut pair = Vec::new();
-    for digest in [&test.input, output] {
-        let known = kept().get(digest).cloned();
-        if let Some(bytes) = known {
-            pair.push(bytes);
-            continue;
-        }
-        let bytes = match fleet.golden(digest).await {
-            Some(bytes) => bytes,
-            None => from_peers(found, digest).await?,
-        };
-        let mut kept = kept();
-        if kept.len() >= KEPT {
-            kept.clear();
-        }
-        kept.insert(digest.clone(), bytes.clone());
-        drop(kept);
-        pair.push(bytes);
+async fn of_test(fleet: &Fleet, found: &Replicated, test: &SelfTest, files: &Files) -> Option<(Bytes, Option<Bytes>)> {
+    let input = file(fleet, found, &test.input, files).await?;
+    let output = match &test.output {
+        Some(digest) => Some(file(fleet, found, digest, files).await?),
+        None => None,
+    };
+    Some((input, output))
+}
+
+async fn file(fleet: &Fleet, found: &Replicated, digest: &str, files: &Files) -> Option<Bytes> {
+    let known = lock(files).get(digest).cloned();
+    if known.is_some() {
+        return known;
     }
-    let output = pair.pop()?;
-    Some((pair.pop()?, output))
+    let bytes = match fleet.golden(digest).await {
+        Some(bytes) => bytes,
+        None => from_peers(found, digest).await?,
+    };
+    let mut kept = lock(files);
+    if kept.len() >= KEPT {
+        kept.clear();
+    }
+    kept.insert(digest.to_owned(), bytes.clone());
+    Some(bytes)
 }
 
 async fn from_peers(found: &Replicated, digest: &str) -> Option<Bytes> {
     for place in found.places.values() {
         let To::There(upstream) = &place.to else { continue };
         let Upstream::Peer(peer) = &**upstream else { continue };
-        let asked = timeout(PATIENCE, get(peer, &format!("{GOLDEN}{digest}"))).await;
+        let asked = timeout(FILE, get(peer, &format!("{GOLDEN}{digest}"))).await;
         if let Ok(Ok(bytes)) = asked
             && hex_digest(&bytes) == digest
         {
@@ -136,47 +197,95 @@ async fn from_peers(found: &Replicated, digest: &str) -> Option<Bytes> {
     None
 }
 
-/// Sends one probe, and says what came of it.
-async fn probe(fleet: &Fleet, found: &Replicated, place: &Place, test: &SelfTest, (input, output): (Bytes, Bytes)) {
-    let Some(asking) = asking(fleet, found, place, input) else { return };
-    place.metrics.probes();
-    let ended = timeout(PATIENCE, asking).await;
-    let probe = match ended {
-        Ok(Some((StatusCode::OK, answer))) => match compare_golden(&answer, &output, test.tolerance) {
+/// What a probe of a replica waits for.
+struct Expected {
+    /// The right answer; without one, any answer will do.
+    output: Option<Bytes>,
+    tolerance: f64,
+    /// How long it is waited for.
+    patience: Duration,
+    /// How long the last one took.
+    usual: Option<Duration>,
+}
+
+impl Expected {
+    /// Whether an answer that has not come in time says something of its replica: by its own answers to the same input,
+    /// and by nothing else. How long a model may take is nobody's failure.
+    fn makes_late(&self) -> bool {
+        self.usual.is_some_and(|usual| usual * LATE <= self.patience)
+    }
+
+    /// What an answer says of its replica.
+    fn compare(&self, place: &Place, model: &str, answer: &Bytes) -> Probe {
+        let Some(output) = &self.output else { return Probe::Answered };
+        match compare_golden(answer, output, self.tolerance) {
             Ok(()) => Probe::Right,
             Err(why) => {
-                tracing::warn!(site = &*place.site.name, model = found.model, why, "a golden answer is wrong");
+                tracing::warn!(site = &*place.site.name, model, why, "a golden answer is wrong");
                 Probe::Wrong
             }
-        },
-        // It has too much to do, or no longer serves this: that says nothing about its answers.
-        Ok(Some((StatusCode::TOO_MANY_REQUESTS | StatusCode::MISDIRECTED_REQUEST, _))) => return,
-        // A foreign server may not take what a test of ours says beside its tensors.
-        Ok(Some((status, _))) if place.digest.is_none() && status.is_client_error() => return,
-        Ok(Some(_) | None) | Err(_) => Probe::Failed,
-    };
-    let now = found.replicas.now();
-    let mut router = found.replicas.lock();
-    if let Some(id) = router.find(&place.site.name) {
-        router.probed(id, probe, now);
+        }
     }
 }
 
-/// The question to a replica, wherever it is; `None` where nothing can be asked.
-fn asking<'a>(fleet: &'a Fleet, found: &'a Replicated, place: &'a Place, input: Bytes) -> Option<AskingOf<'a>> {
+/// Waits for the answer of a probe, and tells the router what came of it.
+async fn probe(found: &Replicated, place: &Place, asking: AskingOf<'_>, expected: &Expected) -> Ended {
+    let site = &*place.site.name;
+    let distance = || {
+        let router = found.replicas.lock();
+        router.find(site).and_then(|id| router.replica(id)).map_or(0, |replica| replica.distance)
+    };
+    // What is the network's keeps no engine busy.
+    let (sent, network) = (Instant::now(), Duration::from_nanos(distance()));
+    let answer = timeout(expected.patience, asking).await;
+    let took = sent.elapsed().saturating_sub(network);
+    let (probe, ended) = match answer {
+        Ok(Some((StatusCode::OK, answer))) => {
+            (Some(expected.compare(place, &found.model, &answer)), Ended::Answered(took))
+        }
+        // A foreign server may have too much to do, or not take what a test of ours says beside its tensors.
+        Ok(Some((status, _))) if place.digest.is_none() && status.is_client_error() => (None, Ended::Otherwise),
+        // That says nothing about its answers, and neither does it that it no longer serves this.
+        Ok(Some((StatusCode::TOO_MANY_REQUESTS, _))) => (None, Ended::NoRoom),
+        Ok(Some((StatusCode::MISDIRECTED_REQUEST, _))) => (None, Ended::Otherwise),
+        Ok(Some((StatusCode::GATEWAY_TIMEOUT, _))) | Err(_) => {
+            (expected.makes_late().then_some(Probe::Failed), Ended::GivenUp(took))
+        }
+        Ok(Some(_) | None) => (Some(Probe::Failed), Ended::Otherwise),
+    };
+    let now = found.replicas.now();
+    let mut router = found.replicas.lock();
+    if let (Some(id), Some(probe)) = (router.find(site), probe) {
+        router.probed(id, probe, now);
+    }
+    ended
+}
+
+/// The question to a replica, wherever it is, and for how long it may take; `None` where nothing can be asked.
+fn asking<'a>(
+    fleet: &'a Fleet,
+    found: &'a Replicated,
+    place: &'a Place,
+    (input, patience): (Bytes, Duration),
+) -> Option<AskingOf<'a>> {
     match &place.to {
         To::Here(served) => {
             let own = fleet.own.get()?;
             fleet.telemetry.site(&place.site.name).probed(Probed::Golden);
-            Some(own(served.clone(), input, PATIENCE))
+            Some(own(served.clone(), input, patience))
         }
-        To::There(upstream) => Some(Box::pin(ask(upstream, found, place, input))),
+        To::There(upstream) => Some(Box::pin(ask(upstream, found, place, (input, patience)))),
     }
 }
 
 type AskingOf<'a> = Pin<Box<dyn Future<Output = Option<(StatusCode, Bytes)>> + Send + 'a>>;
 
-async fn ask(upstream: &Upstream, found: &Replicated, place: &Place, input: Bytes) -> Option<(StatusCode, Bytes)> {
+async fn ask(
+    upstream: &Upstream,
+    found: &Replicated,
+    place: &Place,
+    (input, patience): (Bytes, Duration),
+) -> Option<(StatusCode, Bytes)> {
     let question = |uri: String, version| {
         let request = Request::builder().method(Method::POST).uri(uri).version(version);
         request.header(CONTENT_TYPE, HeaderValue::from_static("application/json")).body(()).ok()
@@ -186,7 +295,7 @@ async fn ask(upstream: &Upstream, found: &Replicated, place: &Place, input: Byte
             let uri = format!("https://windrose/v2/models/{}/versions/{}/infer", found.model, found.version);
             let mut request = question(uri, Version::HTTP_2)?;
             let told = Forwarded {
-                remaining: PATIENCE,
+                remaining: patience,
                 digest: place.digest?,
                 rules: found.shared_rules.clone(),
                 attempt: 0,
@@ -209,13 +318,16 @@ async fn ask(upstream: &Upstream, found: &Replicated, place: &Place, input: Byte
 mod tests {
     use http::HeaderValue;
     use proptest::prelude::*;
-    use windrose_route::{Hedging, Jurisdiction, Price, Random, Router, Rules, Settings, Site, Source};
+    use windrose_route::{
+        Call, Ejection, Grants, Hedging, Jurisdiction, Nature, Price, Random, Replica, Router, Rules, SECOND, Serves,
+        Settings, Site, Source, Verdict,
+    };
 
     use super::super::addresses::Addresses;
     use super::super::catalog::Facts;
     use super::super::upstream::Foreign;
     use super::*;
-    use crate::dispatch::replicas::Replicas;
+    use crate::dispatch::replicas::{Outcome, Replicas, run as run_call};
 
     fn jurisdictions(names: &[&str]) -> Vec<Jurisdiction> {
         names.iter().map(|name| Jurisdiction::new(name).unwrap()).collect()
@@ -255,7 +367,7 @@ mod tests {
             unheard: unheard.iter().map(|&name| name.into()).collect(),
             repeatable,
             hedging: Hedging::default(),
-            timeouts: (PATIENCE, PATIENCE),
+            timeouts: (PATIENCE.1, PATIENCE.1),
             golden: [1, 2].map(|digest| ([digest; 32], test(digest))).to_vec(),
         })
     }
@@ -285,17 +397,133 @@ mod tests {
             let found = replicated(rules, &unheard, places, repeatable);
             let own = Jurisdiction::new(&here).ok();
             let due = due(&found, own.as_ref());
-            for (found, place) in &due {
+            for place in &due {
                 // Its own test, and the first where nobody knows which is its own.
                 let own = place.digest.map_or(1, |digest| digest[0]);
                 prop_assert_eq!(found.golden_of(place), Some(&test(own)));
             }
-            let mut due: Vec<&str> = due.into_iter().map(|(_, place)| &*place.site.name).collect();
+            let mut due: Vec<&str> = due.into_iter().map(|place| &*place.site.name).collect();
             due.sort_unstable();
             let named = sites.iter().enumerate().filter(|(_, site)| may(site)).map(|(at, _)| format!("site/{at}"));
             let mut named: Vec<String> = named.collect();
             named.sort_unstable();
             prop_assert_eq!(due, named);
         }
+    }
+
+    /// A version with one replica, as its router has it.
+    fn one_replica() -> Arc<Replicated> {
+        let found = replicated(Rules::none(), &[], vec![place(0, "eu", Some([1; 32]))], true);
+        found.replicas.lock().configure(Settings { digests: vec![[1; 32]], ..Settings::default() });
+        let replica = |place: &Place| Replica {
+            site: place.site.clone(),
+            nature: Nature::Peer,
+            serves: Serves::Digest([1; 32]),
+            grants: Grants::NONE,
+            distance: 0,
+            weight: 1,
+        };
+        found.replicas.lock().update(found.places.values().map(replica).collect(), 0);
+        found
+    }
+
+    fn ejected(found: &Replicated) -> Option<Ejection> {
+        let router = found.replicas.lock();
+        router.find("site/0").and_then(|id| router.standing(id)).and_then(|standing| standing.ejected)
+    }
+
+    fn answer(value: u8) -> Bytes {
+        let output = serde_json::json!({"name": "y", "shape": [1], "datatype": "UINT8", "data": [value]});
+        serde_json::json!({"model_name": "m", "outputs": [output]}).to_string().into()
+    }
+
+    /// One probe of the replica, which answers with that after so long; the golden answer is 1, if there is one. Whole
+    /// seconds are told.
+    async fn probed(
+        found: &Replicated,
+        usual: Option<Duration>,
+        has_output: bool,
+        (after, status, value): (Duration, StatusCode, u8),
+    ) -> Ended {
+        let asking = Box::pin(async move {
+            tokio::time::sleep(after).await;
+            Some((status, answer(value)))
+        });
+        let output = has_output.then(|| answer(1));
+        let expected = Expected { output, tolerance: 0.0, patience: patience(found, usual), usual };
+        let whole = |took: Duration| Duration::from_secs(took.as_secs());
+        match probe(found, &found.places["site/0"], asking, &expected).await {
+            Ended::Answered(took) => Ended::Answered(whole(took)),
+            Ended::GivenUp(took) => Ended::GivenUp(whole(took)),
+            other => other,
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn how_long_a_model_takes_ejects_no_replica_of_it() {
+        let found = one_replica();
+        let (slow, never) = (Duration::from_secs(7), Duration::from_secs(900));
+        for (after, expected) in [(slow, Ended::Answered(slow)), (never, Ended::GivenUp(PATIENCE.1))] {
+            for _ in 0..5 {
+                assert_eq!(probed(&found, None, true, (after, StatusCode::OK, 1)).await, expected);
+                assert_eq!(ejected(&found), None);
+            }
+        }
+        // Nor does its site's word that it took too long, nor that it is late by less than it is late for.
+        for _ in 0..5 {
+            let late = probed(&found, Some(slow * 2), true, (slow, StatusCode::GATEWAY_TIMEOUT, 1)).await;
+            assert_eq!((late, ejected(&found)), (Ended::GivenUp(slow), None));
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_that_does_not_answer_as_it_did_is_ejected() {
+        let (found, quick) = (one_replica(), Duration::from_millis(10));
+        for turn in 0..3 {
+            assert_eq!(ejected(&found), None, "{turn}");
+            let late = probed(&found, Some(quick), true, (Duration::from_secs(900), StatusCode::OK, 1)).await;
+            assert_eq!(late, Ended::GivenUp(PATIENCE.0));
+        }
+        assert_eq!(ejected(&found), Some(Ejection::Failures));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_says_what_there_is_to_compare_it_with() {
+        let (found, quick) = (one_replica(), Duration::from_millis(10));
+        // Without an output any answer is one: it brings back what had failed, and nothing that was wrong.
+        for _ in 0..3 {
+            probed(&found, None, false, (quick, StatusCode::INTERNAL_SERVER_ERROR, 1)).await;
+        }
+        assert_eq!(ejected(&found), Some(Ejection::Failures));
+        tokio::time::advance(Duration::from_secs(1)).await;
+        probed(&found, None, false, (quick, StatusCode::OK, 7)).await;
+        assert_eq!(ejected(&found), None);
+        probed(&found, None, true, (quick, StatusCode::OK, 7)).await;
+        assert_eq!(ejected(&found), Some(Ejection::Wrong));
+        probed(&found, None, false, (quick, StatusCode::OK, 1)).await;
+        assert_eq!(ejected(&found), Some(Ejection::Wrong));
+        let busy = probed(&found, None, true, (quick, StatusCode::TOO_MANY_REQUESTS, 1)).await;
+        assert_eq!((busy, ejected(&found)), (Ended::NoRoom, Some(Ejection::Wrong)));
+        probed(&found, None, true, (quick, StatusCode::OK, 1)).await;
+        assert_eq!(ejected(&found), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_answers_requests_and_what_is_out_is_known() {
+        let found = one_replica();
+        let look = || known(&found, None).pop().unwrap();
+        assert!(!look().ejected && look().answered.is_none());
+        let sent = Instant::now();
+        let call = Call::until(found.replicas.now() + 10 * SECOND);
+        let answers = run_call(&found.replicas, call, None, |_, _, _| {
+            Box::pin(async {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+                Outcome::Answer { verdict: Verdict::Answer, whole: Some(1), answer: () }
+            })
+        });
+        assert!(answers.await.is_ok());
+        assert!(look().answered.is_some_and(|at| at > sent && at <= Instant::now()), "{:?}", look());
+        probed(&found, None, true, (Duration::ZERO, StatusCode::OK, 7)).await;
+        assert!(look().ejected);
     }
 }

@@ -239,7 +239,10 @@ async fn called(
     };
     let table = table(plane, fleet);
     let Some(replicated) = table.find(target.model, target.version) else {
-        return refused(&find().err().unwrap_or_else(|| Error::new(Kind::NotReady, "the model is being published")));
+        return refused(&match find() {
+            Ok(_) => Error::new(Kind::NotReady, "the model is being published"),
+            Err(error) => nowhere(fleet, target, error),
+        });
     };
     // In a box, as everything that a call here does not need: hyper moves the future of every request.
     match Box::pin(remote::answer(plane, fleet, tenant, replicated, route, (request, identity, started))).await {
@@ -252,6 +255,15 @@ async fn called(
 fn table(plane: &DataPlane, fleet: &Fleet) -> Arc<Table> {
     let table = fleet.table();
     if table.is_of(&plane.current.load()) { table } else { fleet.refreshed() }
+}
+
+/// Why nobody answers for what no site serves that is heard of, and this one does not for that reason. What a site has,
+/// or had when it was last heard of, exists: a client is not told that it does not.
+fn nowhere(fleet: &Fleet, target: Target<'_>, here: Error) -> Error {
+    if here.kind != Kind::NotFound || !fleet.has_heard_of(target.model, target.version) {
+        return here;
+    }
+    Error::new(Kind::Unavailable, format!("no site that has model {:?} can answer for it now", target.model))
 }
 
 /// What is known of a call beside its request.
@@ -336,7 +348,7 @@ fn note(mut track: Track, error: &Error, identity: &Identity) {
 /// may. Without a fleet, whatever admission finds is.
 ///
 /// # Errors
-/// [`Kind::NotFound`] where no site serves it; why no site that does answered.
+/// [`Kind::NotFound`] where no site has it; why no site that does answered.
 async fn read(
     plane: &DataPlane,
     tenant: &Tenant,
@@ -354,7 +366,8 @@ async fn read(
             wire::drop_internal(request.headers_mut());
             Box::pin(remote::answer(plane, fleet, tenant, found, route, (request, identity, started))).await
         }
-        _ => here(),
+        Some(_) => here(),
+        None => here().map_err(|error| nowhere(fleet, target, error)),
     }
 }
 

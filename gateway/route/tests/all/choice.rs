@@ -205,6 +205,46 @@ fn a_new_replica_takes_its_share_slowly() {
 }
 
 #[test]
+fn what_was_seen_of_a_replica_outlives_a_short_absence() {
+    let mut router = router(four(), settings());
+    for n in 0..40 {
+        assert!(one(&mut router, n * 10 * MS, well).is_ok());
+    }
+    let near = router.find("a/1").unwrap();
+    router.probed(near, Probe::Wrong, SECOND);
+    let latency = |router: &Router| router.standing(router.find("a/1").unwrap()).unwrap().latency;
+    let known = latency(&router);
+    assert!(known.is_some());
+    let others = || four().split_off(1);
+    router.update(others(), SECOND);
+    assert_eq!(router.find("a/1"), None);
+    // Whoever comes meanwhile does not take its place.
+    router.update([others(), vec![peer("e/1", MS, "eu")]].concat(), 2 * SECOND);
+    router.update(four(), 60 * SECOND);
+    assert_eq!((ejected(&router, "a/1"), latency(&router)), (Some(Ejection::Wrong), known));
+    assert_eq!(router.replica(near), None, "a handle never names another one");
+    assert_eq!(one(&mut router, 61 * SECOND, well), Ok("b/1".to_owned()));
+    // After a long one nobody knows.
+    router.update(others(), 62 * SECOND);
+    router.update(four(), 600 * SECOND);
+    assert_eq!((ejected(&router, "a/1"), latency(&router)), (None, None));
+}
+
+#[test]
+fn what_was_under_way_when_a_replica_left_does_not_count_when_it_is_back() {
+    let mut router = router(four(), settings());
+    let mut attempts = Attempts::new(call(0));
+    let Action::Send { replica, .. } = attempts.poll(&mut router, 0) else { panic!("nobody is asked") };
+    assert_eq!(name(&router, replica), "a/1");
+    router.update(four().split_off(1), MS);
+    router.update(four(), 2 * MS);
+    let in_flight = |router: &Router| router.standing(router.find("a/1").unwrap()).unwrap().in_flight;
+    assert_eq!(in_flight(&router), 0);
+    attempts.abandon(&mut router, 3 * MS);
+    assert_eq!(in_flight(&router), 0);
+}
+
+#[test]
 fn filters_fail_closed_and_say_why() {
     let other: Digest = [9; 32];
     let cases: Vec<(Replica, &str)> = vec![
