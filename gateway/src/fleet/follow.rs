@@ -117,7 +117,7 @@ async fn follow_catalog(fleet: &Weak<Fleet>, site: &str, peer: &Peer) {
             }
         };
         let catalog = match asked {
-            Ok(Ok(bytes)) => serde_json::from_slice::<Catalog>(&bytes).ok(),
+            Ok(Ok(bytes)) => Catalog::read(&bytes),
             Ok(Err(_)) | Err(_) => None,
         };
         let catalog = match catalog {
@@ -151,7 +151,7 @@ async fn of_others(peer: &Peer) -> Option<Catalog> {
         let request = Request::get(format!("https://windrose{CATALOG}")).body(()).ok()?;
         let (head, body) = Peer::send_over(connection, request, Outgoing::Whole(Arc::default())).await.ok()?;
         let bytes = read(Answer::Peer(body)).await.ok().filter(|_| head.status.is_success())?;
-        serde_json::from_slice::<Catalog>(&bytes).ok().filter(|catalog| !catalog.leaving)
+        Catalog::read(&bytes).filter(|catalog| !catalog.leaving)
     };
     let mut asked: FuturesUnordered<_> = peer.connections().into_iter().map(|one| timeout(PROBE, ask(one))).collect();
     while let Some(answer) = asked.next().await {
