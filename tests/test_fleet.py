@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 
 import pytest
-from fleet import ADD, Fleet, answers, explained, metric, until_site
+from fleet import ADD, Fleet, answers, digest_of, explained, metric, until_site
 from harness import Gateway, wait_until
 
 BODY = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 2], "data": [1.5, 2.5]}]}
@@ -177,11 +177,21 @@ def test_only_one_digest_answers(trio):
     one, two = fleet.gateways["aws/one"], fleet.gateways["gcp/two"]
     deploy(one, "fresh")
     wait_until(lambda: answers(entry, "fresh", BODY).status == 200, 10, "the new model at the entry")
-    # Another graph under the same name and version: nobody can say which is meant.
+    digest = digest_of(entry, "fresh")
+    # So long that it is the one which is meant when another comes.
+    time.sleep(11)
+    # Another graph under the same name and version: it stops nobody who answered before.
     deploy(two, "fresh", graph="add_fp32")
-    wait_until(lambda: answers(entry, "fresh", BODY).status == 503, 10, "the entry to refuse two digests")
+    ready_at(entry, "fresh", {"aws/one", "gcp/two"})
+    assert {answers(entry, "fresh", BODY).headers["windrose-digest"] for _ in range(20)} == {digest}
+    (refused,) = [c["refused"] for c in explained(entry, "fresh")["candidates"] if c["site"] == "gcp/two"]
+    assert "digest" in refused
+    # A gateway that starts does not know what answered before: nobody can say which is meant.
+    entry.stop()
+    entry.start()
+    ready_at(entry, "fresh", {"aws/one", "gcp/two"})
+    assert answers(entry, "fresh", BODY).status == 503
     # The file decides.
-    digest = next(c["digest"] for c in explained(entry, "fresh")["candidates"] if c["site"] == "aws/one")
     fleet.write(f'[model.fresh]\ndigests = ["{digest}"]\n')
     wait_until(lambda: answers(entry, "fresh", BODY).status == 200, 10, "the digest that the file allows")
     assert answers(entry, "fresh", BODY).headers["windrose-digest"] == digest
@@ -419,6 +429,30 @@ def test_the_law_holds_everywhere(make_fleet):
     fleet.gateways["a"].stop()
     gone = answers(entry, "bound", BODY)
     assert gone.status == 503
+
+
+def test_a_version_that_is_added_loosens_no_law_and_takes_nothing_that_it_cannot_answer(make_fleet):
+    """The data of the first version stays in the EU, and a site in the US adds a second that says nothing."""
+    fleet = make_fleet("entry", "a", "b", jurisdictions={"entry": "eu", "a": "eu", "b": "us"})
+    folder = fleet.folder / "bound"
+    folder.mkdir()
+    file = f'[graphs.model]\nfile = "{ADD / "identity_fp32.onnx"}"\n'
+    (folder / "windrose.toml").write_text(f'name = "{MODEL}"\nversion = "1"\n{file}[jurisdictions]\nallow = ["eu"]\n')
+    a, b = fleet.start("a"), fleet.start("b")
+    a.deploy(folder)
+    deploy(b, version="2")
+    entry = fleet.start("entry")
+    for gateway in (entry, a, b):
+        ready_at(gateway, MODEL, {"a"})
+        wait_until(lambda: answers(gateway, f"{MODEL}/versions/2", BODY).status == 200, 10, "the second version")  # noqa: B023
+        gave = [answers(gateway, MODEL, BODY).headers for _ in range(10)]
+        assert {(h["windrose-site"], h["windrose-version"]) for h in gave} == {("a", "1")}, gateway.folder
+    asked = metric(b, "windrose_requests", model=MODEL)
+    # Nor does a client, whatever it would allow; and the law of a version holds while nobody answers for it.
+    assert answers(entry, MODEL, BODY, windrose_allow="us").headers["windrose-error"] == "unlawful"
+    a.stop(signal.SIGKILL)
+    wait_until(lambda: answers(entry, MODEL, BODY).headers.get("windrose-error") == "unlawful", 30, "the site to be gone")
+    assert metric(b, "windrose_requests", model=MODEL) == asked
 
 
 def test_a_gateway_alone_keeps_the_law_too(make_gateway):

@@ -21,7 +21,7 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
@@ -387,7 +387,8 @@ impl Fleet {
         let (config, ceiling, telemetry) = (&self.config, &self.ceiling, &*self.telemetry);
         let snapshot = self.current.load_full();
         let unheard = building.unheard(&config.site);
-        let builder = table::Builder { config, ceiling, telemetry, building, before: &before, snapshot, unheard };
+        let now = Instant::now();
+        let builder = table::Builder { config, ceiling, telemetry, building, before: &before, snapshot, unheard, now };
         self.table.store(Arc::new(builder.build()));
     }
 }

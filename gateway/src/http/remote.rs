@@ -28,7 +28,7 @@ use crate::dispatch::upload::Upload;
 use crate::error::{Error, Kind};
 use crate::fleet::upstream::{Answer, Outgoing, SendError, Upstream};
 use crate::fleet::wire::{self, Forwarded, Report};
-use crate::fleet::{Fleet, Place, Replicated, To, catalog};
+use crate::fleet::{Fleet, Place, Replicated, Table, To, catalog};
 use crate::snapshot::Served;
 use crate::telemetry::Attempt;
 
@@ -62,7 +62,8 @@ enum Kept {
     Once(Arc<Mutex<Option<Received>>>, Arc<Upload>),
 }
 
-/// Answers a call of `found`, here or elsewhere, or a read of its metadata or readiness elsewhere.
+/// Answers a call of `found` in the table, here or elsewhere, or a read of its metadata or readiness elsewhere. Where
+/// the request names no version, its own rules may leave it another one.
 ///
 /// # Errors
 /// What the request itself has wrong, or why no replica answered.
@@ -70,21 +71,24 @@ pub(super) async fn answer(
     plane: &DataPlane,
     fleet: &Fleet,
     tenant: &Tenant,
-    found: &Replicated,
+    (table, found): (&Table, &Arc<Replicated>),
     route: Route<'_>,
     (request, identity, started): (Request<Received>, &Identity, Instant),
 ) -> Result<Response<Body>, Error> {
     let wishes = wire::wishes(request.headers())?;
     let asked = timeout_header(request.headers())?;
-    let deadline = started + asked.unwrap_or(found.timeouts.0).min(found.timeouts.1);
+    let version = route.target().and_then(|target| target.version);
+    let law = found.law(version);
     let is_bound = tenant.allow.is_some() || !tenant.deny.is_empty();
     let rules = match !is_bound && wishes.allow.is_none() && wishes.deny.is_empty() {
-        true => found.shared_rules.clone(),
+        true => law.clone(),
         false => {
-            let rules = found.rules.clone().and(Source::Tenant, tenant.allow.clone(), tenant.deny.clone());
+            let rules = Rules::clone(law).and(Source::Tenant, tenant.allow.clone(), tenant.deny.clone());
             Arc::new(rules.and(Source::Request, wishes.allow, wishes.deny))
         }
     };
+    let found = table.meant(found, version, &rules);
+    let deadline = started + asked.unwrap_or(found.timeouts.0).min(found.timeouts.1);
     let (head, body) = request.into_parts();
     let is_call = matches!(route, Route::Infer(_) | Route::Guest(..));
     let replicas = if is_call { found.replicas.clone() } else { found.reads.clone() };
