@@ -431,30 +431,6 @@ def test_the_law_holds_everywhere(make_fleet):
     assert gone.status == 503
 
 
-def test_a_version_that_is_added_loosens_no_law_and_takes_nothing_that_it_cannot_answer(make_fleet):
-    """The data of the first version stays in the EU, and a site in the US adds a second that says nothing."""
-    fleet = make_fleet("entry", "a", "b", jurisdictions={"entry": "eu", "a": "eu", "b": "us"})
-    folder = fleet.folder / "bound"
-    folder.mkdir()
-    file = f'[graphs.model]\nfile = "{ADD / "identity_fp32.onnx"}"\n'
-    (folder / "windrose.toml").write_text(f'name = "{MODEL}"\nversion = "1"\n{file}[jurisdictions]\nallow = ["eu"]\n')
-    a, b = fleet.start("a"), fleet.start("b")
-    a.deploy(folder)
-    deploy(b, version="2")
-    entry = fleet.start("entry")
-    for gateway in (entry, a, b):
-        ready_at(gateway, MODEL, {"a"})
-        wait_until(lambda: answers(gateway, f"{MODEL}/versions/2", BODY).status == 200, 10, "the second version")  # noqa: B023
-        gave = [answers(gateway, MODEL, BODY).headers for _ in range(10)]
-        assert {(h["windrose-site"], h["windrose-version"]) for h in gave} == {("a", "1")}, gateway.folder
-    asked = metric(b, "windrose_requests", model=MODEL)
-    # Nor does a client, whatever it would allow; and the law of a version holds while nobody answers for it.
-    assert answers(entry, MODEL, BODY, windrose_allow="us").headers["windrose-error"] == "unlawful"
-    a.stop(signal.SIGKILL)
-    wait_until(lambda: answers(entry, MODEL, BODY).headers.get("windrose-error") == "unlawful", 30, "the site to be gone")
-    assert metric(b, "windrose_requests", model=MODEL) == asked
-
-
 def test_a_gateway_alone_keeps_the_law_too(make_gateway):
     gateway = make_gateway()
     deploy(gateway)

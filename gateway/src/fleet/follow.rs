@@ -13,11 +13,13 @@ use super::catalog::Catalog;
 use super::tls::{Identity, modified};
 use super::upstream::{Answer, Outgoing, Peer, SendError, Upstream};
 use super::wire::Standing;
-use super::{Fleet, probe, wire};
+use super::{Fleet, laws, probe, wire};
 use crate::config::fleet::{FleetFile, parse_digest};
 
 /// Where a peer says what it serves; `?after=N` waits until that is another content than N.
 pub const CATALOG: &str = "/windrose/catalog";
+/// Where a peer says what it knows of the law at other sites; `?of=A,B` are these.
+pub const LAWS: &str = "/windrose/laws";
 /// Where a peer says how much it has to do.
 pub const LOAD: &str = "/windrose/load";
 
@@ -130,6 +132,13 @@ async fn follow_catalog(fleet: &Weak<Fleet>, site: &str, peer: &Peer) {
                 heard = Instant::now();
                 after = Some(catalog.generation);
                 peer.knows(catalog.generation);
+                // What it knows of silent sites binds before it is sent anything.
+                if let Some(path) = laws::path(&fleet.unheard(), site)
+                    && let Ok(Ok(bytes)) = timeout(PROBE, get(peer, &path)).await
+                    && let Ok(relayed) = laws::parse(&bytes)
+                {
+                    fleet.take_relayed(site, relayed);
+                }
                 fleet.take_offers(site, Some(catalog));
                 drop(fleet);
                 sleep(PACE).await;

@@ -8,6 +8,7 @@ use http::HeaderValue;
 use windrose_route::{Digest, Grants, Hedging, Nature, Random, Replica, Router, Rules, Serves, Settings, Site, Source};
 
 use super::catalog::{Facts, Offer};
+use super::laws::Told;
 use super::upstream::Upstream;
 use super::{Building, SiteState};
 use crate::config::fleet::{FleetConfig, FleetModel};
@@ -378,7 +379,11 @@ impl Builder<'_> {
         let mut seen = Vec::new();
         let unready = self.snapshot.unready(model).iter().map(|unready| (&unready.version, &unready.jurisdictions));
         let remembered = self.building.laws.values().filter_map(|told| told.get(model)).flatten();
-        let others = unready.chain(remembered.map(|(version, law)| (version, law)));
+        // Of sites that were never heard of, what others know.
+        let silent = |(site, _): &(&Arc<str>, &Arc<Told>)| self.unheard.contains(site);
+        let relayed = self.building.sites.values().flat_map(|site| &site.relayed).filter(silent);
+        let relayed = relayed.filter_map(|(_, told)| told.get(model)).flatten();
+        let others = unready.chain(remembered.chain(relayed).map(|(version, law)| (version, law)));
         let others = others.filter(|(of, _)| version.is_none_or(|version| *of == version)).map(|(_, law)| law);
         for law in offered.chain(others) {
             if !seen.contains(&law) {

@@ -24,7 +24,7 @@ use super::{Asked, DataPlane, answered, described_version, failed, remote};
 use crate::admit;
 use crate::control::store::hex;
 use crate::error::{Error, Kind};
-use crate::fleet::follow::{CATALOG, LOAD, POLL};
+use crate::fleet::follow::{CATALOG, LAWS, LOAD, POLL};
 use crate::fleet::probe::GOLDEN;
 use crate::fleet::wire::{self, Forwarded, Report, Standing};
 use crate::fleet::{Fleet, Replicated, Table, To, catalog, tls};
@@ -132,6 +132,7 @@ async fn handle(peer: Arc<Peer>, request: Request<Incoming>) -> Answer {
     let uri = request.uri().clone();
     let mut response = match uri.path() {
         CATALOG => peer.catalog(uri.query()).await,
+        LAWS => described(peer.fleet.laws_of(uri.query())),
         LOAD => peer.load(),
         path if path.starts_with(GOLDEN) => peer.golden(&path[GOLDEN.len()..]).await,
         _ => {

@@ -7,7 +7,7 @@ use serde_json::json;
 use windrose_route::{Action, Attempts, Call, Event, Jurisdiction, Price, Probe, SECOND};
 
 use super::super::addresses::Addresses;
-use super::super::laws::{Laws, Told};
+use super::super::laws::Laws;
 use super::super::upstream::Foreign;
 use super::*;
 use crate::config::fleet::{self as config, FleetFile, FleetSite};
@@ -27,6 +27,7 @@ fn site(name: &str) -> SiteState {
         // No request is sent.
         upstream: Arc::new(Upstream::Foreign(Foreign::new(String::new(), Addresses::of(name, &[]), None))),
         offers: None,
+        relayed: Laws::new(),
         round_trip: None,
         follower: None,
     }
@@ -244,6 +245,24 @@ fn a_call_without_a_version_is_bound_by_every_version_that_is_known() {
     let laws = Laws::from([("eu".into(), Arc::new(Told::from([("m".to_owned(), vec![("1".to_owned(), eu())])])))]);
     let told = (FleetModel::default(), &[][..]);
     is_kept(&of_told(vec![unbound(), triton(), site("eu")], laws, told, Snapshot::default(), &nothing));
+}
+
+#[test]
+fn what_a_peer_knows_of_a_silent_site_binds_until_that_is_heard_of() {
+    let told = Arc::new(Told::from([("m".to_owned(), vec![("1".to_owned(), eu())])]));
+    let sites = || {
+        let relayed = Laws::from([("silent".into(), told.clone())]);
+        vec![SiteState { relayed, ..peer("peer", vec![offer("1", "", json!(null))]) }, site("silent")]
+    };
+    let of = |laws, unheard: &[&str]| {
+        let told = (FleetModel::default(), unheard);
+        of_told(sites(), laws, told, Snapshot::default(), &Table::default())
+    };
+    let table = of(Laws::new(), &["silent"]);
+    assert_eq!([lawful(&table, Some("1")), lawful(&table, None)], [["eu"]; 2]);
+    // A peer cannot speak for a site that is heard of.
+    let heard = Laws::from([("silent".into(), Arc::default())]);
+    assert_eq!(lawful(&of(heard, &[]), Some("1")), ["eu", "us"]);
 }
 
 /// Which version a call means that names none.
