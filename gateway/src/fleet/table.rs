@@ -124,6 +124,16 @@ struct Model<'a> {
     unversioned: Arc<Rules>,
 }
 
+/// One version of a model before its replicas are placed.
+struct Version<'a> {
+    name: String,
+    found: Vec<Found>,
+    /// What may answer.
+    digests: Vec<Digest>,
+    alone: Alone,
+    before: Option<&'a Replicated>,
+}
+
 /// One replica before it is placed.
 struct Found {
     site: Arc<Site>,
@@ -256,22 +266,25 @@ impl Builder<'_> {
         table
     }
 
-    fn versions(&self, model: &str, mut found: BTreeMap<String, Vec<Found>>) -> Versions {
+    fn versions(&self, name: &str, mut found: BTreeMap<String, Vec<Found>>) -> Versions {
         if found.is_empty() {
             found.insert(String::new(), Vec::new());
         }
-        let told = self.building.file.models.get(model).cloned().unwrap_or_default();
+        let told = self.building.file.models.get(name).cloned().unwrap_or_default();
         let offered = found.values().flatten().map(|found| &found.offer.jurisdictions);
-        let unversioned = Arc::new(self.rules((model, None), &told, offered));
-        let model = Model { name: model, told, unversioned };
-        let mut names: Vec<String> = found.keys().cloned().collect();
-        names.sort_by(|a, b| compare_versions(b, a));
+        let unversioned = Arc::new(self.rules((name, None), &told, offered));
+        let model = Model { name, told, unversioned };
+        let of = |(version, found)| self.version(&model, version, found);
+        let mut all: Vec<Version<'_>> = found.into_iter().map(of).collect();
+        all.sort_by(|a, b| compare_versions(&b.name, &a.name));
+        // A foreign server is taken to have the highest version that a gateway may answer for.
+        let joined = all.iter().position(|version| version.is_able(&model.unversioned)).unwrap_or(0);
         let mut versions = Versions::new();
         // One that was there before, or the first of those that are new: its budgets are the model's.
-        let mut beside = self.before.versions(model.name).next().cloned();
-        for (at, name) in names.into_iter().enumerate() {
-            let found = found.remove(&name).unwrap_or_default();
-            let replicated = Arc::new(self.replicated((&model, &name), found, at == 0, beside.as_deref()));
+        let mut beside = self.before.versions(name).next().cloned();
+        for (at, version) in all.into_iter().enumerate() {
+            let name = version.name.clone();
+            let replicated = Arc::new(self.replicated(&model, version, at == joined, beside.as_deref()));
             beside.get_or_insert_with(|| replicated.clone());
             versions.push((name, replicated));
         }
@@ -310,23 +323,31 @@ impl Builder<'_> {
         all
     }
 
+    fn version(&self, model: &Model<'_>, name: String, found: Vec<Found>) -> Version<'_> {
+        let before = self.before.find(model.name, Some(&name)).map(|before| &**before);
+        let alone = before.map(|before| before.alone).unwrap_or_default();
+        let digests = allowed((model.name, &name), &model.told, &found, alone.established(self.now));
+        let alone = alone.then(&digests, self.now);
+        Version { name, found, digests, alone, before }
+    }
+
+    /// `joined` is whether foreign servers have this version.
     fn replicated(
         &self,
-        (&Model { name: model, ref told, ref unversioned }, version): (&Model<'_>, &str),
-        found: Vec<Found>,
-        highest: bool,
+        model: &Model<'_>,
+        version: Version<'_>,
+        joined: bool,
         beside: Option<&Replicated>,
     ) -> Replicated {
-        let before = self.before.find(model, Some(version)).map(|before| &**before);
-        let alone = before.map(|before| before.alone).unwrap_or_default();
-        let digests = allowed((model, version), told, &found, alone.established(self.now));
+        let Model { name: model, told, unversioned } = model;
+        let Version { name: version, found, digests, alone, before } = version;
         let may = || found.iter().filter(|f| digests.contains(&f.offer.parts.digest()));
         // Where one site grants the module what another does not, it would do other things there.
         let needs = may().fold(Grants::NONE, |all, f| Grants(all.0 | f.offer.grants().0));
         // Where no gateway offers the model at all, and foreign servers are left, the law of all its versions binds.
-        let named = (!found.is_empty()).then_some(version);
+        let named = (!found.is_empty()).then_some(version.as_str());
         let rules = self.rules((model, named), told, found.iter().map(|found| &found.offer.jurisdictions));
-        let foreign = || self.building.sites.values().filter(|s| highest && s.serves_foreign(model));
+        let foreign = || self.building.sites.values().filter(|s| joined && s.serves_foreign(model));
         let unheard = if told.is_bound() { Arc::default() } else { self.unheard.clone() };
         // A foreign server's models may have side effects that no manifest tells of.
         let repeatable = may().all(|f| f.offer.repeatable())
@@ -338,7 +359,6 @@ impl Builder<'_> {
         let golden = digests.iter().filter_map(golden).collect();
         let longest = may().map(|f| f.offer.timeouts()).reduce(|a, b| (a.0.max(b.0), a.1.max(b.1)));
         let timeouts = longest.unwrap_or(TIMEOUTS);
-        let alone = alone.then(&digests, self.now);
         let mut replicas: Vec<Replica> = found.iter().map(Found::replica).collect();
         let serves = if unheard.is_empty() { Serves::Unverified } else { Serves::Unheard };
         replicas.extend(foreign().map(|s| s.foreign_replica(serves)));
@@ -349,8 +369,8 @@ impl Builder<'_> {
         let reads = shared(before.map(|b| &b.reads), beside.map(|b| &b.reads), &settings, elsewhere);
         let replicas = shared(before.map(|b| &b.replicas), beside.map(|b| &b.replicas), &settings, replicas);
         Replicated {
-            model: model.to_owned(),
-            version: version.to_owned(),
+            model: (*model).to_owned(),
+            version,
             replicas,
             reads,
             places,
@@ -441,6 +461,14 @@ fn allowed(
         return kept.into_iter().collect();
     }
     all.into_iter().collect()
+}
+
+impl Version<'_> {
+    /// Whether a gateway may answer for it a call that these rules bind.
+    fn is_able(&self, rules: &Rules) -> bool {
+        let lawful = |found: &Found| rules.permit(found.site.jurisdiction.as_ref()).is_ok();
+        self.found.iter().any(|found| self.digests.contains(&found.offer.parts.digest()) && lawful(found))
+    }
 }
 
 impl Found {

@@ -312,6 +312,23 @@ fn a_call_without_a_version_means_the_highest_that_can_answer() {
 }
 
 #[test]
+fn a_foreign_server_has_the_highest_version_that_a_gateway_may_answer_for() {
+    let (old, new) = (offer("1", "old", json!(null)), offer("2", "new", json!(null)));
+    let with = |model: FleetModel| {
+        let sites = vec![peer_in("eu", vec![old.clone()]), peer_in("us", vec![new.clone()]), triton()];
+        of_told(sites, Laws::new(), (model, &[]), Snapshot::default(), &Table::default())
+    };
+    let joined =
+        |table: &Table| table.versions("m").map(|found| found.places.contains_key("triton")).collect::<Vec<_>>();
+    assert_eq!(joined(&with(FleetModel::default())), [true, false]);
+    let named = || FleetModel { digests: Some(vec![old.parts.digest()]), ..FleetModel::default() };
+    assert_eq!(joined(&with(named())), [false, true]);
+    let law = FleetModel { deny: vec![Jurisdiction::new("us").unwrap()], ..FleetModel::default() };
+    assert_eq!(joined(&with(law)), [false, true]);
+    assert_eq!(joined(&with(FleetModel { digests: Some(Vec::new()), ..named() })), [true, false]);
+}
+
+#[test]
 fn only_those_that_may_answer_say_how_long_calls_may_take() {
     let free = Jurisdictions::default;
     let sites = || {
