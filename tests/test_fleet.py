@@ -199,6 +199,22 @@ def test_only_one_digest_answers(trio):
     assert answers(one, "fresh", BODY).headers["windrose-site"] == "aws/one"
 
 
+def test_the_death_of_the_only_site_of_a_new_version_is_not_noticed(trio):
+    fleet, entry = trio
+    one = fleet.gateways["aws/one"]
+
+    def version() -> str | None:
+        return answers(entry, MODEL, BODY).headers.get("windrose-version")
+
+    deploy(one, version="2")
+    wait_until(lambda: version() == "2", 10, "the new version")
+    one.stop(signal.SIGKILL)
+    said = [answers(entry, MODEL, BODY) for _ in range(100)]
+    assert {(answer.status, answer.headers["windrose-version"]) for answer in said} == {(200, "1")}
+    fleet.start("aws/one")
+    wait_until(lambda: version() == "2", 30, "the new version to be back")
+
+
 def test_what_a_client_says_in_a_peers_words_is_dropped(trio):
     fleet, entry = trio
     spoofed = answers(

@@ -176,6 +176,13 @@ impl Table {
         }
     }
 
+    /// Where a request goes that names no version and that nobody answered who has `found`: the next version below of
+    /// which there is a replica that may answer and is not out.
+    pub fn below(&self, found: &Replicated, rules: &Rules) -> Option<&Arc<Replicated>> {
+        let above = |other: &&Arc<Replicated>| other.version != found.version;
+        self.versions(&found.model).skip_while(above).skip(1).find(|found| found.is_fit(rules))
+    }
+
     /// Every version of a model, the highest first.
     pub fn versions(&self, model: &str) -> impl Iterator<Item = &Arc<Replicated>> {
         self.models.get(model).into_iter().flat_map(|versions| versions.iter().map(|(_, found)| found))

@@ -289,6 +289,10 @@ fn a_call_without_a_version_means_the_highest_that_can_answer() {
     let rules = Rules::none().and(Source::Request, None, vec![Jurisdiction::new("us").unwrap()]);
     assert_eq!(table.meant(found, None, &rules).version, "1");
     assert_eq!(table.meant(found, Some("2"), &rules).version, "2");
+    let below = |found: &Replicated, rules: &Rules| table.below(found, rules).map(|below| below.version.as_str());
+    let first = table.find("m", Some("1")).unwrap();
+    assert_eq!((below(found, &rules), below(first, &rules)), (Some("1"), None));
+    assert_eq!(below(found, &Rules::none().and(Source::Request, Some(Vec::new()), Vec::new())), None);
     // Peers disagree about it.
     let other = peer("other", vec![offer("2", "other", json!(null))]);
     let sites = vec![peer("a", vec![old.clone(), new.clone()]), other];
