@@ -243,8 +243,8 @@ fn a_call_without_a_version_is_bound_by_every_version_that_is_known() {
     let loading = Snapshot::default().with_unready([("m".to_owned(), unready)]);
     is_kept(&built(vec![unbound(), triton()], loading, &nothing));
     let laws = Laws::from([("eu".into(), Arc::new(Told::from([("m".to_owned(), vec![("1".to_owned(), eu())])])))]);
-    let told = (FleetModel::default(), &[][..]);
-    is_kept(&of_told(vec![unbound(), triton(), site("eu")], laws, told, Snapshot::default(), &nothing));
+    let sites = vec![unbound(), triton(), site("eu")];
+    is_kept(&of_told(sites, laws, (FleetModel::default(), &[]), Snapshot::default(), &nothing));
 }
 
 #[test]
