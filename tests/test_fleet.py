@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 
 import pytest
-from fleet import ADD, Fleet, answers, explained, metric, until_site
+from fleet import ADD, Fleet, answers, digest_of, explained, metric, until_site
 from harness import Gateway, wait_until
 
 BODY = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 2], "data": [1.5, 2.5]}]}
@@ -177,16 +177,42 @@ def test_only_one_digest_answers(trio):
     one, two = fleet.gateways["aws/one"], fleet.gateways["gcp/two"]
     deploy(one, "fresh")
     wait_until(lambda: answers(entry, "fresh", BODY).status == 200, 10, "the new model at the entry")
-    # Another graph under the same name and version: nobody can say which is meant.
+    digest = digest_of(entry, "fresh")
+    # So long that it is the one which is meant when another comes.
+    time.sleep(11)
+    # Another graph under the same name and version: it stops nobody who answered before.
     deploy(two, "fresh", graph="add_fp32")
-    wait_until(lambda: answers(entry, "fresh", BODY).status == 503, 10, "the entry to refuse two digests")
+    ready_at(entry, "fresh", {"aws/one", "gcp/two"})
+    assert {answers(entry, "fresh", BODY).headers["windrose-digest"] for _ in range(20)} == {digest}
+    (refused,) = [c["refused"] for c in explained(entry, "fresh")["candidates"] if c["site"] == "gcp/two"]
+    assert "digest" in refused
+    # A gateway that starts does not know what answered before: nobody can say which is meant.
+    entry.stop()
+    entry.start()
+    ready_at(entry, "fresh", {"aws/one", "gcp/two"})
+    assert answers(entry, "fresh", BODY).status == 503
     # The file decides.
-    digest = next(c["digest"] for c in explained(entry, "fresh")["candidates"] if c["site"] == "aws/one")
     fleet.write(f'[model.fresh]\ndigests = ["{digest}"]\n')
     wait_until(lambda: answers(entry, "fresh", BODY).status == 200, 10, "the digest that the file allows")
     assert answers(entry, "fresh", BODY).headers["windrose-digest"] == digest
     # A site answers only what it serves itself allows.
     assert answers(one, "fresh", BODY).headers["windrose-site"] == "aws/one"
+
+
+def test_the_death_of_the_only_site_of_a_new_version_is_not_noticed(trio):
+    fleet, entry = trio
+    one = fleet.gateways["aws/one"]
+
+    def version() -> str | None:
+        return answers(entry, MODEL, BODY).headers.get("windrose-version")
+
+    deploy(one, version="2")
+    wait_until(lambda: version() == "2", 10, "the new version")
+    one.stop(signal.SIGKILL)
+    said = [answers(entry, MODEL, BODY) for _ in range(100)]
+    assert {(answer.status, answer.headers["windrose-version"]) for answer in said} == {(200, "1")}
+    fleet.start("aws/one")
+    wait_until(lambda: version() == "2", 30, "the new version to be back")
 
 
 def test_what_a_client_says_in_a_peers_words_is_dropped(trio):

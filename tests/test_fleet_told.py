@@ -159,3 +159,15 @@ def test_what_travels_along(listener):
     # Without a word of the client's it is what the model's manifest says.
     assert answers(entry, MODEL, BODY).status == 200
     assert 25_000 < int(site.heard[1]["windrose-remaining-ms"]) <= 30_000
+
+
+def test_a_site_that_claims_what_its_module_does_not_ask_for_is_not_used(listener):
+    entry, site, _ = listener
+    told = json.loads(site.catalog)
+    known = told["generation"] + 1
+    for offer in told["ready"]:
+        offer["granted"] = 1
+    site.catalog = json.dumps(told | {"generation": known}).encode()
+    site.standing = json.dumps({"generation": known, "ready": []}).encode()
+    wait_until(lambda: answers(entry, MODEL, BODY).status == 404, 10, "the offer to be gone")
+    assert "does not ask for" in entry.log.read_text()

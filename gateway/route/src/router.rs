@@ -9,7 +9,7 @@ use crate::explain::{Decision, Refusal};
 use crate::health::{Ejection, Health};
 use crate::history::History;
 use crate::hot::{Hot, Terms};
-use crate::law::{Breach, Jurisdiction};
+use crate::law::{Breach, Jurisdiction, Rules};
 use crate::limit::Limit;
 use crate::random::Random;
 use crate::replica::{Load, Nature, Replica, ReplicaId, Serves};
@@ -280,6 +280,26 @@ impl Router {
             }
         }
         self.changed(id, before, now);
+    }
+
+    /// Whether a request that these rules bind has somewhere to go: a replica that may answer and is not out, or that
+    /// it may try again. One that has too much to do is there all the same. `careful` is a request that could not be
+    /// sent again.
+    pub fn is_fit(&self, rules: &Rules, careful: bool, now: Nanos) -> bool {
+        // However small the share of the traffic is that a replica gets now.
+        let admits = |slot: &Slot| slot.health.admits(self.settings.slow_start, 0.0, careful, now);
+        self.able(rules).any(|slot| matches!(admits(slot), Ok(()) | Err(Refusal::RetryAfter { .. })))
+    }
+
+    /// Whether there is a replica that may answer a request that these rules bind, whatever its health.
+    pub fn is_able(&self, rules: &Rules) -> bool {
+        self.able(rules).next().is_some()
+    }
+
+    fn able<'a>(&'a self, rules: &'a Rules) -> impl Iterator<Item = &'a Slot> {
+        let lawful = move |replica: &Replica| rules.permit(replica.site.jurisdiction.as_ref()).is_ok();
+        let may = move |slot: &&Slot| slot.unfit.is_none() && slot.replica.as_ref().is_some_and(lawful);
+        self.slots.iter().filter(may)
     }
 
     /// The handle of the replica at the site of this name.

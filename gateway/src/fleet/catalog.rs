@@ -86,6 +86,9 @@ pub struct Parts {
     assets: BTreeMap<String, String>,
     /// sha256 of arguments and environment.
     command: String,
+    /// What the module asks for, as bits, and sha256 of it; `None` where it asks for nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    asks: Option<(u64, String)>,
     /// The golden request and answer.
     test: Option<SelfTest>,
 }
@@ -110,6 +113,20 @@ impl Catalog {
     /// The catalogue of a snapshot, under this ceiling of grants.
     pub fn of_snapshot(snapshot: &Snapshot, ceiling: &windrose_sandbox::Grants) -> Catalog {
         Catalog::of(Offer::all(snapshot, ceiling), Unoffered::all(snapshot))
+    }
+
+    /// What a peer says, as far as it can be. A version of which it claims what no gateway could grant is taken for one
+    /// that does not answer: its law binds all the same.
+    pub fn read(text: &[u8]) -> Option<Catalog> {
+        let mut catalog: Catalog = serde_json::from_slice(text).ok()?;
+        let (ready, doubtful): (Vec<Offer>, Vec<Offer>) =
+            std::mem::take(&mut catalog.ready).into_iter().partition(Offer::can_be);
+        catalog.ready = ready;
+        for Offer { model, version, jurisdictions, .. } in doubtful {
+            tracing::warn!(model, version, "a peer claims grants that the module does not ask for: it is not used");
+            catalog.unready.push(Unoffered { model, version, jurisdictions });
+        }
+        Some(catalog)
     }
 
     /// What a gateway says last.
@@ -146,7 +163,8 @@ impl Offer {
     /// What is offered of a version that is served under this ceiling of grants.
     pub fn of(served: &Served, ceiling: &windrose_sandbox::Grants) -> Offer {
         let manifest = &served.manifest;
-        let command = serde_json::to_vec(&manifest.command).unwrap_or_default();
+        let sha256 = |text: Result<Vec<u8>, serde_json::Error>| hex(&Sha256::digest(text.unwrap_or_default()));
+        let asks = granted(&manifest.grants, &manifest.grants);
         let millis = |span: Duration| u64::try_from(span.as_millis()).unwrap_or(u64::MAX);
         let mut engines: Vec<_> = served.graphs.iter().map(|(_, graph)| graph.info().engine.as_str()).collect();
         engines.sort_unstable();
@@ -158,7 +176,8 @@ impl Offer {
                 module: served.module_digest.clone(),
                 graphs: manifest.graphs.iter().map(|(name, graph)| (name.clone(), graph.digest.clone())).collect(),
                 assets: manifest.assets.clone(),
-                command: hex(&Sha256::digest(&command)),
+                command: sha256(serde_json::to_vec(&manifest.command)),
+                asks: (asks != 0).then(|| (asks, sha256(serde_json::to_vec(&manifest.grants)))),
                 test: manifest.test.clone(),
             },
             infers: served.kind == ModuleKind::Model,
@@ -184,6 +203,13 @@ impl Offer {
     /// The golden test that can be sent to any of its replicas. One without an output says whether they answer.
     pub fn golden(&self) -> Option<&SelfTest> {
         self.parts.test.as_ref().filter(|_| self.infers && !self.halves)
+    }
+
+    /// Whether its module can have been granted what it is said to have been: what it asks for, and what is known here.
+    /// The digest is of what it asks for as well, so that no site can claim more for a module than others know of it.
+    fn can_be(&self) -> bool {
+        let asks = self.parts.asks.as_ref().map_or(0, |(asks, _)| *asks);
+        self.granted & !(asks & (NETWORK | LOAD | ALL_HOSTS)) == 0
     }
 
     /// What its module was granted where it is offered.
@@ -340,5 +366,42 @@ mod tests {
         let input = || serde_json::json!({"input": "in"});
         assert_eq!(offer(true, input()).golden().map(|test| test.input.as_str()), Some("in"));
         assert!(offer(false, input()).golden().is_none() && offer(true, serde_json::json!(null)).golden().is_none());
+    }
+
+    /// What a peer says of a version of a model: that so much is asked for, and so much was granted.
+    fn said(asks: Option<u64>, granted: u64) -> serde_json::Value {
+        let mut parts = serde_json::json!({"module": "", "graphs": {}, "assets": {}, "command": "", "test": null});
+        if let Some(asks) = asks {
+            parts["asks"] = serde_json::json!([asks, "sha256"]);
+        }
+        serde_json::json!({"model": "m", "version": "1", "parts": parts, "infers": true, "engine": "",
+            "granted": granted, "jurisdictions": {"allow": ["eu"]}, "timeout_ms": [1, 1]})
+    }
+
+    #[test]
+    fn what_no_gateway_could_grant_is_not_used_and_its_law_binds() {
+        let cases = [
+            (None, 0, true),
+            (None, NETWORK, false),
+            (Some(LOAD), LOAD, true),
+            (Some(LOAD), LOAD | NETWORK, false),
+            (Some(NETWORK | ALL_HOSTS), NETWORK, true),
+            // What is not known here.
+            (Some(u64::MAX), 1 << 40, false),
+        ];
+        for (asks, granted, used) in cases {
+            let text = serde_json::json!({"generation": 1, "ready": [said(asks, granted)]}).to_string();
+            let catalog = Catalog::read(text.as_bytes()).unwrap();
+            assert_eq!((catalog.ready.len(), catalog.unready.len()), (usize::from(used), usize::from(!used)), "{text}");
+            let law = super::super::laws::of(&catalog).remove("m").unwrap();
+            assert_eq!(law[0].1.allow.as_deref(), Some(&["eu".to_owned()][..]));
+        }
+    }
+
+    #[test]
+    fn what_a_module_asks_for_is_part_of_its_digest() {
+        let digest = |asks| serde_json::from_value::<Offer>(said(asks, 0)).unwrap().parts.digest();
+        assert_ne!(digest(None), digest(Some(NETWORK)));
+        assert_ne!(digest(Some(LOAD)), digest(Some(NETWORK)));
     }
 }

@@ -13,11 +13,13 @@ use super::catalog::Catalog;
 use super::tls::{Identity, modified};
 use super::upstream::{Answer, Outgoing, Peer, SendError, Upstream};
 use super::wire::Standing;
-use super::{Fleet, probe, wire};
+use super::{Fleet, laws, probe, wire};
 use crate::config::fleet::{FleetFile, parse_digest};
 
 /// Where a peer says what it serves; `?after=N` waits until that is another content than N.
 pub const CATALOG: &str = "/windrose/catalog";
+/// Where a peer says what it knows of the law at other sites; `?of=A,B` are these.
+pub const LAWS: &str = "/windrose/laws";
 /// Where a peer says how much it has to do.
 pub const LOAD: &str = "/windrose/load";
 
@@ -129,7 +131,7 @@ async fn follow_catalog(fleet: &Weak<Fleet>, site: &str, peer: &Peer) {
             }
         };
         let catalog = match asked {
-            Ok(Ok(bytes)) => serde_json::from_slice::<Catalog>(&bytes).ok(),
+            Ok(Ok(bytes)) => Catalog::read(&bytes),
             Ok(Err(_)) | Err(_) => None,
         };
         let catalog = match catalog {
@@ -142,6 +144,13 @@ async fn follow_catalog(fleet: &Weak<Fleet>, site: &str, peer: &Peer) {
                 silence = Silence::default();
                 after = Some(catalog.generation);
                 peer.knows(catalog.generation);
+                // What it knows of silent sites binds before it is sent anything.
+                if let Some(path) = laws::path(&fleet.unheard(), site)
+                    && let Ok(Ok(bytes)) = timeout(PROBE, get(peer, &path)).await
+                    && let Ok(relayed) = laws::parse(&bytes)
+                {
+                    fleet.take_relayed(site, relayed);
+                }
                 fleet.take_offers(site, Some(catalog));
                 drop(fleet);
                 sleep(PACE).await;
@@ -163,7 +172,7 @@ async fn of_others(peer: &Peer) -> Option<Catalog> {
         let request = Request::get(format!("https://windrose{CATALOG}")).body(()).ok()?;
         let (head, body) = Peer::send_over(connection, request, Outgoing::Whole(Arc::default())).await.ok()?;
         let bytes = read(Answer::Peer(body)).await.ok().filter(|_| head.status.is_success())?;
-        serde_json::from_slice::<Catalog>(&bytes).ok().filter(|catalog| !catalog.leaving)
+        Catalog::read(&bytes).filter(|catalog| !catalog.leaving)
     };
     let mut asked: FuturesUnordered<_> = peer.connections().into_iter().map(|one| timeout(PROBE, ask(one))).collect();
     while let Some(answer) = asked.next().await {

@@ -2,7 +2,7 @@
 //!
 //! It binds a foreign server for as long as no gateway can say anything else. It is kept in a file as well, so that a gateway
 //! that starts while a site is silent knows that site's law; and a site that was never heard of is known as one, since
-//! nobody can tell what its manifests forbid.
+//! nobody can tell what its manifests forbid. What peers know of such a site binds in its place.
 
 use std::collections::BTreeMap;
 use std::fs::OpenOptions;
@@ -14,8 +14,12 @@ use std::sync::Arc;
 use tokio::sync::watch;
 
 use super::catalog::Catalog;
+use super::follow::LAWS;
 use crate::control::folder;
 use crate::control::manifest::Jurisdictions;
+
+/// The most sites whose law is asked for at a time. Those that are heard of soon need not be asked for.
+const ASKED: usize = 64;
 
 /// By model: the law of each of its versions.
 pub(super) type Told = BTreeMap<String, Vec<(String, Jurisdictions)>>;
@@ -34,20 +38,41 @@ pub(super) fn of(catalog: &Catalog) -> Told {
     told
 }
 
+/// Where a peer says what it knows of the law of these sites but itself; `None` where there is nothing to ask.
+pub(super) fn path(sites: &[Arc<str>], peer: &str) -> Option<String> {
+    let names: Vec<&str> = sites.iter().map(|site| &**site).filter(|site| *site != peer).take(ASKED).collect();
+    (!names.is_empty()).then(|| format!("{LAWS}?of={}", names.join(",")))
+}
+
+/// What is known of the sites that such a path's query asks for.
+pub(super) fn asked<'a>(laws: &'a Laws, query: Option<&str>) -> impl Iterator<Item = (&'a Arc<str>, &'a Arc<Told>)> {
+    let names = query.and_then(|query| query.strip_prefix("of=")).unwrap_or_default();
+    names.split(',').filter_map(move |name| laws.get_key_value(name))
+}
+
+/// Laws as text.
+pub(super) fn written<'a>(laws: impl Iterator<Item = (&'a Arc<str>, &'a Arc<Told>)>) -> serde_json::Result<Vec<u8>> {
+    let named: BTreeMap<&str, &Told> = laws.map(|(site, told)| (&**site, &**told)).collect();
+    serde_json::to_vec(&named)
+}
+
+/// Reads such text.
+pub(super) fn parse(text: &[u8]) -> serde_json::Result<Laws> {
+    let laws: BTreeMap<String, Told> = serde_json::from_slice(text)?;
+    Ok(laws.into_iter().map(|(site, told)| (site.into(), Arc::new(told))).collect())
+}
+
 /// What the file says. One that cannot be read is as good as none: whatever is not known is closed.
 pub(super) fn read(file: &Path) -> Laws {
     let laws = match std::fs::read(file) {
-        Ok(bytes) => serde_json::from_slice::<BTreeMap<String, Told>>(&bytes).map_err(io::Error::from),
+        Ok(bytes) => parse(&bytes).map_err(io::Error::from),
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Laws::new(),
         Err(error) => Err(error),
     };
-    match laws {
-        Ok(laws) => laws.into_iter().map(|(site, told)| (site.into(), Arc::new(told))).collect(),
-        Err(error) => {
-            tracing::error!(file = %file.display(), %error, "the law of other sites' models cannot be read");
-            Laws::new()
-        }
-    }
+    laws.unwrap_or_else(|error| {
+        tracing::error!(file = %file.display(), %error, "the law of other sites' models cannot be read");
+        Laws::new()
+    })
 }
 
 /// Writes what becomes known, until nobody can say anything new.
@@ -63,10 +88,9 @@ pub(super) async fn keep(file: PathBuf, mut laws: watch::Receiver<Laws>) {
 
 /// A file of this name is always whole, and is there after a power loss.
 fn write(file: &Path, laws: &Laws) -> io::Result<()> {
-    let named: BTreeMap<&str, &Told> = laws.iter().map(|(site, told)| (&**site, &**told)).collect();
     let unfinished = file.with_extension("new");
     let mut writing = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&unfinished)?;
-    writing.write_all(&serde_json::to_vec(&named)?)?;
+    writing.write_all(&written(laws.iter())?)?;
     writing.sync_all()?;
     std::fs::rename(&unfinished, file)?;
     folder::sync(file.parent())
@@ -86,6 +110,19 @@ mod tests {
         let unready = Unoffered { model: "m".into(), version: "2".into(), jurisdictions: eu() };
         let told = of(&Catalog::of(Vec::new(), vec![unready]));
         assert_eq!(told, Told::from([("m".to_owned(), vec![("2".to_owned(), eu())])]));
+    }
+
+    #[test]
+    fn a_peer_is_asked_for_the_law_of_others_that_are_silent() {
+        let sites = ["a/1", "b", "c"].map(Arc::<str>::from);
+        let path = path(&sites, "b").unwrap();
+        assert_eq!(path, "/windrose/laws?of=a/1,c");
+        assert_eq!(super::path(&sites[1..2], "b"), None);
+        let told = Arc::new(Told::from([("m".to_owned(), vec![("1".to_owned(), eu())])]));
+        let known = Laws::from(["a/1", "d"].map(|site| (site.into(), told.clone())));
+        let text = written(asked(&known, path.split_once('?').map(|(_, query)| query))).unwrap();
+        assert_eq!(parse(&text).unwrap(), Laws::from([("a/1".into(), told)]));
+        assert_eq!(asked(&known, None).count(), 0);
     }
 
     #[tokio::test]

@@ -21,7 +21,7 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
@@ -103,6 +103,8 @@ struct SiteState {
     upstream: Arc<Upstream>,
     /// What it serves; `None` while nobody knows.
     offers: Option<Arc<Vec<Offer>>>,
+    /// What it knows of the law at other sites, as far as it was asked.
+    relayed: Laws,
     /// The shortest round trip to it that was seen.
     round_trip: Option<Duration>,
     follower: Option<Follower>,
@@ -168,6 +170,14 @@ impl Fleet {
     /// The generation of what peers are told.
     pub fn generation(&self) -> u64 {
         self.catalog.borrow().generation
+    }
+
+    /// What is known of the law at the sites that a peer asks for: the query of [`follow::LAWS`].
+    ///
+    /// # Errors
+    /// When it cannot be written as JSON.
+    pub fn laws_of(&self, query: Option<&str>) -> serde_json::Result<Vec<u8>> {
+        laws::written(laws::asked(&self.laws.borrow(), query))
     }
 
     /// Whether peers are told that something is ready here; not in the shutdown.
@@ -286,7 +296,8 @@ impl Fleet {
         let upstream = Arc::new(upstream);
         let follows = entry.foreign.is_none() && !entry.addresses.is_empty();
         let follower = follows.then(|| Follower::start(Arc::downgrade(self), name, upstream.clone()));
-        SiteState { entry: entry.clone(), upstream, offers: None, round_trip: None, follower }
+        let (entry, relayed) = (entry.clone(), Laws::new());
+        SiteState { entry, upstream, offers: None, relayed, round_trip: None, follower }
     }
 
     /// Takes over what a peer says it serves; `None` when nobody knows any more.
@@ -309,6 +320,21 @@ impl Fleet {
         self.rebuild(&building);
         if serves_other {
             tracing::info!(site, ready, generation, "what a peer serves has changed");
+        }
+    }
+
+    /// The gateways' sites, but this one, that have never been heard of.
+    fn unheard(&self) -> Arc<[Arc<str>]> {
+        self.building().unheard(&self.config.site)
+    }
+
+    /// Takes over what a peer knows of the law at other sites.
+    fn take_relayed(&self, from: &str, laws: Laws) {
+        let mut building = self.building();
+        let Some(state) = building.sites.get_mut(from) else { return };
+        if state.relayed != laws {
+            state.relayed = laws;
+            self.rebuild(&building);
         }
     }
 
@@ -389,7 +415,8 @@ impl Fleet {
         let (config, ceiling, telemetry) = (&self.config, &self.ceiling, &*self.telemetry);
         let snapshot = self.current.load_full();
         let unheard = building.unheard(&config.site);
-        let builder = table::Builder { config, ceiling, telemetry, building, before: &before, snapshot, unheard };
+        let now = Instant::now();
+        let builder = table::Builder { config, ceiling, telemetry, building, before: &before, snapshot, unheard, now };
         self.table.store(Arc::new(builder.build()));
     }
 }

@@ -363,6 +363,8 @@ mod tests {
             reads: Replicas::new(Router::new(Settings::default(), Random::seeded(1))),
             places: places.into_iter().map(|place| (place.site.name.clone(), place)).collect(),
             shared_rules: Arc::new(rules.clone()),
+            unversioned: Arc::new(rules.clone()),
+            alone: super::super::table::Alone::default(),
             rules,
             unheard: unheard.iter().map(|&name| name.into()).collect(),
             repeatable,

@@ -245,7 +245,8 @@ async fn called(
         });
     };
     // In a box, as everything that a call here does not need: hyper moves the future of every request.
-    match Box::pin(remote::answer(plane, fleet, tenant, replicated, route, (request, identity, started))).await {
+    let found = (&*table, replicated);
+    match Box::pin(remote::answer(plane, fleet, tenant, found, route, (request, identity, started))).await {
         Ok(response) => response,
         Err(error) => refused(&error),
     }
@@ -364,6 +365,7 @@ async fn read(
     match table.find(target.model, target.version) {
         Some(found) if !found.answers_at(&fleet.config.site) => {
             wire::drop_internal(request.headers_mut());
+            let found = (&*table, found);
             Box::pin(remote::answer(plane, fleet, tenant, found, route, (request, identity, started))).await
         }
         Some(_) => here(),

@@ -24,7 +24,7 @@ use super::{Asked, DataPlane, answered, described_version, failed, remote};
 use crate::admit;
 use crate::control::store::hex;
 use crate::error::{Error, Kind};
-use crate::fleet::follow::{CATALOG, LOAD, POLL};
+use crate::fleet::follow::{CATALOG, LAWS, LOAD, POLL};
 use crate::fleet::probe::GOLDEN;
 use crate::fleet::wire::{self, Forwarded, Report, Standing};
 use crate::fleet::{Fleet, Replicated, Table, To, catalog, tls};
@@ -132,6 +132,7 @@ async fn handle(peer: Arc<Peer>, request: Request<Incoming>) -> Answer {
     let uri = request.uri().clone();
     let mut response = match uri.path() {
         CATALOG => peer.catalog(uri.query()).await,
+        LAWS => described(peer.fleet.laws_of(uri.query())),
         LOAD => peer.load(),
         path if path.starts_with(GOLDEN) => peer.golden(&path[GOLDEN.len()..]).await,
         _ => {
@@ -225,11 +226,7 @@ impl Peer {
     /// Says on an answer how much there is to do for what was asked for, whether its digest is ready, and of which catalogue
     /// that is. Where it is not served, the load is that of what is served under its name.
     fn report(&self, response: &mut Response<Body>, told: &Forwarded, route: Option<Route<'_>>) {
-        let target = match route {
-            Some(Route::Infer(target) | Route::Guest(target, _)) => Some(target),
-            Some(Route::Metadata(target) | Route::ModelReady(target)) => Some(target),
-            _ => None,
-        };
+        let target = route.and_then(|route| route.target());
         let table = self.fleet.table();
         let asked = target.and_then(|target| self.serving(&table, target, told)).map(|(_, served)| served);
         let ready = asked.is_some() && self.fleet.is_serving();
@@ -281,7 +278,7 @@ impl Peer {
             .ok_or_else(|| Error::new(Kind::NotHere, "this site does not serve that digest of the model"))?;
         let every = |rules: &Rules| remote::check_law(rules, Some(&self.fleet), Some(found));
         every(&told.rules)?;
-        every(&found.rules)?;
+        every(found.law(target.version))?;
         Ok(served.clone())
     }
 

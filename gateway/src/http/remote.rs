@@ -11,7 +11,7 @@ use http::uri::PathAndQuery;
 use http::{Request, Response, StatusCode, Uri, Version, request};
 use http_body::Body as _;
 use http_body_util::BodyExt;
-use windrose_route::{AttemptId, Call, Hedging, Reason, ReplicaId, Rules, Source, Verdict};
+use windrose_route::{AttemptId, Call, Failure, Hedging, Reason, ReplicaId, Rules, Source, Verdict};
 
 use super::answer::{self, Body};
 use super::body::before;
@@ -28,7 +28,7 @@ use crate::dispatch::upload::Upload;
 use crate::error::{Error, Kind};
 use crate::fleet::upstream::{Answer, Outgoing, SendError, Upstream};
 use crate::fleet::wire::{self, Forwarded, Report};
-use crate::fleet::{Fleet, Place, Replicated, To, catalog};
+use crate::fleet::{Fleet, Place, Replicated, Table, To, catalog};
 use crate::snapshot::Served;
 use crate::telemetry::Attempt;
 
@@ -62,7 +62,8 @@ enum Kept {
     Once(Arc<Mutex<Option<Received>>>, Arc<Upload>),
 }
 
-/// Answers a call of `found`, here or elsewhere, or a read of its metadata or readiness elsewhere.
+/// Answers a call of `found` in the table, here or elsewhere, or a read of its metadata or readiness elsewhere. Where
+/// the request names no version, its own rules may leave it another one.
 ///
 /// # Errors
 /// What the request itself has wrong, or why no replica answered.
@@ -70,27 +71,30 @@ pub(super) async fn answer(
     plane: &DataPlane,
     fleet: &Fleet,
     tenant: &Tenant,
-    found: &Replicated,
+    (table, found): (&Table, &Arc<Replicated>),
     route: Route<'_>,
     (request, identity, started): (Request<Received>, &Identity, Instant),
 ) -> Result<Response<Body>, Error> {
     let wishes = wire::wishes(request.headers())?;
     let asked = timeout_header(request.headers())?;
-    let deadline = started + asked.unwrap_or(found.timeouts.0).min(found.timeouts.1);
+    let version = route.target().and_then(|target| target.version);
+    let law = found.law(version);
     let is_bound = tenant.allow.is_some() || !tenant.deny.is_empty();
     let rules = match !is_bound && wishes.allow.is_none() && wishes.deny.is_empty() {
-        true => found.shared_rules.clone(),
+        true => law.clone(),
         false => {
-            let rules = found.rules.clone().and(Source::Tenant, tenant.allow.clone(), tenant.deny.clone());
+            let rules = Rules::clone(law).and(Source::Tenant, tenant.allow.clone(), tenant.deny.clone());
             Arc::new(rules.and(Source::Request, wishes.allow, wishes.deny))
         }
     };
+    let found = table.meant(found, version, &rules);
+    let deadline = started + asked.unwrap_or(found.timeouts.0).min(found.timeouts.1);
     let (head, body) = request.into_parts();
     let is_call = matches!(route, Route::Infer(_) | Route::Guest(..));
     let replicas = if is_call { found.replicas.clone() } else { found.reads.clone() };
     let mut lease = Lease::new(plane);
     let body = hold(body, &head.headers, fleet.config.hold, &mut lease, deadline).await?;
-    let call = Call {
+    let mut call = Call {
         rules: rules.clone(),
         deadline: replicas.at(deadline.into()),
         repeatable: found.repeatable || !is_call,
@@ -101,30 +105,48 @@ pub(super) async fn answer(
         request: Some(identity.request_id.clone()),
         tenant: Some(tenant.name.clone()),
     };
-    let upload = body.upload();
     let tenant = tenant.name.clone();
-    let shared =
+    let mut shared =
         Shared { plane, fleet, found, identity, replicas, route, tenant, head, body, rules, started, deadline };
-    let shared = &shared;
-    let start = |replica, attempt, _| shared.start(replica, attempt);
-    let ended = replicas::run(&shared.replicas, call, upload, start).await;
-    drop(lease);
-    match ended {
-        Ok(Won { answer: (mut response, place), attempts, stream, .. }) => {
-            if let Some(stream) = stream {
-                response.body_mut().tie(stream);
+    let mut tried = 0;
+    loop {
+        let this = &shared;
+        let start = |replica, attempt, _| this.start(replica, attempt);
+        let ended = replicas::run(&this.replicas, call.clone(), this.body.upload(), start).await;
+        let Lost { failure, answer } = match ended {
+            Ok(Won { answer: (mut response, place), attempts, stream, .. }) => {
+                if let Some(stream) = stream {
+                    response.body_mut().tie(stream);
+                }
+                stamp(response.headers_mut(), place, attempts.saturating_add(tried));
+                return Ok(response);
             }
-            stamp(response.headers_mut(), place, attempts);
-            Ok(response)
-        }
-        Err(Lost { failure, answer }) => match (failure.reason, answer) {
-            (Reason::Failed | Reason::Budget, Some((mut response, place))) => {
-                stamp(response.headers_mut(), place, failure.attempts);
-                Ok(response)
-            }
-            _ => Err(verdict::unanswered(&failure, found, &shared.rules, shared.replicas.now())),
-        },
+            Err(lost) => lost,
+        };
+        // Once more at another version, and only where it may run twice. What is ejected by then is passed over.
+        let may = version.is_none() && tried == 0 && is_unanswered(&call, &failure);
+        let Some(below) = may.then(|| table.below(this.found, &this.rules)).flatten() else {
+            return match (failure.reason, answer) {
+                (Reason::Failed | Reason::Budget, Some((mut response, place))) => {
+                    stamp(response.headers_mut(), place, failure.attempts.saturating_add(tried));
+                    Ok(response)
+                }
+                _ => Err(verdict::unanswered(&failure, this.found, &this.rules, this.replicas.now())),
+            };
+        };
+        drop(answer);
+        tried = failure.attempts;
+        shared.found = below;
+        shared.replicas = if is_call { below.replicas.clone() } else { below.reads.clone() };
+        call.repeatable = below.repeatable || !is_call;
     }
+}
+
+/// Whether a call that was lost may go to another version of its model: nobody answered it, and it can be sent again, or
+/// was not sent. Whoever is busy is not relieved that way, and nobody has more time.
+fn is_unanswered(call: &Call, failure: &Failure) -> bool {
+    let again = call.repeatable && call.replayable;
+    matches!(failure.reason, Reason::Failed | Reason::Budget | Reason::NoReplica) && (again || failure.attempts == 0)
 }
 
 fn stamp(headers: &mut HeaderMap, place: &Place, attempts: u8) {

@@ -53,6 +53,15 @@ impl<'a> Route<'a> {
         }
     }
 
+    /// The model of a call, or of a read of metadata or readiness.
+    pub fn target(&self) -> Option<Target<'a>> {
+        match *self {
+            Route::Metadata(target) | Route::ModelReady(target) => Some(target),
+            Route::Infer(target) | Route::Guest(target, _) => Some(target),
+            Route::Server | Route::Live | Route::Ready | Route::Statistics(_) => None,
+        }
+    }
+
     /// The guest's part of the path.
     pub fn rest(&self) -> Option<&'a str> {
         match self {

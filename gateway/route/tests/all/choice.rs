@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use windrose_route::{
     Action, Attempts, Call, Digest, Ejection, Event, Grants, Load, MILLISECOND, Nanos, Nature, Policy, Price, Probe,
-    Purpose, Refusal, Replica, Router, SECOND, Serves, Settings, Verdict,
+    Purpose, Refusal, Replica, Router, Rules, SECOND, Serves, Settings, Verdict,
 };
 
-use crate::fleet::{DIGEST, call, foreign, four, name, peer, router, settings};
+use crate::fleet::{DIGEST, bound, call, foreign, four, name, peer, router, settings};
 
 const MS: Nanos = MILLISECOND;
 
@@ -345,4 +345,25 @@ fn a_handle_outlives_changes_and_never_names_another() {
     assert_ne!(new, near);
     assert_eq!(router.replica(new).map(|replica| replica.serves), Some(Serves::Digest(DIGEST)));
     assert_eq!(router.standing(new).and_then(|standing| standing.ejected), None);
+}
+
+#[test]
+fn a_request_has_somewhere_to_go_while_one_that_may_answer_is_not_out() {
+    let mut router = router(vec![peer("a/1", 2 * MS, "eu")], settings());
+    let free = Rules::none();
+    assert!(router.is_fit(&free, false, 0));
+    assert!(!router.is_fit(&bound(0, &["us"], &[]).rules, false, 0));
+    let id = router.find("a/1").unwrap();
+    for _ in 0..3 {
+        router.probed(id, Probe::Failed, MS);
+    }
+    assert!(!router.is_fit(&free, false, 2 * MS) && router.is_able(&free));
+    // It may be tried again, and later by a request that could not be sent again.
+    assert_eq!([false, true].map(|careful| router.is_fit(&free, careful, SECOND)), [true, false]);
+    assert!(router.is_fit(&free, true, 10 * SECOND));
+    router.probed(id, Probe::Wrong, SECOND);
+    assert!(!router.is_fit(&free, false, 10 * SECOND));
+    router.configure(Settings { digests: Vec::new(), ..settings() });
+    router.probed(id, Probe::Right, SECOND);
+    assert!(!router.is_fit(&free, false, 10 * SECOND) && !router.is_able(&free));
 }

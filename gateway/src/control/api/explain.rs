@@ -7,7 +7,7 @@ use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
-use windrose_route::{Call, Considered, Decision, Jurisdiction, Nanos, Purpose, Router, SECOND, Source};
+use windrose_route::{Call, Considered, Decision, Jurisdiction, Nanos, Purpose, Router, Rules, SECOND, Source};
 
 use super::types::ErrorBody;
 use super::{Api, fail, fail_change};
@@ -16,7 +16,7 @@ use crate::config::tenants::Tenant;
 use crate::control::deployer::Who;
 use crate::control::store::hex;
 use crate::error::{Error, Kind};
-use crate::fleet::{Replicated, To};
+use crate::fleet::{Replicated, Table, To};
 
 /// A request that might come.
 #[derive(Debug, Deserialize, IntoParams)]
@@ -150,23 +150,31 @@ pub async fn explain(
             None => return not_found(format!("no tenant `{name}` has a key here")),
         },
     };
-    match answer(found, &tenant, &asked, &who) {
+    match answer((&table, found), &tenant, &asked, &who) {
         Ok(answer) => Json(answer).into_response(),
         Err(message) => fail(Error::new(Kind::InvalidInput, message)),
     }
 }
 
-fn answer(found: &Replicated, tenant: &Tenant, asked: &Hypothetical, who: &Who) -> Result<ExplainAnswer, String> {
+fn answer(
+    (table, found): (&Table, &Arc<Replicated>),
+    tenant: &Tenant,
+    asked: &Hypothetical,
+    who: &Who,
+) -> Result<ExplainAnswer, String> {
     let list = |text: &str| {
         let names = text.split(',').filter(|name| !name.trim().is_empty());
         names.map(|name| Jurisdiction::new(name).map_err(|e| e.to_string())).collect::<Result<Vec<_>, _>>()
     };
     let allow = asked.allow.as_deref().map(list).transpose()?;
     let deny = asked.deny.as_deref().map(list).transpose()?.unwrap_or_default();
-    let rules = found.rules.clone().and(Source::Tenant, tenant.allow.clone(), tenant.deny.clone());
+    let version = asked.version.as_deref();
+    let rules = Rules::clone(found.law(version)).and(Source::Tenant, tenant.allow.clone(), tenant.deny.clone());
+    let rules = rules.and(Source::Request, allow, deny);
+    let found = table.meant(found, version, &rules);
     let now = found.replicas.now();
     let call = Call {
-        rules: Arc::new(rules.and(Source::Request, allow, deny)),
+        rules: Arc::new(rules),
         repeatable: found.repeatable,
         hedging: found.hedging,
         verified: asked.verified,

@@ -4,10 +4,10 @@ use std::collections::HashSet;
 use std::path::PathBuf;
 
 use serde_json::json;
-use windrose_route::{Action, Attempts, Call, Event, Jurisdiction, Price, SECOND};
+use windrose_route::{Action, Attempts, Call, Event, Jurisdiction, Price, Probe, SECOND};
 
 use super::super::addresses::Addresses;
-use super::super::laws::{Laws, Told};
+use super::super::laws::Laws;
 use super::super::upstream::Foreign;
 use super::*;
 use crate::config::fleet::{self as config, FleetFile, FleetSite};
@@ -27,6 +27,7 @@ fn site(name: &str) -> SiteState {
         // No request is sent.
         upstream: Arc::new(Upstream::Foreign(Foreign::new(String::new(), Addresses::of(name, &[]), None))),
         offers: None,
+        relayed: Laws::new(),
         round_trip: None,
         follower: None,
     }
@@ -43,6 +44,17 @@ fn of_told(
     laws: Laws,
     (model, unheard): (FleetModel, &[&str]),
     snapshot: Snapshot,
+    before: &Table,
+) -> Table {
+    of_time(sites, laws, (model, unheard), (snapshot, Instant::now()), before)
+}
+
+/// The same, at a point in time.
+fn of_time(
+    sites: Vec<SiteState>,
+    laws: Laws,
+    (model, unheard): (FleetModel, &[&str]),
+    (snapshot, now): (Snapshot, Instant),
     before: &Table,
 ) -> Table {
     let file = FleetFile { sites: Vec::new(), models: HashMap::from([("m".to_owned(), model)]) };
@@ -62,7 +74,7 @@ fn of_told(
     let (ceiling, telemetry) = (windrose_sandbox::Grants::default(), Telemetry::new());
     let (config, ceiling, telemetry, building) = (&config, &ceiling, &telemetry, &building);
     let unheard = unheard.iter().map(|&site| site.into()).collect();
-    Builder { config, ceiling, telemetry, building, before, snapshot: Arc::new(snapshot), unheard }.build()
+    Builder { config, ceiling, telemetry, building, before, snapshot: Arc::new(snapshot), unheard, now }.build()
 }
 
 /// What a peer offers of a model `m` whose module and golden test are these.
@@ -73,8 +85,23 @@ fn offer(version: &str, module: &str, test: serde_json::Value) -> Offer {
     serde_json::from_value(offer).unwrap()
 }
 
+/// The same under a law, and with such limits of time in milliseconds.
+fn bound_offer(version: &str, jurisdictions: Jurisdictions, timeout_ms: (u64, u64)) -> Offer {
+    let mut offer = serde_json::to_value(offer(version, "", json!(null))).unwrap();
+    offer["jurisdictions"] = serde_json::to_value(jurisdictions).unwrap();
+    offer["timeout_ms"] = json!(timeout_ms);
+    serde_json::from_value(offer).unwrap()
+}
+
 fn peer(name: &str, offers: Vec<Offer>) -> SiteState {
     SiteState { offers: Some(Arc::new(offers)), ..site(name) }
+}
+
+fn peer_in(jurisdiction: &str, offers: Vec<Offer>) -> SiteState {
+    let mut peer = peer(jurisdiction, offers);
+    let jurisdiction = Jurisdiction::new(jurisdiction).ok();
+    peer.entry.site = Arc::new(Site { jurisdiction, ..Site::clone(&peer.entry.site) });
+    peer
 }
 
 /// A fleet of this gateway and one peer that serves these versions of a model.
@@ -191,4 +218,164 @@ async fn reads_have_a_router_and_budgets_of_their_own_that_stay() {
     let reads = |version| &second.find("m", Some(version)).unwrap().reads;
     assert!(Arc::ptr_eq(reads("1"), &found.reads));
     assert_eq!(reads("2").lock().budgets().0, left);
+}
+
+/// Where a call of `m` may go by law that names this version, or none.
+fn lawful(table: &Table, version: Option<&str>) -> Vec<&'static str> {
+    let law = table.find("m", version).unwrap().law(version);
+    let permits = |place: &&str| law.permit(Jurisdiction::new(place).ok().as_ref()).is_ok();
+    ["eu", "us"].into_iter().filter(permits).collect()
+}
+
+#[test]
+fn a_call_without_a_version_is_bound_by_every_version_that_is_known() {
+    let nothing = Table::default();
+    let unbound = || peer_in("us", vec![offer("2", "", json!(null))]);
+    let is_kept = |table: &Table| {
+        assert_eq!(lawful(table, None), ["eu"]);
+        // Whoever names a version is bound by its law.
+        assert_eq!(lawful(table, Some("2")), ["eu", "us"]);
+    };
+    let first = peer_in("eu", vec![bound_offer("1", eu(), (1, 1))]);
+    is_kept(&built(vec![unbound(), first], Snapshot::default(), &nothing));
+    // What is not ready here binds as well, and what a site had that is silent: a foreign server with the others.
+    let unready = Unready { version: "1".into(), why: NotReady::Failed, jurisdictions: eu() };
+    let loading = Snapshot::default().with_unready([("m".to_owned(), unready)]);
+    is_kept(&built(vec![unbound(), triton()], loading, &nothing));
+    let laws = Laws::from([("eu".into(), Arc::new(Told::from([("m".to_owned(), vec![("1".to_owned(), eu())])])))]);
+    let sites = vec![unbound(), triton(), site("eu")];
+    is_kept(&of_told(sites, laws, (FleetModel::default(), &[]), Snapshot::default(), &nothing));
+}
+
+#[test]
+fn what_a_peer_knows_of_a_silent_site_binds_until_that_is_heard_of() {
+    let told = Arc::new(Told::from([("m".to_owned(), vec![("1".to_owned(), eu())])]));
+    let sites = || {
+        let relayed = Laws::from([("silent".into(), told.clone())]);
+        vec![SiteState { relayed, ..peer("peer", vec![offer("1", "", json!(null))]) }, site("silent")]
+    };
+    let of = |laws, unheard: &[&str]| {
+        let told = (FleetModel::default(), unheard);
+        of_told(sites(), laws, told, Snapshot::default(), &Table::default())
+    };
+    let table = of(Laws::new(), &["silent"]);
+    assert_eq!([lawful(&table, Some("1")), lawful(&table, None)], [["eu"]; 2]);
+    // A peer cannot speak for a site that is heard of.
+    let heard = Laws::from([("silent".into(), Arc::default())]);
+    assert_eq!(lawful(&of(heard, &[]), Some("1")), ["eu", "us"]);
+}
+
+/// Which version a call means that names none.
+fn meant(table: &Table) -> &str {
+    &table.find("m", None).unwrap().version
+}
+
+#[test]
+fn a_call_without_a_version_means_the_highest_that_can_answer() {
+    let nothing = Table::default();
+    let (old, new) = (offer("1", "old", json!(null)), offer("2", "new", json!(null)));
+    let both = |model: FleetModel| {
+        let sites = vec![peer_in("eu", vec![old.clone()]), peer_in("us", vec![new.clone()])];
+        of_told(sites, Laws::new(), (model, &[]), Snapshot::default(), &nothing)
+    };
+    let table = both(FleetModel::default());
+    assert_eq!(meant(&table), "2");
+    // Nobody may answer for the new one: by its digest, by the law of the model, by that of the request.
+    let named = FleetModel { digests: Some(vec![old.parts.digest()]), ..FleetModel::default() };
+    assert_eq!(meant(&both(named)), "1");
+    let law = FleetModel { deny: vec![Jurisdiction::new("us").unwrap()], ..FleetModel::default() };
+    assert_eq!(meant(&both(law)), "1");
+    let found = table.find("m", None).unwrap();
+    let rules = Rules::none().and(Source::Request, None, vec![Jurisdiction::new("us").unwrap()]);
+    assert_eq!(table.meant(found, None, &rules).version, "1");
+    assert_eq!(table.meant(found, Some("2"), &rules).version, "2");
+    let below = |found: &Replicated, rules: &Rules| table.below(found, rules).map(|below| below.version.as_str());
+    let first = table.find("m", Some("1")).unwrap();
+    assert_eq!((below(found, &rules), below(first, &rules)), (Some("1"), None));
+    assert_eq!(below(found, &Rules::none().and(Source::Request, Some(Vec::new()), Vec::new())), None);
+    // Peers disagree about it.
+    let other = peer("other", vec![offer("2", "other", json!(null))]);
+    let sites = vec![peer("a", vec![old.clone(), new.clone()]), other];
+    assert_eq!(meant(&built(sites, Snapshot::default(), &nothing)), "1");
+    // Its only replica is out, until it is back.
+    let probed = |probe| {
+        let (mut router, now) = (found.replicas.lock(), found.replicas.now());
+        let id = router.find("us").unwrap();
+        router.probed(id, probe, now);
+    };
+    probed(Probe::Wrong);
+    assert_eq!(meant(&table), "1");
+    // Where the law leaves no other, it is asked all the same.
+    let rules = Rules::none().and(Source::Request, None, vec![Jurisdiction::new("eu").unwrap()]);
+    assert_eq!(table.meant(table.find("m", Some("1")).unwrap(), None, &rules).version, "2");
+    probed(Probe::Right);
+    assert_eq!(meant(&table), "2");
+    // Where nobody can answer for any of them, it is the highest that is told of.
+    let law = FleetModel { allow: Some(Vec::new()), ..FleetModel::default() };
+    assert_eq!(meant(&both(law)), "2");
+}
+
+#[test]
+fn a_foreign_server_has_the_highest_version_that_a_gateway_may_answer_for() {
+    let (old, new) = (offer("1", "old", json!(null)), offer("2", "new", json!(null)));
+    let with = |model: FleetModel| {
+        let sites = vec![peer_in("eu", vec![old.clone()]), peer_in("us", vec![new.clone()]), triton()];
+        of_told(sites, Laws::new(), (model, &[]), Snapshot::default(), &Table::default())
+    };
+    let joined =
+        |table: &Table| table.versions("m").map(|found| found.places.contains_key("triton")).collect::<Vec<_>>();
+    assert_eq!(joined(&with(FleetModel::default())), [true, false]);
+    let named = || FleetModel { digests: Some(vec![old.parts.digest()]), ..FleetModel::default() };
+    assert_eq!(joined(&with(named())), [false, true]);
+    let law = FleetModel { deny: vec![Jurisdiction::new("us").unwrap()], ..FleetModel::default() };
+    assert_eq!(joined(&with(law)), [false, true]);
+    assert_eq!(joined(&with(FleetModel { digests: Some(Vec::new()), ..named() })), [true, false]);
+}
+
+#[test]
+fn only_those_that_may_answer_say_how_long_calls_may_take() {
+    let free = Jurisdictions::default;
+    let sites = || {
+        let mut other = bound_offer("1", free(), (1, 900_000));
+        other.parts = offer("1", "other", json!(null)).parts;
+        let own = |times| vec![bound_offer("1", free(), times)];
+        vec![peer("a", vec![other]), peer("b", own((1000, 2000))), peer("c", own((500, 3000)))]
+    };
+    let timeouts = |digests| {
+        let model = FleetModel { digests: Some(digests), ..FleetModel::default() };
+        let table = of_told(sites(), Laws::new(), (model, &[]), Snapshot::default(), &Table::default());
+        table.find("m", Some("1")).unwrap().timeouts
+    };
+    let allowed = offer("1", "", json!(null)).parts.digest();
+    assert_eq!(timeouts(vec![allowed]), (Duration::from_secs(1), Duration::from_secs(3)));
+    assert_eq!(timeouts(Vec::new()), TIMEOUTS);
+}
+
+#[test]
+fn a_site_with_another_digest_takes_the_place_of_none_that_answered_before() {
+    let began = Instant::now();
+    let at = |sites: &[(&str, &str)], seconds: u64, before: &Table| {
+        let sites = sites.iter().map(|(name, module)| peer(name, vec![offer("1", module, json!(null))])).collect();
+        let when = (Snapshot::default(), began + Duration::from_secs(seconds));
+        of_time(sites, Laws::new(), (FleetModel::default(), &[]), when, before)
+    };
+    let answering = |table: &Table| table.find("m", Some("1")).unwrap().replicas.lock().settings().digests.clone();
+    let [old, new] = ["old", "new"].map(|module| offer("1", module, json!(null)).parts.digest());
+    let first = at(&[("a", "old")], 0, &Table::default());
+    // A gateway that has just started cannot know which is meant.
+    assert!(answering(&at(&[("a", "old"), ("b", "new")], 1, &first)).is_empty());
+    let first = at(&[("a", "old")], 0, &Table::default());
+    let both = at(&[("a", "old"), ("b", "new")], 10, &first);
+    assert_eq!(answering(&both), [old]);
+    let both = at(&[("a", "old"), ("b", "new"), ("c", "new")], 11, &both);
+    assert_eq!(answering(&both), [old], "however many");
+    // While the only one is away the other answers, and no longer.
+    let away = at(&[("b", "new")], 12, &both);
+    assert_eq!(answering(&away), [new]);
+    let back = at(&[("a", "old"), ("b", "new")], 15, &away);
+    assert_eq!(answering(&back), [old]);
+    // All have the new one, for as long as it takes to be meant.
+    let agreed = at(&[("a", "new"), ("b", "new")], 20, &back);
+    assert_eq!(answering(&agreed), [new]);
+    assert_eq!(answering(&at(&[("a", "new"), ("b", "old")], 30, &agreed)), [new]);
 }
