@@ -328,11 +328,8 @@ fn masks_of_any_integers_are_the_same_everywhere() {
         let mask = Tensor::from_vec([3], vec![5i64, 0, -1]).expect("a mask");
         let inputs = vec![("mask", mask), ("x", floats([1.0, 2.0, 3.0]))];
         let outputs = run(&load(engine, "mask_int64"), inputs).expect("an answer");
-        let expected = [
-            ("kept", truths(&[1, 0, 1])),
-            ("left_out", truths(&[0, 1, 0])),
-            ("masked", floats([1.0, 0.0, 3.0])),
-        ];
+        let expected =
+            [("kept", truths(&[1, 0, 1])), ("left_out", truths(&[0, 1, 0])), ("masked", floats([1.0, 0.0, 3.0]))];
         assert_eq!(outputs, expected.map(|(name, tensor)| (name.to_owned(), tensor)), "{engine:?}");
     }
 }

@@ -84,9 +84,12 @@ async fn commands_of_both_versions_fail_with_a_status() {
     assert_eq!(act(("hostile-command-async", "exit"), |_| (), &context()).await.unwrap().status, 3);
 }
 
+/// What it does, which limit is made small for it, and which it runs into.
+type Case = (&'static str, fn(&mut Limits), Limit);
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_command_runs_into_each_limit() {
-    let cases: [(&str, fn(&mut Limits), Limit); 7] = [
+    let cases: [Case; 7] = [
         ("loop", |l| l.cpu_ms = 100, Limit::CpuTime),
         ("loop", |l| l.wall_ms = 200, Limit::WallTime),
         ("sleep", |l| l.wall_ms = 200, Limit::WallTime),
