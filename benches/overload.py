@@ -12,6 +12,8 @@ times as much, in turns with the same while the other is not asked at all: what 
 with graphs of their own, once with one graph that both share; and where runs of the flood are long, of many rows or of much
 to compute.
 
+`guests`: as `neighbour`, where the flooded model's module computes for some milliseconds before its graph does.
+
 `weights`: two models of weights 1 and 3, both flooded: how the answers are shared.
 
 `tenants`: as `neighbour`, with one model that two tenants call; and a tenant that floods four models beside one that floods
@@ -26,6 +28,7 @@ where something does not.
 import argparse
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -36,7 +39,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 from asking import Gateway
-from harness import BINARY
+from harness import BINARY, ROOT
 from lab.link import TOOL
 from lab.load import Record
 from onnx import TensorProto, helper, numpy_helper
@@ -296,6 +299,38 @@ def beside(
     bench.claim(lost == 0, f"{what}: {lost} of the neighbour's requests not answered")
 
 
+def guests(bench: Bench):
+    print("\na quiet model beside one whose module computes for some milliseconds, and that 64 clients ask without a pause")
+    bench.deploy("still", 7)
+    project = bench.folder / "working"
+    project.mkdir()
+    shutil.copy(ROOT / "models" / "test" / "identity_fp32.onnx", project / "model.onnx")
+    shutil.copy(ROOT / "target" / "guests" / "hostile.wasm", project / "hostile.wasm")
+    text = 'name = "working"\nmodule = "hostile.wasm"\n[graphs.model]\nfile = "model.onnx"\n'
+    (project / "windrose.toml").write_text(text)
+    bench.gateway.deploy(project)
+    tensors = '{"parameters":{"act":"work"},"inputs":[{"name":"x","datatype":"FP32","shape":[1],"data":[1]}]}'
+    request = bench.folder / "work.http"
+    head = "POST /v2/models/working/infer HTTP/1.1\r\nhost: bench\r\ncontent-type: application/json\r\n"
+    request.write_text(f"{head}content-length: {len(tensors)}\r\n\r\n{tensors}")
+    command = [TOOL, "storm", "--address", f"127.0.0.1:{bench.gateway.port}", "--request", request, "--connections", "64"]
+    sustained, pairs = bench.sustained("still"), []
+    for _ in range(bench.rounds):
+        alone = bench.load("still", sustained / 5).seen()
+        flood = [*command, "--seconds", str(bench.seconds + SETTLING)]
+        flood = subprocess.Popen(flood, stdout=subprocess.PIPE, text=True, preexec_fn=first_of_all)
+        beside = bench.load("still", sustained / 5).seen()
+        count, p50, p99 = flood.communicate()[0].split()
+        print(f"  alone   {alone}\n  flooded {beside}")
+        rate = int(count) / (bench.seconds + SETTLING)
+        print(f"  flood   answered {rate:.0f}/s, p50 {int(p50) / 1e3:.1f}, p99 {int(p99) / 1e3:.1f} ms", flush=True)
+        pairs.append((alone, beside))
+    ratio = statistics.median(beside.p99 / alone.p99 for alone, beside in pairs)
+    bench.claim(ratio <= 1.5, f"a flood of guests that compute moves the neighbour's p99 by {ratio:.2f}, 1.50 wanted")
+    lost = sum(sum(beside.refused.values()) + len(beside.failed) for _, beside in pairs)
+    bench.claim(lost == 0, f"a flood of guests that compute: {lost} of the neighbour's requests not answered")
+
+
 def weights(bench: Bench):
     print("\ntwo models of weights 1 and 3, both flooded")
     bench.deploy("light", 4)
@@ -331,7 +366,7 @@ def tenants(bench: Bench):
     bench.claim(0.8 <= ratio <= 1.25, f"answers of a tenant with four models against one with one: {ratio:.2f}")
 
 
-PARTS = {"one": one, "neighbour": neighbour, "weights": weights, "tenants": tenants}
+PARTS = {"one": one, "neighbour": neighbour, "guests": guests, "weights": weights, "tenants": tenants}
 
 
 def main():

@@ -41,6 +41,7 @@ impl Model for Hostile {
             "probe" => probe(),
             "count" => count(),
             "busy" => busy(),
+            "work" => work(request),
             "load" => Graph::from_onnx(GRAPH)?.run(request),
             "loads" => hoard_graphs(),
             "undeclared" => Ok(Response::new().with("z", Tensor::new(&[1], &[1f32])?)),
@@ -127,6 +128,13 @@ fn busy() -> Result<Response> {
         black_box(start);
     }
     count()
+}
+
+/// Some milliseconds of a core, whatever else it does meanwhile, and then as the graph.
+fn work(request: Request) -> Result<Response> {
+    let sum = (0..8_000_000u64).fold(0u64, |sum, n| black_box(sum.wrapping_add(n)));
+    black_box(sum);
+    Graph::by_name("model")?.run(request)
 }
 
 fn hoard_graphs() -> Result<Response> {

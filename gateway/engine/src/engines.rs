@@ -13,7 +13,7 @@ use crate::backend::child::{ChildConfig, Children};
 use crate::backend::{Engine, Loaded, Loading};
 use crate::graph::Setup;
 use crate::queue::Bounds;
-use crate::turnstile::Turnstile;
+use crate::turnstile::{Caller, Turnstile};
 use crate::weights::{Residence, Source};
 use crate::{Batching, EngineError, Graph, Padding, Residency, onnx, priority};
 
@@ -177,6 +177,11 @@ impl Engines {
         let cores = Turnstile::new(available_parallelism().map_or(1, usize::from));
         let (auto, weights) = (EngineChoice::Auto, Residency::new(None));
         Ok(Engines { engines, infos, config, auto, children: None, cores, weights, expendable: false })
+    }
+
+    /// Who calls in the name of a model, for what else than a run it uses the cores.
+    pub fn caller(&self, tenant: &Arc<str>, name: &Arc<str>) -> Caller {
+        Caller::new(&self.cores, tenant, name)
     }
 
     /// Lets [`EngineChoice::Auto`] mean this engine, whoever asks for it.

@@ -71,6 +71,13 @@ pub(crate) struct Gate {
 /// it ends, and until then the present stands still: such a one would be ahead of it after each of its runs, for as long as
 /// those of a flood last. Who comes anew has saved nothing: a flood that begins would be before everybody else.
 const SAVED: u64 = 100_000_000;
+/// Who calls, for work on the machine's cores that is no run of a graph: it is charged like one.
+#[derive(Clone, Debug)]
+pub struct Caller {
+    turnstile: Arc<Turnstile>,
+    account: Arc<Account>,
+}
+
 /// How far a tenant may be ahead of the others for the sake of a model that is behind, nanoseconds.
 const AHEAD: u64 = 20_000_000;
 
@@ -146,6 +153,17 @@ impl Turnstile {
         }
     }
 
+    /// A caller has used so many nanoseconds of a core.
+    fn spend(&self, account: &Account, cost: u64, weight: u32) {
+        account.seen.now(&self.contest);
+        account.tenant.seen.now(&self.contest);
+        let of_tenant = account.tenant.used.fetch_add(cost, Relaxed);
+        let of_model = account.used.fetch_add(cost / u64::from(weight.max(1)), Relaxed);
+        self.starts(account, (of_tenant, of_model));
+        self.contest.ran(account.tenant.number);
+        account.tenant.contest.ran(account.number);
+    }
+
     /// The present is when a run starts.
     fn starts(&self, account: &Account, (of_tenant, of_model): (u64, u64)) {
         self.now.fetch_max(of_tenant, Relaxed);
@@ -154,6 +172,28 @@ impl Turnstile {
 
     fn waiting(&self) -> MutexGuard<'_, VecDeque<Waiter>> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Caller {
+    pub(crate) fn new(turnstile: &Arc<Turnstile>, tenant: &Arc<str>, name: &Arc<str>) -> Caller {
+        Caller { account: turnstile.account(tenant, name), turnstile: turnstile.clone() }
+    }
+
+    /// It has something to do, after a while in which it had not.
+    pub fn returns(&self) {
+        self.turnstile.returns(&self.account);
+    }
+
+    /// Who has the least goes first: what its tenant has used, and of one tenant's what it has used itself for its weight.
+    pub fn turn(&self) -> (u64, u64) {
+        self.account.turn()
+    }
+
+    /// It has had a core for this time.
+    pub fn used(&self, time: Duration, weight: u32) {
+        let cost = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+        self.turnstile.spend(&self.account, cost, weight);
     }
 }
 
@@ -236,13 +276,7 @@ impl Gate {
         let cost = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX).saturating_mul(self.cores as u64);
         let (own, all) = (part.0 as u128, part.1.max(1) as u128);
         let cost = u64::try_from(u128::from(cost) * own / all).unwrap_or(u64::MAX);
-        account.seen.now(&self.turnstile.contest);
-        account.tenant.seen.now(&self.turnstile.contest);
-        let of_tenant = account.tenant.used.fetch_add(cost, Relaxed);
-        let of_model = account.used.fetch_add(cost / u64::from(weight.max(1)), Relaxed);
-        self.turnstile.starts(account, (of_tenant, of_model));
-        self.turnstile.contest.ran(account.tenant.number);
-        account.tenant.contest.ran(account.number);
+        self.turnstile.spend(account, cost, weight);
         self.ran = true;
     }
 

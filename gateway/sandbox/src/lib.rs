@@ -24,6 +24,7 @@ mod nn;
 mod output;
 mod program;
 mod sockets;
+mod stage;
 mod state;
 mod ticker;
 mod value;

@@ -17,6 +17,7 @@ use crate::kept::Kept;
 use crate::module::Parts;
 use crate::names::Names;
 use crate::net::Network;
+use crate::stage::Troupe;
 use crate::state::{State, Stdio};
 use crate::ticker::{Registration, Watch};
 use crate::{CallError, Description, Grants, InferRequest, InferResponse, Limits, Module, ModuleError, ModuleKind};
@@ -86,6 +87,8 @@ pub(crate) struct Inner {
     pub(crate) label: Arc<str>,
     /// In whose name its calls compute.
     pub(crate) share: Share,
+    /// Whether its guests compute for long.
+    pub(crate) troupe: Arc<Troupe>,
     pub(crate) graphs: BTreeMap<String, Graph>,
     pub(crate) assets: Option<PathBuf>,
     pub(crate) args: Vec<String>,
@@ -128,13 +131,15 @@ impl Program {
         let network = (!config.grants.network.is_empty())
             .then(|| Network::new(&config.grants, &config.closed, Names::of_program(&parts.names)));
         let label: Arc<str> = config.label.into();
+        let share = Share { name: label.clone(), weight: config.weight };
         let inner = Inner {
             engine: config.module.inner.engine().clone(),
             files: parts.files.of_program(),
             sandbox: parts,
             is_command: config.module.kind() == ModuleKind::Command,
             module: config.module,
-            share: Share { name: label.clone(), weight: config.weight },
+            troupe: Arc::new(Troupe::new(config.engines.clone(), share.clone())),
+            share,
             label,
             graphs: config.graphs,
             assets: config.assets,
@@ -212,7 +217,8 @@ impl Inner {
     /// Begins to watch a call.
     pub(crate) fn watch(&self, context: &CallContext) -> Registration {
         let cpu = Duration::from_millis(self.limits.cpu_ms);
-        self.sandbox.ticker.watch(Watch::new(context.deadline, self.limits.wall(), cpu))
+        let watch = Watch::new(context.deadline, self.limits.wall(), cpu);
+        self.sandbox.ticker.watch(watch, (self.troupe.clone(), context.tenant.clone()))
     }
 
     /// Runs `body` on a fresh store, within the limits of the program.

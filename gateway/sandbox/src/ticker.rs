@@ -8,18 +8,19 @@ use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::task::{Poll, Waker};
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use rustix::time::{ClockId, clock_gettime};
 use wasmtime::{Engine, EngineWeak, UpdateDeadline};
 
+use crate::stage::{Stage, Troupe};
 use crate::{CallError, Limit};
 
 /// The resolution of every limit on time, and the longest that a guest holds an executor's thread.
-pub(crate) const TICK: Duration = Duration::from_millis(10);
+pub(crate) const TICK: Duration = Duration::from_millis(2);
 /// Ticks without a call after which the thread sleeps. Waking it costs a call a system call.
-const IDLE_TICKS: u32 = 200;
+const IDLE_TICKS: u32 = 1000;
 
 /// The process's ticker. Dropping the last one ends its thread.
 pub(crate) struct Ticker {
@@ -30,6 +31,7 @@ struct Shared {
     engines: Mutex<Vec<EngineWeak>>,
     ticks: AtomicU64,
     calls: Mutex<Calls>,
+    stage: Arc<Stage>,
     asleep: AtomicBool,
     wake: Condvar,
     stop: AtomicBool,
@@ -49,6 +51,7 @@ impl Ticker {
             engines: Mutex::new(vec![engine.weak()]),
             ticks: AtomicU64::new(0),
             calls: Mutex::default(),
+            stage: Stage::new(std::thread::available_parallelism().map_or(1, usize::from)),
             asleep: AtomicBool::new(false),
             wake: Condvar::new(),
             stop: AtomicBool::new(false),
@@ -63,8 +66,8 @@ impl Ticker {
         self.shared.engines().push(engine.weak());
     }
 
-    /// Watches a call until the registration is dropped.
-    pub(crate) fn watch(&self, watch: Watch) -> Registration {
+    /// Watches a call of a tenant until the registration is dropped.
+    pub(crate) fn watch(&self, watch: Watch, of: (Arc<Troupe>, Arc<str>)) -> Registration {
         let watch = Arc::new(watch);
         let mut calls = self.shared.calls();
         let index = match calls.free.pop() {
@@ -81,7 +84,7 @@ impl Ticker {
         if self.shared.asleep.load(Ordering::Acquire) {
             self.shared.wake.notify_one();
         }
-        Registration { watch, shared: self.shared.clone(), index }
+        Registration { watch, shared: self.shared.clone(), index, of }
     }
 }
 
@@ -112,6 +115,7 @@ impl Shared {
             engines.iter().for_each(Engine::increment_epoch);
             drop(engines);
             self.ticks.fetch_add(1, Ordering::Relaxed);
+            self.stage.tick();
             let now = Instant::now();
             let mut calls = self.calls();
             for watch in calls.slots.iter().flatten() {
@@ -180,8 +184,10 @@ pub(crate) struct Watch {
     cpu: Duration,
     /// An [`End`], or 0 while nothing has ended it.
     ended: AtomicU8,
-    /// The guest ran across a tick: from here on its CPU time is read from the clock.
+    /// The guest ran across a tick: from here on its CPU time is read from the clock, and it takes turns with others.
     busy: AtomicBool,
+    /// It did so more than once, which is no chance.
+    long: AtomicBool,
     /// The tick in which the current poll began.
     polled_at: AtomicU64,
     waker: Mutex<Option<Waker>>,
@@ -199,6 +205,7 @@ impl Watch {
             cpu,
             ended: AtomicU8::new(0),
             busy: AtomicBool::new(false),
+            long: AtomicBool::new(false),
             polled_at: AtomicU64::new(0),
             waker: Mutex::new(None),
         }
@@ -234,6 +241,8 @@ pub(crate) struct Registration {
     watch: Arc<Watch>,
     shared: Arc<Shared>,
     index: usize,
+    /// Whose guest it is, and for which tenant.
+    of: (Arc<Troupe>, Arc<str>),
 }
 
 impl Registration {
@@ -251,19 +260,31 @@ impl Registration {
     pub(crate) async fn guard<T>(&self, mut call: Pin<&mut impl Future<Output = T>>) -> Result<T, End> {
         let mut used = Duration::ZERO;
         let watch = &*self.watch;
-        poll_fn(|cx| {
+        let (troupe, tenant) = &self.of;
+        let mut way = troupe.is_suspected().then(|| troupe.way(&self.shared.stage, tenant));
+        let ended = poll_fn(|cx| {
             if let Some(end) = watch.ended() {
                 return Poll::Ready(Err(end));
             }
             watch.set_waker(cx.waker());
-            watch.polled_at.store(self.shared.ticks.load(Ordering::Relaxed), Ordering::Relaxed);
-            let start = watch.busy.load(Ordering::Relaxed).then(thread_cpu);
-            let poll = call.as_mut().poll(cx);
-            match start {
-                Some(start) => used += thread_cpu().saturating_sub(start),
-                None if watch.busy.load(Ordering::Relaxed) => used += TICK,
-                None => {}
+            if way.is_none() && watch.busy.load(Ordering::Relaxed) {
+                way = Some(troupe.way(&self.shared.stage, tenant));
             }
+            let mut turn = |cx: &mut Context<'_>| {
+                watch.polled_at.store(self.shared.ticks.load(Ordering::Relaxed), Ordering::Relaxed);
+                let start = watch.busy.load(Ordering::Relaxed).then(thread_cpu);
+                let poll = call.as_mut().poll(cx);
+                match start {
+                    Some(start) => used += thread_cpu().saturating_sub(start),
+                    None if watch.busy.load(Ordering::Relaxed) => used += TICK,
+                    None => {}
+                }
+                poll
+            };
+            let poll = match &way {
+                Some(way) => way.poll(cx, turn),
+                None => turn(cx),
+            };
             if used > watch.cpu {
                 watch.end(End::CpuTime);
             }
@@ -272,7 +293,9 @@ impl Registration {
                 None => poll.map(Ok),
             }
         })
-        .await
+        .await;
+        troupe.ended(watch.long.load(Ordering::Relaxed));
+        ended
     }
 }
 
@@ -298,7 +321,9 @@ impl Pacer {
         if self.watch.polled_at.load(Ordering::Relaxed) == self.shared.ticks.load(Ordering::Relaxed) {
             return UpdateDeadline::Continue(1);
         }
-        self.watch.busy.store(true, Ordering::Relaxed);
+        if self.watch.busy.swap(true, Ordering::Relaxed) {
+            self.watch.long.store(true, Ordering::Relaxed);
+        }
         UpdateDeadline::Yield(1)
     }
 }

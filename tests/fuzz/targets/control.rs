@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 #[path = "../../../gateway/src/control/log.rs"]
 pub mod log;
 
-#[path = "../../../gateway/src/control/manifest.rs"]
+#[path = "../../../gateway/src/control/manifest/mod.rs"]
 pub mod manifest;
 
 /// What the control API answers.

@@ -65,7 +65,9 @@ pub fn check(body: &Bytes, json_length: Option<usize>) {
             continue;
         };
         let length = encoded.json.len();
-        let again = oip::decode_request(&encoded.into_bytes(), Some(length), &mut |_| true).expect("it was just written").request;
+        let again = oip::decode_request(&encoded.into_bytes(), Some(length), &mut |_| true)
+            .expect("it was just written")
+            .request;
         same(&again.inputs, &request.inputs);
         assert_eq!((again.id, again.outputs), (request.id.clone(), request.outputs.clone()));
     }

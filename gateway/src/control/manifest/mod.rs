@@ -557,5 +557,4 @@ fn is_host(text: &str) -> bool {
 }
 
 #[cfg(test)]
-#[path = "manifest_tests.rs"]
 mod tests;
