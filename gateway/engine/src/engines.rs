@@ -15,7 +15,7 @@ use crate::graph::Setup;
 use crate::queue::Bounds;
 use crate::turnstile::{Caller, Turnstile};
 use crate::weights::{Residence, Source};
-use crate::{Batching, EngineError, Graph, Padding, Residency, onnx, priority};
+use crate::{Batching, EngineError, Graph, Padding, Residency, Share, onnx, priority};
 
 /// Most sessions of one graph, and most threads of one session.
 const MAX_THREADS: usize = 1_024;
@@ -180,8 +180,8 @@ impl Engines {
     }
 
     /// Who calls in the name of a model, for what else than a run it uses the cores.
-    pub fn caller(&self, tenant: &Arc<str>, name: &Arc<str>) -> Caller {
-        Caller::new(&self.cores, tenant, name)
+    pub fn caller(&self, tenant: &Arc<str>, share: &Share) -> Caller {
+        Caller::new(&self.cores, tenant, &share.name, share.weight)
     }
 
     /// Lets [`EngineChoice::Auto`] mean this engine, whoever asks for it.

@@ -40,5 +40,5 @@ pub use padding::Padding;
 pub use residency::{Evict, Held, LastUse, Residency, ResidencyCounts};
 pub use spec::{Dim, GraphSpec, TensorSpec};
 pub use tensor::{Tensor, TensorError};
-pub use turnstile::Caller;
+pub use turnstile::{Caller, Core, Waits};
 pub use weights::Source;

@@ -12,6 +12,7 @@
 
 mod accounts;
 mod beside;
+mod caller;
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering::Acquire, Ordering::Relaxed};
@@ -23,6 +24,7 @@ use std::time::Duration;
 pub(crate) use self::accounts::Account;
 use self::accounts::{Accounts, Contest};
 use self::beside::{Beside, Place};
+pub use self::caller::{Caller, Core, Waits};
 
 /// The cores of one machine.
 #[derive(Debug)]
@@ -46,8 +48,14 @@ pub(crate) struct Turnstile {
 struct Waiter {
     account: Arc<Account>,
     cores: i64,
-    told: Arc<AtomicBool>,
-    thread: Thread,
+    who: Who,
+}
+
+/// How a run is told that it is its turn.
+#[derive(Debug)]
+enum Who {
+    Thread(Arc<AtomicBool>, Thread),
+    Guest(Arc<dyn Waits>),
 }
 
 /// One session's way through the turnstile.
@@ -71,13 +79,6 @@ pub(crate) struct Gate {
 /// it ends, and until then the present stands still: such a one would be ahead of it after each of its runs, for as long as
 /// those of a flood last. Who comes anew has saved nothing: a flood that begins would be before everybody else.
 const SAVED: u64 = 100_000_000;
-/// Who calls, for work on the machine's cores that is no run of a graph: it is charged like one.
-#[derive(Clone, Debug)]
-pub struct Caller {
-    turnstile: Arc<Turnstile>,
-    account: Arc<Account>,
-}
-
 /// How far a tenant may be ahead of the others for the sake of a model that is behind, nanoseconds.
 const AHEAD: u64 = 20_000_000;
 
@@ -137,19 +138,43 @@ impl Turnstile {
         self.free.fetch_update(SeqCst, SeqCst, enough).is_ok()
     }
 
-    /// Gives permits to those who wait, as far as they go.
-    fn hand_on(&self, waiting: &mut VecDeque<Waiter>) {
+    /// Gives permits to those who wait, as far as they go. Returns whom to call once nothing is locked.
+    fn hand_on(&self, waiting: &mut VecDeque<Waiter>) -> Vec<Arc<dyn Waits>> {
+        let mut called = Vec::new();
         // Who comes first of those that have used the same is found first.
         while let Some((at, first)) = waiting.iter().enumerate().min_by_key(|(_, waiter)| waiter.account.turn()) {
             if !self.try_take(first.cores, 0) {
-                return;
+                break;
             }
-            if let Some(Waiter { account, told, thread, .. }) = waiting.remove(at) {
-                self.waiters.fetch_sub(1, SeqCst);
-                self.starts(&account, account.turn());
-                told.store(true, Release);
-                thread.unpark();
+            let Some(Waiter { account, who, .. }) = waiting.remove(at) else { break };
+            self.waiters.fetch_sub(1, SeqCst);
+            self.starts(&account, account.turn());
+            match who {
+                Who::Thread(told, thread) => {
+                    told.store(true, Release);
+                    thread.unpark();
+                }
+                Who::Guest(guest) => called.push(guest),
             }
+        }
+        called
+    }
+
+    /// Calls those that a core was given to. What one does not want any more goes on.
+    fn call(&self, mut called: Vec<Arc<dyn Waits>>) {
+        while let Some(guest) = called.pop() {
+            if !guest.called() {
+                self.free.fetch_add(1, SeqCst);
+                called.extend(self.hand_on(&mut self.waiting()));
+            }
+        }
+    }
+
+    /// Permits were given back.
+    fn came_back(&self) {
+        if self.waiters.load(SeqCst) > 0 {
+            let called = self.hand_on(&mut self.waiting());
+            self.call(called);
         }
     }
 
@@ -172,28 +197,6 @@ impl Turnstile {
 
     fn waiting(&self) -> MutexGuard<'_, VecDeque<Waiter>> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Caller {
-    pub(crate) fn new(turnstile: &Arc<Turnstile>, tenant: &Arc<str>, name: &Arc<str>) -> Caller {
-        Caller { account: turnstile.account(tenant, name), turnstile: turnstile.clone() }
-    }
-
-    /// It has something to do, after a while in which it had not.
-    pub fn returns(&self) {
-        self.turnstile.returns(&self.account);
-    }
-
-    /// Who has the least goes first: what its tenant has used, and of one tenant's what it has used itself for its weight.
-    pub fn turn(&self) -> (u64, u64) {
-        self.account.turn()
-    }
-
-    /// It has had a core for this time.
-    pub fn used(&self, time: Duration, weight: u32) {
-        let cost = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
-        self.turnstile.spend(&self.account, cost, weight);
     }
 }
 
@@ -240,20 +243,21 @@ impl Gate {
             return;
         }
         let told = Arc::new(AtomicBool::new(false));
-        {
+        let called = {
             let mut waiting = turnstile.waiting();
             let turn = account.turn();
             if self.holds && waiting.iter().all(|other| other.account.turn() >= turn) {
                 self.begins();
                 return;
             }
-            let (account, cores, told) = (account.clone(), self.cores, told.clone());
-            waiting.push_back(Waiter { account, cores, told, thread: thread::current() });
+            let who = Who::Thread(told.clone(), thread::current());
+            waiting.push_back(Waiter { account: account.clone(), cores: self.cores, who });
             turnstile.waiters.fetch_add(1, SeqCst);
             self.gives_back();
             // Permits may have come back before this was counted, too.
-            turnstile.hand_on(&mut waiting);
-        }
+            turnstile.hand_on(&mut waiting)
+        };
+        turnstile.call(called);
         while !told.load(Acquire) {
             thread::park();
         }
@@ -299,10 +303,7 @@ impl Gate {
         if !self.gives_back() {
             return;
         }
-        let turnstile = &*self.turnstile;
-        if turnstile.waiters.load(SeqCst) > 0 {
-            turnstile.hand_on(&mut turnstile.waiting());
-        }
+        self.turnstile.came_back();
     }
 }
 

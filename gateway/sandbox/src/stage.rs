@@ -2,40 +2,28 @@
 //!
 //! Guests run on the executor's threads, which also read requests and write answers, and an executor serves whatever comes in
 //! the order in which it comes: behind sixty guests of a flood that each hold a thread for a while, everybody else waits for
-//! all of them. So of calls that compute for long no more are with the executor than there are cores, for a tick each. The
-//! others wait here, in the order of the time that their callers have used, in guests and in engines. What does not compute
-//! for long passes by.
+//! all of them. So a call that computes for long needs a core of those that runs of graphs have, for a tick at a time, and
+//! waits for it in the same order: that of what callers have used. What does not compute for long passes by.
 
-use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::fmt;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll, Wake, Waker};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use windrose_engine::{Caller, Engines, Share};
+use windrose_engine::{Caller, Core, Engines, Share, Waits};
 
-/// Ticks within which one that is with the executor is polled: where none was for so many, one more is let through. Whoever
-/// polls a call has something else to do then, and must not stop the rest.
-const STALLED: u32 = 16;
+/// Ticks within which a call that was given a core is polled. Whoever polls it may have something else to do: the core is
+/// for another then.
+const STALLED: u64 = 16;
 /// Calls of a program that wait for their turn from their beginning on, after one that computed for long.
 const SUSPECTED: u32 = 32;
 
-/// The guests of one process that compute for long.
-pub(crate) struct Stage {
-    /// How many are with the executor at the same time.
-    most: usize,
-    state: Mutex<State>,
-}
-
+/// The calls of one process that compute for long.
 #[derive(Default)]
-struct State {
-    /// Those with the executor.
-    running: usize,
-    /// In the order in which they came.
-    waiting: Vec<Arc<Turn>>,
-    /// Turns that ended.
-    ended: u64,
-    /// As of the last tick, and for how many ticks it has been as many.
-    seen: (u64, u32),
+pub(crate) struct Stage {
+    ticks: AtomicU64,
+    turns: Mutex<Vec<Weak<Turn>>>,
 }
 
 /// A program, as far as the stage is concerned.
@@ -46,18 +34,23 @@ pub(crate) struct Troupe {
     suspected: AtomicU32,
 }
 
-/// One call's way onto the stage and off it. Dropping it gives its place to another.
+/// One call's way onto the stage and off it. Dropping it gives its core to another.
 pub(crate) struct OnStage(Arc<Turn>);
 
 struct Turn {
     stage: Arc<Stage>,
     caller: Caller,
-    weight: u32,
     place: Mutex<Place>,
 }
 
 struct Place {
     phase: Phase,
+    /// Whether it was the only one of its caller that could go on when it came.
+    calm: bool,
+    /// While it is called or runs.
+    core: Option<Core>,
+    /// The tick in which it was called.
+    called: u64,
     /// Wakes who polls the call.
     outer: Option<Waker>,
 }
@@ -66,9 +59,9 @@ struct Place {
 enum Phase {
     /// It waits for something else.
     Idle,
-    /// It could go on, and waits for its turn.
+    /// It could go on, and waits for a core.
     Waiting,
-    /// It is its turn, and it was not polled yet.
+    /// It has a core, and was not polled yet.
     Called,
     Running,
     /// As `Running`, and it can go on at once.
@@ -79,85 +72,22 @@ enum Phase {
 // === impl Stage ===
 
 impl Stage {
-    /// One for so many cores.
-    pub fn new(cores: usize) -> Arc<Stage> {
-        Arc::new(Stage { most: cores.max(1), state: Mutex::default() })
-    }
-
-    /// Puts a call among those that wait. `polled` is the one that is being polled, which need not be woken.
-    fn enter(&self, turn: Arc<Turn>, polled: Option<&Turn>) {
-        turn.caller.returns();
-        let mut state = self.state();
-        state.waiting.push(turn);
-        let called = state.call(self.most);
-        drop(state);
-        wake(called, polled);
-    }
-
-    /// A turn is over; of a call that can go on at once the next one is `again`.
-    fn leave(&self, again: Option<Arc<Turn>>) {
-        let mut state = self.state();
-        state.running -= 1;
-        state.ended += 1;
-        state.waiting.extend(again);
-        let called = state.call(self.most);
-        drop(state);
-        wake(called, None);
-    }
-
-    fn forget(&self, turn: &Arc<Turn>) {
-        self.state().waiting.retain(|other| !Arc::ptr_eq(other, turn));
-    }
-
     /// A tick has passed.
     pub fn tick(&self) {
-        let mut state = self.state();
-        let (ended, ticks) = state.seen;
-        let stands = !state.waiting.is_empty() && ended == state.ended;
-        state.seen = (state.ended, if stands { ticks + 1 } else { 0 });
-        if state.seen.1 < STALLED {
+        let now = self.ticks.fetch_add(1, Relaxed) + 1;
+        if !now.is_multiple_of(STALLED) {
             return;
         }
-        state.seen.1 = 0;
-        let most = state.running + 1;
-        let called = state.call(most);
-        drop(state);
-        wake(called, None);
+        let mut all = Vec::new();
+        self.turns().retain(|turn| turn.upgrade().inspect(|turn| all.push(turn.clone())).is_some());
+        for turn in all {
+            turn.stalls(now);
+        }
     }
 
     /// Nothing panics under the lock, so a poisoned one is as good.
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl State {
-    /// Calls who is next until so many are with the executor.
-    fn call(&mut self, most: usize) -> Vec<Arc<Turn>> {
-        let mut called = Vec::new();
-        while self.running < most {
-            // Of several that have used the same it is the one that came first.
-            let first = self.waiting.iter().enumerate().min_by_key(|(_, turn)| turn.caller.turn()).map(|(at, _)| at);
-            let Some(first) = first else { break };
-            let turn = self.waiting.remove(first);
-            let mut place = turn.place();
-            if place.phase == Phase::Waiting {
-                place.phase = Phase::Called;
-                self.running += 1;
-                drop(place);
-                called.push(turn);
-            }
-        }
-        called
-    }
-}
-
-fn wake(called: Vec<Arc<Turn>>, polled: Option<&Turn>) {
-    for turn in called.iter().filter(|turn| !polled.is_some_and(|polled| std::ptr::eq(&***turn, polled))) {
-        let outer = turn.place().outer.clone();
-        if let Some(outer) = outer {
-            outer.wake();
-        }
+    fn turns(&self) -> MutexGuard<'_, Vec<Weak<Turn>>> {
+        self.turns.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -184,9 +114,11 @@ impl Troupe {
 
     /// The way of a tenant's call.
     pub fn way(&self, stage: &Arc<Stage>, tenant: &Arc<str>) -> OnStage {
-        let (caller, weight) = (self.engines.caller(tenant, &self.share.name), self.share.weight);
-        let place = Mutex::new(Place { phase: Phase::Idle, outer: None });
-        OnStage(Arc::new(Turn { stage: stage.clone(), caller, weight, place }))
+        let place = Mutex::new(Place { phase: Phase::Idle, calm: false, core: None, called: 0, outer: None });
+        let caller = self.engines.caller(tenant, &self.share);
+        let turn = Arc::new(Turn { stage: stage.clone(), caller, place });
+        stage.turns().push(Arc::downgrade(&turn));
+        OnStage(turn)
     }
 }
 
@@ -201,23 +133,28 @@ impl OnStage {
         let begin = Instant::now();
         let waker = Waker::from(self.0.clone());
         let polled = call(&mut Context::from_waker(&waker));
-        self.0.caller.used(begin.elapsed(), self.0.weight);
-        self.ends(polled.is_ready());
+        self.ends(begin.elapsed(), polled.is_ready());
         polled
     }
 
     fn begins(&self, outer: &Waker) -> bool {
-        let mut place = self.0.place();
+        let turn = &self.0;
+        let mut place = turn.place();
         match &mut place.outer {
             Some(old) => old.clone_from(outer),
             none => *none = Some(outer.clone()),
         }
         if place.phase == Phase::Idle {
             // Its first turn, or it was woken by a way round this.
+            place.calm = turn.caller.returns();
+            if let Some(core) = turn.caller.begin(place.calm) {
+                (place.phase, place.core) = (Phase::Running, Some(core));
+                return true;
+            }
             place.phase = Phase::Waiting;
             drop(place);
-            self.0.stage.enter(self.0.clone(), Some(&self.0));
-            place = self.0.place();
+            turn.caller.wait(turn.clone());
+            place = turn.place();
         }
         let called = place.phase == Phase::Called;
         if called {
@@ -226,32 +163,90 @@ impl OnStage {
         called
     }
 
-    fn ends(&self, ready: bool) {
-        let mut place = self.0.place();
+    fn ends(&self, time: Duration, ready: bool) {
+        let turn = &self.0;
+        let mut place = turn.place();
         place.phase = match place.phase {
             _ if ready => Phase::Done,
             Phase::Woken => Phase::Waiting,
             _ => Phase::Idle,
         };
-        let again = (place.phase == Phase::Waiting).then(|| self.0.clone());
+        let (core, again, calm) = (place.core.take(), place.phase == Phase::Waiting, place.calm);
         drop(place);
-        self.0.stage.leave(again);
+        if let Some(core) = core {
+            turn.caller.end(core, time);
+        }
+        match again {
+            true => turn.ask(calm),
+            false => turn.caller.rests(),
+        }
     }
 }
 
 impl Drop for OnStage {
     fn drop(&mut self) {
-        let phase = std::mem::replace(&mut self.0.place().phase, Phase::Done);
-        match phase {
-            Phase::Called | Phase::Running | Phase::Woken => self.0.stage.leave(None),
-            Phase::Waiting => self.0.stage.forget(&self.0),
-            Phase::Idle | Phase::Done => {}
+        let turn = &self.0;
+        let mut place = turn.place();
+        let phase = std::mem::replace(&mut place.phase, Phase::Done);
+        let core = place.core.take();
+        drop(place);
+        if phase == Phase::Waiting {
+            turn.caller.forget(turn);
+        }
+        if !matches!(phase, Phase::Idle | Phase::Done) {
+            turn.caller.rests();
+        }
+        if let Some(core) = core {
+            turn.caller.end(core, Duration::ZERO);
         }
     }
 }
 
+// === impl Turn ===
+
 impl Turn {
-    /// As [`Stage::state`].
+    /// Gets a core for a call that waits for one, now or when it is its turn.
+    fn ask(self: &Arc<Self>, calm: bool) {
+        match self.caller.begin(calm) {
+            Some(core) => {
+                if let Err(core) = self.take(core) {
+                    self.caller.end(core, Duration::ZERO);
+                }
+            }
+            None => self.caller.wait(self.clone()),
+        }
+    }
+
+    /// Takes a core and wakes who polls the call; gives it back where the call has gone.
+    fn take(&self, core: Core) -> Result<(), Core> {
+        let mut place = self.place();
+        if place.phase != Phase::Waiting {
+            return Err(core);
+        }
+        (place.phase, place.core, place.called) = (Phase::Called, Some(core), self.stage.ticks.load(Relaxed));
+        let outer = place.outer.clone();
+        drop(place);
+        if let Some(outer) = outer {
+            outer.wake();
+        }
+        Ok(())
+    }
+
+    /// Gives the core of a call back that nobody polls. It asks again when somebody does.
+    fn stalls(&self, now: u64) {
+        let mut place = self.place();
+        if place.phase == Phase::Called && now.saturating_sub(place.called) >= STALLED {
+            place.phase = Phase::Idle;
+            let core = place.core.take();
+            drop(place);
+            self.caller.rests();
+            if let Some(core) = core {
+                self.caller.end(core, Duration::ZERO);
+            }
+        }
+    }
+
+    /// As [`Stage::turns`].
     fn place(&self) -> MutexGuard<'_, Place> {
         self.place.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -263,19 +258,30 @@ impl Wake for Turn {
         match place.phase {
             Phase::Running => place.phase = Phase::Woken,
             Phase::Idle => {
-                place.phase = Phase::Waiting;
+                let calm = self.caller.returns();
+                (place.phase, place.calm) = (Phase::Waiting, calm);
                 drop(place);
-                let stage = self.stage.clone();
-                stage.enter(self, None);
+                self.ask(calm);
             }
             Phase::Waiting | Phase::Called | Phase::Woken | Phase::Done => {}
         }
     }
 }
 
+impl Waits for Turn {
+    fn called(self: Arc<Self>) -> bool {
+        self.take(Core::own()).is_ok()
+    }
+}
+
+impl fmt::Debug for Turn {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Turn").field("phase", &self.place().phase).finish_non_exhaustive()
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use std::collections::VecDeque;
     use std::pin::Pin;
     use std::sync::atomic::AtomicUsize;
     use std::time::Duration;
@@ -346,42 +352,65 @@ mod tests {
         Poll::Pending
     }
 
+    /// All cores but one, which somebody else has.
+    fn all_but_one(engines: &Engines) -> (Caller, Vec<Core>) {
+        let other = engines.caller(&"other".into(), &Share::default());
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let held = (1..cores).map(|_| other.begin(false).expect("a free core")).collect();
+        (other, held)
+    }
+
+    /// Whether nobody has a core.
+    fn is_unused(engines: &Engines) -> bool {
+        let (other, mut held) = all_but_one(engines);
+        held.extend(other.begin(false));
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let unused = held.len() == cores && held.iter().all(|core| format!("{core:?}") == format!("{:?}", Core::own()));
+        held.into_iter().for_each(|core| other.end(core, Duration::ZERO));
+        unused
+    }
+
     #[test]
-    fn no_more_than_there_are_cores_and_who_has_used_the_least_is_next() {
-        let (engines, stage) = (engines(), Stage::new(1));
+    fn no_more_than_there_are_cores_and_who_is_within_its_share_beside_them() {
+        let (engines, stage) = (engines(), Arc::default());
+        let (other, held) = all_but_one(&engines);
         let [loud, calm] = ["loud", "calm"].map(|name| troupe(&engines, name));
-        let mut flood: VecDeque<Played> = (0..3).map(|_| Played::new(&loud, &stage)).collect();
+        let mut flood: Vec<Played> = (0..3).map(|_| Played::new(&loud, &stage)).collect();
         assert!(flood[0].polled(yields), "nobody else wants to");
         assert!(flood[0].is_called());
         assert!(!flood[1].polled(yields) && !flood[2].polled(yields), "the first has the core");
         let mut calm = Played::new(&calm, &stage);
-        assert!(!calm.polled(yields));
+        assert!(calm.polled(|_| Poll::Ready(())), "it has used nothing");
+        assert!(!flood[1].is_called());
         assert!(flood[0].polled(yields));
-        assert!(calm.is_called() && !flood.iter().any(Played::is_called), "it has used nothing");
-        assert!(calm.polled(|_| Poll::Pending), "it waits for something else now");
-        assert!(flood[1].is_called(), "who came first");
+        assert!(flood[1].is_called() && !flood[0].is_called() && !flood[2].is_called(), "who came first");
         drop(flood.remove(1));
-        assert!(flood[1].is_called(), "who goes leaves its place");
-        calm.inner.take().expect("it was polled").wake();
-        assert!(!calm.is_called());
-        assert!(flood[1].polled(|_| Poll::Ready(())));
-        assert!(calm.is_called() && calm.polled(|_| Poll::Ready(())));
+        assert!(flood[1].is_called(), "who goes leaves its core");
+        assert!(flood[1].polled(|_| Poll::Pending), "it waits for something else now");
         assert!(flood[0].is_called() && flood[0].polled(|_| Poll::Ready(())));
-        assert_eq!(stage.state().running, 0);
+        flood[1].inner.take().expect("it was polled").wake();
+        assert!(flood[1].is_called() && flood[1].polled(|_| Poll::Ready(())));
+        held.into_iter().for_each(|core| other.end(core, Duration::ZERO));
+        assert!(is_unused(&engines));
     }
 
     #[test]
     fn who_is_called_and_not_polled_does_not_stop_the_rest() {
-        let (engines, stage) = (engines(), Stage::new(1));
+        let (engines, stage) = (engines(), Arc::<Stage>::default());
+        let (other, held) = all_but_one(&engines);
         let troupe = troupe(&engines, "m");
         let [mut first, mut second] = [(); 2].map(|()| Played::new(&troupe, &stage));
-        assert!(first.polled(yields) && !second.polled(yields));
-        (0..STALLED).for_each(|_| stage.tick());
-        assert!(second.is_called() && second.polled(|_| Poll::Ready(())));
-        drop(first);
-        assert_eq!(stage.state().running, 0);
+        assert!(first.polled(yields) && first.is_called() && !second.polled(yields));
         (0..2 * STALLED).for_each(|_| stage.tick());
-        assert_eq!(stage.state().running, 0);
+        assert!(second.is_called());
+        assert!(!first.polled(yields), "it came too late");
+        assert!(second.polled(|_| Poll::Ready(())));
+        assert!(first.is_called() && first.polled(|_| Poll::Ready(())));
+        held.into_iter().for_each(|core| other.end(core, Duration::ZERO));
+        assert!(is_unused(&engines));
+        drop((first, second));
+        (0..STALLED).for_each(|_| stage.tick());
+        assert!(stage.turns().is_empty());
     }
 
     #[test]
@@ -422,7 +451,7 @@ mod tests {
         #[test]
         fn every_call_ends(calls in prop::collection::vec((prop::collection::vec(any::<bool>(), 0..12), 0u8..10), 1..24)) {
             let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(3).enable_all().build().unwrap();
-            let (engines, stage) = (engines(), Stage::new(2));
+            let (engines, stage) = (engines(), Arc::<Stage>::default());
             let troupes = ["a", "b", "c"].map(|name| Arc::new(troupe(&engines, name)));
             let parked = Arc::<Mutex<Vec<Waker>>>::default();
             runtime.block_on(async {
@@ -448,8 +477,7 @@ mod tests {
                 waking.abort();
             });
             drop(runtime);
-            let state = stage.state();
-            prop_assert_eq!((state.running, state.waiting.len()), (0, 0));
+            prop_assert!(is_unused(&engines));
         }
     }
 }

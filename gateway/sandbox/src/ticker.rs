@@ -51,7 +51,7 @@ impl Ticker {
             engines: Mutex::new(vec![engine.weak()]),
             ticks: AtomicU64::new(0),
             calls: Mutex::default(),
-            stage: Stage::new(std::thread::available_parallelism().map_or(1, usize::from)),
+            stage: Arc::default(),
             asleep: AtomicBool::new(false),
             wake: Condvar::new(),
             stop: AtomicBool::new(false),

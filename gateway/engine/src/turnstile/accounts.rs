@@ -1,7 +1,7 @@
 //! What tenants, and the models in whose name they call, have used of the cores.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
@@ -39,6 +39,8 @@ pub(crate) struct Account {
     /// The virtual time of its tenant up to which it has used its share, nanoseconds.
     pub(super) used: AtomicU64,
     pub(super) seen: Seen,
+    /// Its guests that could go on.
+    pub(super) guests: AtomicUsize,
     pub(super) tenant: Arc<Purse>,
 }
 

@@ -66,6 +66,11 @@ impl Beside {
         Place(place)
     }
 
+    /// As many more run beside others, who need no core of their own for it.
+    pub fn changes(&self, by: i64, cores: i64) {
+        self.lock().change(by, cores, Instant::now());
+    }
+
     pub fn ends(&self, place: Place, taken: i64, cores: i64) {
         let mut state = self.lock();
         state.change(-taken, cores, Instant::now());
