@@ -12,8 +12,8 @@ def another_module(module: bytes, number: int) -> bytes:
 
 
 def another_graph(graph: bytes, number: int) -> bytes:
-    """The same graph with another digest, as long as every other one: the last number of its last weights is larger by so
-    many of the smallest steps that a float can take, which no answer shows."""
+    """The same graph with another digest, as long as every other one: the last number of its last weights is larger by
+    so many of the smallest steps that a float can take, which no answer shows."""
     model = onnx.load_from_string(graph)
     weights = [one for one in model.graph.initializer if one.data_type == TensorProto.FLOAT][-1]
     values = numpy_helper.to_array(weights).copy()

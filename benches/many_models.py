@@ -30,8 +30,8 @@ from contents import another_module
 from onnx import TensorProto, helper, numpy_helper
 
 WIDTH = 16
-# What the gateway promises: of an idle model beyond its code, bytes; of the first request to a module that has left, ms; and
-# of the memory of one graph's weights, whoever has it, in copies: two of them, or one and its file, are more.
+# What the gateway promises: of an idle model beyond its code, bytes; of the first request to a module that left, ms;
+# and of the memory of one graph's weights, whoever has it, in copies: two of them, or one and its file, are more.
 IDLE, BACK, COPIES = 100_000, 5.0, 1.5
 
 
@@ -45,7 +45,8 @@ class Claims:
         self.all.append((bool(holds), what))
 
     def idle(self, bytes_each: float, what: str):
-        self.claim(bytes_each < IDLE, f"{what}: an idle model takes {bytes_each / 1e3:.1f} KB, less than {IDLE / 1e3:.0f} wanted")
+        wanted = f"less than {IDLE / 1e3:.0f} wanted"
+        self.claim(bytes_each < IDLE, f"{what}: an idle model takes {bytes_each / 1e3:.1f} KB, {wanted}")
 
 
 def graph(path: Path, mebibytes: int):
@@ -105,7 +106,8 @@ def same(models: int, weights: int, folder: Path, claims: Claims):
     # What is not the models'.
     copies = (all_of_them - before - models * each) / size
     held = control.metric("windrose_memory_bytes", "weights") / size
-    print(f"copies of the weights: {held:.2f} by the gateway's own count, {copies:.2f} by its memory without the models'")
+    print(f"copies of the weights: {held:.2f} by the gateway's own count, "
+          f"{copies:.2f} by its memory without the models'")
     what = "one module and one graph"
     claims.idle(each, what)
     claims.claim(held == 1, f"{what}: the weights are loaded once, {held:.2f} by the gateway's own count")

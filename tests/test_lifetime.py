@@ -38,9 +38,9 @@ def test_cycles_fail_no_request_and_leave_nothing(make_gateway, module):
         values = result.column(name)
         # Early samples have seen every content once; later ones can hold no more.
         assert values[half:].max() <= values[:half].max() + room, (name, values.tolist())
-    # Calls that wait for changes take many times as long as beside a gateway that has none; noise meets both in turn, and
-    # half of the windows would have to suffer from it here alone. A window's p99 is that of a few hundred calls, one
-    # moment of some other process: benches/lifetime.py judges it over hundreds of windows.
+    # Calls that wait for changes take many times as long as beside a gateway that has none. Noise meets both in turn,
+    # and half of the windows would have to suffer from it in one of them alone. A window's p99 is that of a few hundred
+    # calls, one moment of some other process: benches/lifetime.py judges it over hundreds of windows.
     assert np.nanmedian(result.column("p50_ratio")) < 4, result.column("p50_ratio").tolist()
 
 

@@ -252,7 +252,8 @@ class Windrose(Peer):
     def found_batching(self):
         """The manifest says nothing of batches, so that they are as the gateway has found that they pay."""
         command = [WINDROSE, "inspect", self.model, "--json", "--control", f"http://127.0.0.1:{self.control}"]
-        done = subprocess.run(command, cwd=ROOT, env=surroundings() | self.environment(), capture_output=True, text=True)
+        given = surroundings() | self.environment()
+        done = subprocess.run(command, cwd=ROOT, env=given, capture_output=True, text=True)
         if done.returncode != 0:
             raise PeerError(f"inspect: {done.stderr.strip()[-300:]}")
         found = json.loads(done.stdout)["loaded"]["graphs"]["model"]["batching"]
@@ -271,8 +272,8 @@ class Hyper(Peer):
 
 
 class OnnxRuntime(Peer):
-    """The floor of what serves with ONNX Runtime: as many instances as the peers have, each asked by a loop in a process of
-    its own. More callers than instances are no more: nobody waits in it."""
+    """The floor of what serves with ONNX Runtime: as many instances as the peers have, each asked by a loop in its own
+    process. More connections than instances are no more callers: nobody waits in it."""
 
     name = "bare ONNX Runtime"
     binary = True
@@ -319,7 +320,8 @@ class OnnxRuntime(Peer):
         seen = [self.said(one) for one in asked]
         # They do the same, each for as long as the others.
         count, rate = (sum(one[key] for one in seen) for key in ("count", "rate"))
-        return Turn(count, rate, statistics.median(one["p50"] for one in seen), max(one["p99"] for one in seen), len(asked))
+        p50, p99 = statistics.median(one["p50"] for one in seen), max(one["p99"] for one in seen)
+        return Turn(count, rate, p50, p99, len(asked))
 
     def pids(self):
         return [one.pid for one in self.instances if one.poll() is None]

@@ -5,10 +5,10 @@
 
 The same ONNX file, the same release of ONNX Runtime, one thread an instance and an instance a core for everybody; the same
 work in the path of every request (servers/work.py, examples/scores). The servers run side by side and take turns under
-load, which comes from a process of its own; bare ONNX Runtime, with as many instances, has its turn in every round too. What
-counts is the median over the rounds, as a ratio to Windrose in the same round. The others run each request alone; Windrose
-runs together as many as it has found to pay, which is printed. A server that cannot be installed or started is reported with
-the reason.
+load, which comes from a process of its own; bare ONNX Runtime, with as many instances, has its turn in every round too.
+What counts is the median over the rounds, as a ratio to Windrose in the same round. The others run each request alone;
+Windrose runs together as many as it has found to pay, which is printed. A server that cannot be installed or started is
+reported with the reason.
 """
 
 import argparse
@@ -107,7 +107,7 @@ def attempt(peer: Peer, failed: set[str], work):
 def table(title: str, batching: str, connections: int, seen: dict[str, list[dict[str, float]]]) -> list[dict]:
     """Prints medians, and their ratios to Windrose in the same round."""
     print(f"\n{title}, {connections} connections; {batching}")
-    print("                      req/s     x    p50 us     x    p99 us     x   CPU us     x     MB   p99 / queueing bound")
+    print(f"  {'':17}    req/s     x    p50 us     x    p99 us     x   CPU us     x     MB   p99 / queueing bound")
     rows, ours = [], seen.get(OURS, [])
     for name, runs in seen.items():
         row: dict = {"case": title, "connections": connections, "server": name}
@@ -116,7 +116,9 @@ def table(title: str, batching: str, connections: int, seen: dict[str, list[dict
             row[key] = statistics.median(run[key] for run in runs)
             pairs = [run[key] / our[key] for run, our in zip(runs, ours) if our[key]]
             row[f"{key}_ratio"] = statistics.median(pairs) if pairs else None
-            line += f" {row[key]:{width}.{1 if key == 'cpu' else 0}f}" + (f" {row[f'{key}_ratio']:5.2f}" if pairs else "     -")
+            # A run of the bare engine takes some microseconds.
+            digits, ratio = (1 if key == "cpu" else 0), row[f"{key}_ratio"]
+            line += f" {row[key]:{width}.{digits}f}" + (f" {ratio:5.2f}" if pairs else "     -")
         row["mb"] = statistics.median(run["mb"] for run in runs)
         row["queueing"] = statistics.median(run["queueing"] for run in runs)
         print(f"{line} {row['mb']:6.0f}   {row['queueing']:.2f}", flush=True)
@@ -149,7 +151,8 @@ def start_all(model: str, only: list[str], up: list[Peer]) -> None:
         try:
             start(peer, body(model, False)[0])
             peer.batching = peer.found_batching()
-            print(f"  {peer.name:17} first answer after {peer.first_ms:6.0f} ms{times(up)}, {peer.megabytes():5.0f} MB", flush=True)
+            took = f"first answer after {peer.first_ms:6.0f} ms{times(up)}, {peer.megabytes():5.0f} MB"
+            print(f"  {peer.name:17} {took}", flush=True)
         except (PeerError, OSError) as error:
             up.remove(peer)
             peer.stop()
@@ -162,7 +165,8 @@ def model_section(model: str, arguments) -> list[dict]:
     up: list[Peer] = []
     try:
         start_all(model, arguments.only, up)
-        rows += [{"case": model, "server": peer.name, "first_ms": peer.first_ms, "batching": peer.batching} for peer in up]
+        of = lambda peer: {"first_ms": peer.first_ms, "batching": peer.batching}  # noqa: E731
+        rows += [{"case": model, "server": peer.name, **of(peer)} for peer in up]
         chosen = [f"{peer.name}: {peer.batching}" for peer in up if peer.batching]
         batching = "; ".join([*chosen, "the others run each request alone"])
         for name, binary in CASES:

@@ -61,8 +61,8 @@ def turn(run, seconds: float) -> dict[str, float]:
 
 
 def main() -> None:
-    """The engine alone, one instance of one thread, through Python's own binding. It says when it has answered once; then
-    each line that it reads is a number of seconds, and gets a line about a turn of so long."""
+    """The engine alone, one instance of one thread, through Python's own binding. It says when it has answered once;
+    then each line that it reads is a number of seconds, and gets a line about a turn of so long."""
     model = sys.argv[1]
     engine = session(model)
     _, given, wanted, shape = MODELS[model]
