@@ -106,16 +106,18 @@ class Subject:
 
 @dataclass
 class Loaded:
-    """What a gateway has loaded: bytes of weights and modules as it counts them, and the threads that own sessions."""
+    """What a gateway has loaded: bytes of weights and modules as it counts them, the threads that own sessions, and the
+    processes that graphs run in."""
 
     weights: int
     modules: int
     workers: set[int]
+    children: list[int]
 
     @classmethod
     def of(cls, gateway: Gateway, control: Client) -> "Loaded":
         weights, modules = (control.metric("windrose_memory_bytes", kind) for kind in ("weights", "modules"))
-        return cls(weights, modules, workers(gateway))
+        return cls(weights, modules, workers(gateway), children(gateway.process.pid))
 
 
 def workers(gateway: Gateway) -> set[int]:
@@ -154,7 +156,7 @@ def proven(gateway: Gateway, control: Client, subject: Subject, rest: Loaded) ->
         now = Loaded.of(gateway, control)
         # All contents of a model are as large; less than half of one is none.
         less = all(2 * (getattr(now, kind) - getattr(rest, kind)) < more[kind] for kind in kinds)
-        return less and len(now.workers) <= len(rest.workers)
+        return less and len(now.workers) <= len(rest.workers) and len(now.children) <= len(rest.children)
 
     try:
         wait_until(has_left, LEAVING, "the old version to leave")
@@ -263,8 +265,8 @@ class Result:
 def measure(gateway: Gateway, control: Client) -> tuple[float, ...]:
     """What [`MEASURED`] names, of the gateway and its children together."""
     pages = fds = threads = 0
-    below = children(gateway.process.pid)
-    for process in (Path(f"/proc/{pid}") for pid in (gateway.process.pid, *below)):
+    loaded = Loaded.of(gateway, control)
+    for process in (Path(f"/proc/{pid}") for pid in (gateway.process.pid, *loaded.children)):
         try:
             pages += int((process / "statm").read_text().split()[1])
             fds += len(list((process / "fd").iterdir()))
@@ -272,10 +274,9 @@ def measure(gateway: Gateway, control: Client) -> tuple[float, ...]:
         except OSError:
             # A child has ended meanwhile.
             continue
-    loaded = Loaded.of(gateway, control)
     resident = pages * os.sysconf("SC_PAGE_SIZE") / 2**20
     memory = (loaded.weights / 1024, loaded.modules / 1024)
-    return resident, fds, threads, len(below), *disk(gateway), *memory
+    return resident, fds, threads, len(loaded.children), *disk(gateway), *memory
 
 
 def disk(gateway: Gateway) -> tuple[float, float]:

@@ -25,15 +25,19 @@ def module(tmp_path) -> Path:
     return folder
 
 
-def test_cycles_fail_no_request_and_leave_nothing(make_gateway, module):
+@pytest.mark.parametrize(("isolation", "cycles", "every"), [("process", 64, 8), ("child", 24, 4)])
+def test_cycles_fail_no_request_and_leave_nothing(make_gateway, module, isolation, cycles, every):
     settings = {"log__filter": "warn", "storage__keep": "0s", "storage__revisions": "30"}
+    settings |= {"engines__isolation": isolation}
     gateway, still = make_gateway(**settings), make_gateway(**settings)
-    result = run(gateway, still, module, cycles=64, every=8, say=lambda *_, **__: None)
+    result = run(gateway, still, module, cycles, every, say=lambda *_, **__: None)
     assert not result.failures, result.failures[:3]
     assert not result.stayed, result.stayed
     assert result.answered > 200
+    # A process for each graph: those of two models that live on, and of two that go through the cycles.
+    assert set(result.column("children")) == ({0} if isolation == "process" else {4})
     half = len(result.rows) // 2
-    rooms = {"fds": 8, "threads": 8, "children": 2, "disk_kib": 96, "rss_mib": 24, "weights_kib": 0, "modules_kib": 0}
+    rooms = {"fds": 8, "threads": 8, "disk_kib": 96, "rss_mib": 24, "weights_kib": 0, "modules_kib": 0}
     for name, room in rooms.items():
         values = result.column(name)
         # Early samples have seen every content once; later ones can hold no more.
