@@ -5,11 +5,13 @@ import os
 import shutil
 import signal
 import socket
+import statistics
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
+from dataclasses import dataclass
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -37,6 +39,17 @@ DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 class PeerError(Exception):
     """Why a peer is not measured."""
+
+
+@dataclass
+class Turn:
+    """What the clients of one turn saw: answers, those of a second, and microseconds; and how many asked at a time."""
+
+    count: int
+    rate: float
+    p50: float
+    p99: float
+    callers: int
 
 
 def python(name: str) -> Path:
@@ -71,6 +84,8 @@ class Peer:
         self.folder = FOLDER / "run" / f"{self.name}-{model}"
         # Milliseconds from the start of the process to the first answer.
         self.first_ms = 0.0
+        # How it batches, where it has chosen.
+        self.batching = ""
 
     def path(self) -> str:
         return f"/v2/models/{self.model}/infer"
@@ -87,19 +102,27 @@ class Peer:
     def deploy(self) -> None:
         """What happens between the start and the first request."""
 
-    def start(self, body: bytes) -> None:
-        shutil.rmtree(self.folder, ignore_errors=True)
-        self.folder.mkdir(parents=True)
-        self.prepare()
+    def found_batching(self) -> str:
+        """How the running server has chosen to batch, where it chooses."""
+        return ""
+
+    def given(self) -> dict[str, str]:
+        """The environment of its processes."""
         given = surroundings() | {"PYTHONPATH": str(SERVERS), "PEER_MODEL": self.model, "PEER_INSTANCES": str(INSTANCES)}
         # One thread for each instance, whatever a library thinks of the machine.
         given |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
         # A developer's shell may ask for backtraces; a service's environment does not.
         given.pop("RUST_BACKTRACE", None)
-        began = time.monotonic()
+        return given | self.environment()
+
+    def start(self, body: bytes) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.folder.mkdir(parents=True)
+        self.prepare()
+        given, began = self.given(), time.monotonic()
         with open(self.folder / "log.txt", "wb") as log:
             self.process = subprocess.Popen(
-                self.command(), cwd=ROOT, env=given | self.environment(), stdout=log, stderr=log, start_new_session=True
+                self.command(), cwd=ROOT, env=given, stdout=log, stderr=log, start_new_session=True
             )
         self.deploy()
         self.await_answer(body, began)
@@ -123,6 +146,16 @@ class Peer:
             time.sleep(0.02)
         log = (self.folder / "log.txt").read_text(errors="replace").strip().splitlines()
         raise PeerError(f"no answer ({said}); its log ends: {(log or ['nothing'])[-1][:200]}")
+
+    def turn(self, request: Path, connections: int, seconds: float) -> Turn:
+        """Puts it under load for so long."""
+        command = [BENCH, "--load", str(self.port), "--request", request]
+        command += ["--connections", str(connections), "--seconds", str(seconds)]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=seconds + 120)
+        if done.returncode != 0:
+            raise PeerError((done.stderr.strip().splitlines() or ["the load failed"])[0][:200])
+        seen = json.loads(done.stdout)
+        return Turn(seen["count"], seen["count"] / seen["seconds"], seen["p50_us"], seen["p99_us"], connections)
 
     def pids(self) -> list[int]:
         """The process, its session and everything beneath."""
@@ -216,6 +249,17 @@ class Windrose(Peer):
             time.sleep(0.1)
         raise PeerError(f"deploy: {done.stderr.decode(errors='replace').strip()[-300:]}")
 
+    def found_batching(self):
+        """The manifest says nothing of batches, so that they are as the gateway has found that they pay."""
+        command = [WINDROSE, "inspect", self.model, "--json", "--control", f"http://127.0.0.1:{self.control}"]
+        given = surroundings() | self.environment()
+        done = subprocess.run(command, cwd=ROOT, env=given, capture_output=True, text=True)
+        if done.returncode != 0:
+            raise PeerError(f"inspect: {done.stderr.strip()[-300:]}")
+        found = json.loads(done.stdout)["loaded"]["graphs"]["model"]["batching"]
+        rows, why = found["max_rows"], found["alone_because"]
+        return f"batching = auto: at most {rows} rows together" + (f" ({why})" if rows == 1 and why else "")
+
 
 class Hyper(Peer):
     """The floor of any HTTP server in Rust: reads the request, answers with a constant."""
@@ -225,6 +269,68 @@ class Hyper(Peer):
 
     def command(self):
         return [BENCH, "--floor", "200", "--floor-port", str(self.port)]
+
+
+class OnnxRuntime(Peer):
+    """The floor of what serves with ONNX Runtime: as many instances as the peers have, each asked by a loop in its own
+    process. More connections than instances are no more callers: nobody waits in it."""
+
+    name = "bare ONNX Runtime"
+    binary = True
+
+    def __init__(self, model: str):
+        super().__init__(model)
+        self.instances: list[subprocess.Popen] = []
+
+    def prepare(self):
+        self.program = python(LitServe.name)
+
+    def start(self, body):
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.folder.mkdir(parents=True)
+        self.prepare()
+        given, began = self.given(), time.monotonic()
+        with open(self.folder / "log.txt", "wb") as log:
+            for _ in range(INSTANCES):
+                command = [self.program, SERVERS / "work.py", self.model]
+                pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": log}
+                self.instances.append(
+                    subprocess.Popen(command, cwd=ROOT, env=given, text=True, start_new_session=True, **pipes)
+                )
+        for one in self.instances:
+            self.said(one)
+        self.first_ms = (time.monotonic() - began) * 1e3
+
+    def said(self, instance: subprocess.Popen) -> dict:
+        """The next line of an instance."""
+        line = instance.stdout.readline()
+        if not line:
+            log = (self.folder / "log.txt").read_text(errors="replace").strip().splitlines()
+            raise PeerError(f"it has ended; its log ends: {(log or ['nothing'])[-1][:200]}")
+        return json.loads(line)
+
+    def turn(self, request, connections, seconds):
+        asked = self.instances[:connections]
+        try:
+            for one in asked:
+                one.stdin.write(f"{seconds}\n")
+                one.stdin.flush()
+        except OSError as error:
+            raise PeerError(f"it has ended: {error}") from None
+        seen = [self.said(one) for one in asked]
+        # They do the same, each for as long as the others.
+        count, rate = (sum(one[key] for one in seen) for key in ("count", "rate"))
+        p50, p99 = statistics.median(one["p50"] for one in seen), max(one["p99"] for one in seen)
+        return Turn(count, rate, p50, p99, len(asked))
+
+    def pids(self):
+        return [one.pid for one in self.instances if one.poll() is None]
+
+    def stop(self):
+        for one in self.instances:
+            one.kill()
+            one.communicate()
+        self.instances = []
 
 
 class MlServer(Peer):
@@ -294,7 +400,7 @@ class PyTriton(Peer):
 
 
 # Windrose is first: the others' ratios are to it.
-ALL = [Windrose, Hyper, MlServer, LitServe, BentoMl, PyTriton]
+ALL = [Windrose, Hyper, OnnxRuntime, MlServer, LitServe, BentoMl, PyTriton]
 
 
 if __name__ == "__main__":

@@ -5,8 +5,10 @@
 
 The same ONNX file, the same release of ONNX Runtime, one thread an instance and an instance a core for everybody; the same
 work in the path of every request (servers/work.py, examples/scores). The servers run side by side and take turns under
-load, which comes from a process of its own. What counts is the median over the rounds, as a ratio to Windrose in the same
-round. A server that cannot be installed or started is reported with the reason.
+load, which comes from a process of its own; bare ONNX Runtime, with as many instances, has its turn in every round too.
+What counts is the median over the rounds, as a ratio to Windrose in the same round. The others run each request alone;
+Windrose runs together as many as it has found to pay, which is printed. A server that cannot be installed or started is
+reported with the reason.
 """
 
 import argparse
@@ -15,14 +17,13 @@ import random
 import statistics
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 sys.dont_write_bytecode = True
 
-from peers import ALL, BENCH, FOLDER, ROOT, SERVERS, Peer, PeerError, Windrose, python  # noqa: E402
+from peers import ALL, FOLDER, Peer, PeerError, Windrose  # noqa: E402
 
-OURS, BARE = Windrose.name, "bare ONNX Runtime"
+OURS = Windrose.name
 SHAPES = {"tiny": ("x", [1, 16]), "mobilenet": ("input", [1, 3, 224, 224])}
 # Model, and whether its tensors are binary.
 CASES = [("tiny", False), ("mobilenet", True), ("mobilenet", False)]
@@ -71,15 +72,12 @@ def request(peer: Peer, binary: bool) -> Path:
 def load(peer: Peer, file: Path, connections: int, seconds: float) -> dict[str, float]:
     """One turn: what the clients saw and what it cost the server."""
     before = peer.cpu_seconds()
-    command = [BENCH, "--load", str(peer.port), "--request", file]
-    command += ["--connections", str(connections), "--seconds", str(seconds)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=seconds + 120)
-    if done.returncode != 0:
-        raise PeerError((done.stderr.strip().splitlines() or ["the load failed"])[0][:200])
-    seen = json.loads(done.stdout)
-    cpu_us = (peer.cpu_seconds() - before) / max(seen["count"], 1) * 1e6
-    rate = seen["count"] / seen["seconds"]
-    return {"rate": rate, "p50": seen["p50_us"], "p99": seen["p99_us"], "cpu": cpu_us, "mb": peer.megabytes()}
+    seen = peer.turn(file, connections, seconds)
+    cpu_us = (peer.cpu_seconds() - before) / max(seen.count, 1) * 1e6
+    # With every caller's request waiting for its turn, the last one waits for all.
+    queueing = seen.p99 / (seen.callers / seen.rate * 1e6)
+    shown = {"rate": seen.rate, "p50": seen.p50, "p99": seen.p99}
+    return shown | {"cpu": cpu_us, "mb": peer.megabytes(), "queueing": queueing}
 
 
 def turns(up: list[Peer], binary: bool, connections: int, arguments) -> dict[str, list[dict[str, float]]]:
@@ -106,42 +104,26 @@ def attempt(peer: Peer, failed: set[str], work):
         return None
 
 
-def table(title: str, connections: int, seen: dict[str, list[dict[str, float]]]) -> list[dict]:
+def table(title: str, batching: str, connections: int, seen: dict[str, list[dict[str, float]]]) -> list[dict]:
     """Prints medians, and their ratios to Windrose in the same round."""
-    print(f"\n{title}, {connections} connections")
-    print("                 req/s     x    p50 us     x    p99 us     x   CPU us     x     MB   p99 / queueing bound")
+    print(f"\n{title}, {connections} connections; {batching}")
+    print(f"  {'':17}    req/s     x    p50 us     x    p99 us     x   CPU us     x     MB   p99 / queueing bound")
     rows, ours = [], seen.get(OURS, [])
     for name, runs in seen.items():
         row: dict = {"case": title, "connections": connections, "server": name}
-        line = f"  {name:12}"
+        line = f"  {name:17}"
         for key, width in (("rate", 8), ("p50", 9), ("p99", 9), ("cpu", 8)):
             row[key] = statistics.median(run[key] for run in runs)
             pairs = [run[key] / our[key] for run, our in zip(runs, ours) if our[key]]
             row[f"{key}_ratio"] = statistics.median(pairs) if pairs else None
-            line += f" {row[key]:{width}.0f}" + (f" {row[f'{key}_ratio']:5.2f}" if pairs else "     -")
+            # A run of the bare engine takes some microseconds.
+            digits, ratio = (1 if key == "cpu" else 0), row[f"{key}_ratio"]
+            line += f" {row[key]:{width}.{digits}f}" + (f" {ratio:5.2f}" if pairs else "     -")
         row["mb"] = statistics.median(run["mb"] for run in runs)
-        # With every connection's request waiting for its turn, the last one waits for all.
-        row["queueing"] = statistics.median(run["p99"] / (connections / run["rate"] * 1e6) for run in runs)
+        row["queueing"] = statistics.median(run["queueing"] for run in runs)
         print(f"{line} {row['mb']:6.0f}   {row['queueing']:.2f}", flush=True)
         rows.append(row)
     return rows
-
-
-def bare(model: str, seconds: float) -> list[dict]:
-    """ONNX Runtime alone, called from a loop of Python."""
-    try:
-        command = [python("litserve"), SERVERS / "work.py", model, str(seconds), str(time.time())]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    except (PeerError, subprocess.CalledProcessError) as error:
-        print(f"  {BARE}: not measured: {error}", flush=True)
-        return []
-    seen = json.loads(done.stdout)
-    print(
-        f"  {BARE}, one instance of one thread: first answer after {seen['first_ms']:.0f} ms, {seen['rate']:.0f} runs/s, "
-        f"p50 {seen['p50']:.0f}, p99 {seen['p99']:.0f}, CPU {seen['cpu']:.1f} us a run, {seen['mb']:.0f} MB",
-        flush=True,
-    )
-    return [{"case": model, "server": BARE, **seen}]
 
 
 def start(peer: Peer, content: bytes) -> None:
@@ -168,11 +150,13 @@ def start_all(model: str, only: list[str], up: list[Peer]) -> None:
         up.append(peer)
         try:
             start(peer, body(model, False)[0])
-            print(f"  {peer.name:12} first answer after {peer.first_ms:6.0f} ms{times(up)}, {peer.megabytes():5.0f} MB", flush=True)
+            peer.batching = peer.found_batching()
+            took = f"first answer after {peer.first_ms:6.0f} ms{times(up)}, {peer.megabytes():5.0f} MB"
+            print(f"  {peer.name:17} {took}", flush=True)
         except (PeerError, OSError) as error:
             up.remove(peer)
             peer.stop()
-            print(f"  {peer.name:12} not measured: {error}", flush=True)
+            print(f"  {peer.name:17} not measured: {error}", flush=True)
 
 
 def model_section(model: str, arguments) -> list[dict]:
@@ -181,13 +165,15 @@ def model_section(model: str, arguments) -> list[dict]:
     up: list[Peer] = []
     try:
         start_all(model, arguments.only, up)
-        rows += [{"case": model, "server": peer.name, "first_ms": peer.first_ms} for peer in up]
-        rows += bare(model, arguments.seconds)
+        of = lambda peer: {"first_ms": peer.first_ms, "batching": peer.batching}  # noqa: E731
+        rows += [{"case": model, "server": peer.name, **of(peer)} for peer in up]
+        chosen = [f"{peer.name}: {peer.batching}" for peer in up if peer.batching]
+        batching = "; ".join([*chosen, "the others run each request alone"])
         for name, binary in CASES:
             able = [peer for peer in up if peer.binary or not binary]
             for connections in arguments.connections if name == model else ():
                 title = f"{model}, {'binary' if binary else 'JSON'}"
-                rows += table(title, connections, turns(able, binary, connections, arguments))
+                rows += table(title, batching, connections, turns(able, binary, connections, arguments))
     finally:
         for peer in up:
             peer.stop()
