@@ -186,6 +186,8 @@ table! {
         cpu: Span = "\"10m\"",
         /// Its wall time.
         wall: Span = "\"5m\"",
+        /// How long it tries one graph with several rows, to find out whether they may run together and how many pay.
+        trial: Span = "\"2s\"",
     }
 }
 

@@ -143,6 +143,30 @@ fn the_curve_is_measured_kept_and_shown() {
 }
 
 #[test]
+fn what_time_was_too_short_for_is_tried_again() {
+    let mut server = Server::start(&[("WINDROSE_PREPARE_TRIAL", "1ns")]);
+    let folder = tempfile::tempdir().unwrap();
+    let graph = checkout("models/test/tiny.onnx").canonicalize().unwrap().display().to_string();
+    let manifest = format!("name = \"m\"\n[graphs.model]\nfile = {graph:?}\nbatching = {{ max_size = 3 }}\n");
+    std::fs::write(folder.path().join("windrose.toml"), manifest).unwrap();
+    let deploy = |server: &Server| server.ok(&["deploy", folder.path().to_str().unwrap(), "--json"]);
+    let is_changed = |answer: String| serde_json::from_str::<Value>(&answer).unwrap()["changed"].clone();
+    assert_eq!(is_changed(deploy(&server)), true);
+    let refused = inspected(&server, "m");
+    assert_eq!(refused["max_rows"], 1, "what is fixed wins over the curve, and not over the proof");
+    assert!(refused["alone_because"].as_str().unwrap().contains("deploying it again tries again"), "{refused}");
+    assert_eq!(is_changed(deploy(&server)), false, "as little is found out in as short a time");
+    server.kill();
+    server.settings.clear();
+    server.run();
+    assert_eq!(inspected(&server, "m"), refused, "a restart tries nothing");
+    assert_eq!(is_changed(deploy(&server)), true);
+    let tried = inspected(&server, "m");
+    assert_eq!((&tried["max_rows"], &tried["alone_because"]), (&json!(3), &Value::Null));
+    assert_eq!(is_changed(deploy(&server)), false);
+}
+
+#[test]
 fn why_jobs_run_alone_is_said() {
     let server = Server::start(&[]);
     for (graph, why) in [
