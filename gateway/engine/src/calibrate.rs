@@ -163,8 +163,8 @@ pub async fn calibrate(graph: &Graph, budget: Duration) -> Calibration {
     }
 }
 
-/// How many rows can be compared within `budget` where one takes so long alone: each of them alone, all of them together
-/// twice, and some measurements. `None` where there is no time for the fewest, each alone and then together.
+/// How many rows can be compared within `budget` where one takes so long alone: each of them alone, all of them
+/// together twice, and some measurements. `None` where there is no time for the fewest, each alone and then together.
 fn comparable(took: Duration, budget: Duration) -> Option<usize> {
     if took * (2 * COMPARED_AT_LEAST as u32) > budget {
         return None;
@@ -253,8 +253,8 @@ impl Trial<'_> {
         Err(failure)
     }
 
-    /// What each row gives alone, where the graph takes them all, of as many as there is time for; a refusal where that is
-    /// too slow.
+    /// What each row gives alone, where the graph takes them all, of as many as there is time for; a refusal where that
+    /// is too slow.
     async fn alone(&self, rows: Vec<Row>) -> Result<Result<(Vec<Row>, Vec<Vec<Tensor>>), EngineError>, Refusal> {
         let begin = Instant::now();
         let Some(first) = rows.first() else { return Err(Refusal::of(NOTHING_TO_TRY)) };

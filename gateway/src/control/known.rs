@@ -28,7 +28,7 @@ impl Known {
         self.lock().by_content.get(&key(manifest)).cloned()
     }
 
-    /// Remembers what survived; not where time ran out while its graphs were tried, which a busy machine may have caused.
+    /// Remembers what survived; not where time ran out while its graphs were tried: the machine may have been busy.
     pub fn insert(&self, manifest: &Manifest, prepared: &Prepared) {
         if prepared.graphs.values().any(|graph| graph.batching.cut_short) {
             return;

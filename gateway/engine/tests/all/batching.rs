@@ -209,6 +209,9 @@ fn each_user_of_a_graph_counts_its_own() {
             one.compute(named("one", 4, 4)).await.expect("a full batch of its own");
         });
         let (a, b) = (one.counts(), two.counts());
+        assert_eq!([&idle, &one, &two].map(Graph::runs), [2; 3], "one run for both, and one for one of them");
+        assert_eq!(idle.sessions_id(), two.sessions_id());
+        assert_ne!(idle.sessions_id(), batched(engine, "rows", 1, policy).sessions_id());
         assert_eq!((a.executions, a.inferences, a.rows, a.gathered), (2, 2, 5, 1));
         assert_eq!((b.executions, b.inferences, b.rows, b.gathered), (1, 1, 3, 1));
         assert_eq!(b.sizes.keys().collect::<Vec<_>>(), [&4], "the size of the whole run");
