@@ -183,8 +183,8 @@ impl Graph {
         &self.handle.info
     }
 
-    /// Bytes of all its weights, as the file has them. The sessions share them; what an engine adds, such as copies in
-    /// another layout, is not counted.
+    /// Bytes of all its weights, as the file has them. What an engine adds is not counted: copies in another layout, or
+    /// for sessions that share none.
     pub fn weight_bytes(&self) -> u64 {
         self.handle.weight_bytes
     }
