@@ -189,6 +189,9 @@ struct Trial<'a> {
     budget: Duration,
 }
 
+/// Rows that differ, and what each gives alone.
+type Alone = (Vec<Row>, Vec<Vec<Tensor>>);
+
 /// What a trial did not get past.
 struct Refusal {
     why: String,
@@ -235,7 +238,7 @@ impl Trial<'_> {
     }
 
     /// Different rows that the graph takes, and what each gives alone.
-    async fn rows(&self) -> Result<(Vec<Row>, Vec<Vec<Tensor>>), Refusal> {
+    async fn rows(&self) -> Result<Alone, Refusal> {
         let mut failure = Refusal::of(NOTHING_TO_TRY);
         for candidate in rows::candidates(self.graph.spec(), self.graph.sample()) {
             match self.alone(candidate).await? {
@@ -255,7 +258,7 @@ impl Trial<'_> {
 
     /// What each row gives alone, where the graph takes them all, of as many as there is time for; a refusal where that
     /// is too slow.
-    async fn alone(&self, rows: Vec<Row>) -> Result<Result<(Vec<Row>, Vec<Vec<Tensor>>), EngineError>, Refusal> {
+    async fn alone(&self, rows: Vec<Row>) -> Result<Result<Alone, EngineError>, Refusal> {
         let begin = Instant::now();
         let Some(first) = rows.first() else { return Err(Refusal::of(NOTHING_TO_TRY)) };
         let mut alone = match self.run_rows(&[first]).await {
