@@ -141,8 +141,8 @@ table! {
     Memory, "memory", {
         /// Compiled code of modules, which comes back from the cache on disk.
         modules: Size = "\"2GiB\"",
-        /// Weights of graphs, as bytes of their files for each copy in memory. They are loaded again from there; any amount
-        /// when not given.
+        /// Weights of graphs, as bytes of their files for each copy in memory. They are loaded again from there; any
+        /// amount when not given.
         weights: Size = "",
     }
 }
