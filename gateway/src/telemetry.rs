@@ -3,6 +3,7 @@
 //! Labels only ever hold names that were deployed: a request for an unknown model is counted without one. What a
 //! version counted goes when the version is no longer served.
 
+mod engines;
 mod histogram;
 mod memory;
 mod sites;
@@ -73,13 +74,9 @@ pub struct ModelMetrics {
     request: Histogram,
     /// In the sandbox and its engine.
     call: Histogram,
-    /// Time of the requests that succeeded, nanoseconds.
-    succeeded_ns: AtomicU64,
-    /// When a call last ended, milliseconds since 1970.
-    last_ms: AtomicU64,
 }
 
-/// What [`ModelMetrics`] add up to.
+/// Requests of one version since it was loaded.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Totals {
     /// Requests that were answered.
@@ -94,13 +91,30 @@ pub struct Totals {
     pub last_ms: u64,
 }
 
-/// The metrics of one served version, found at its first request. `Default` is what a new [`Served`] gets.
+/// [`Totals`] while they are counted.
 #[derive(Default)]
-pub struct MetricsSlot(OnceLock<Arc<ModelMetrics>>);
+struct SinceLoaded {
+    succeeded: AtomicU64,
+    succeeded_ns: AtomicU64,
+    failed: AtomicU64,
+    failed_ns: AtomicU64,
+    last_ms: AtomicU64,
+}
+
+/// The metrics of one served version. `Default` is what a new [`Served`] gets.
+#[derive(Default)]
+pub struct MetricsSlot {
+    /// Those of its name, found at its first request: they go on where it has replaced another.
+    named: OnceLock<Arc<ModelMetrics>>,
+    /// Its own, which begin with it as the counts of its graphs do.
+    own: Arc<SinceLoaded>,
+}
 
 /// A request being counted; when it is dropped without [`Track::finish`], the client went away.
 pub struct Track {
     metrics: Arc<ModelMetrics>,
+    /// Of the version that was asked.
+    own: Option<Arc<SinceLoaded>>,
     started: Instant,
     outcome: usize,
 }
@@ -121,16 +135,16 @@ impl Telemetry {
     /// Begins to count a request that arrived at `started`.
     pub fn track(&self, served: Option<&Served>, started: Instant) -> Track {
         let metrics = match served {
-            Some(served) => served.metrics.0.get_or_init(|| self.model(served)).clone(),
+            Some(served) => served.metrics.named.get_or_init(|| self.model(served)).clone(),
             None => self.unrouted.clone(),
         };
         metrics.in_flight.fetch_add(1, Ordering::Relaxed);
-        Track { metrics, started, outcome: CANCELLED }
+        Track { metrics, own: served.map(|served| served.metrics.own.clone()), started, outcome: CANCELLED }
     }
 
     /// Follows what is nobody's request, and counts it nowhere: a probe.
     pub fn untracked(&self, started: Instant) -> Track {
-        Track { metrics: Arc::default(), started, outcome: CANCELLED }
+        Track { metrics: Arc::default(), own: None, started, outcome: CANCELLED }
     }
 
     /// The metrics of a site.
@@ -150,20 +164,6 @@ impl Telemetry {
             }
         }
         models.entry(key).or_default().clone()
-    }
-
-    /// What was counted for one version.
-    pub fn totals(&self, served: &Served) -> Totals {
-        let metrics = self.model(served);
-        let count = |at: usize| metrics.outcomes[at].load(Ordering::Relaxed);
-        let succeeded_ns = metrics.succeeded_ns.load(Ordering::Relaxed);
-        Totals {
-            succeeded: count(OK),
-            succeeded_ns,
-            failed: (0..metrics.outcomes.len()).filter(|at| *at != OK).map(count).sum(),
-            failed_ns: metrics.request.sum_ns.load(Ordering::Relaxed).saturating_sub(succeeded_ns),
-            last_ms: metrics.last_ms.load(Ordering::Relaxed),
-        }
     }
 
     /// Everything as Prometheus' text format.
@@ -207,6 +207,7 @@ impl Telemetry {
         Scrape {
             rows,
             graphs,
+            runs: engines::runs(&snapshot),
             permits,
             outside,
             pressed,
@@ -224,6 +225,32 @@ impl Telemetry {
 /// Drops what counted for versions that are served no longer.
 fn drop_unserved(models: &mut Models, snapshot: &Snapshot) {
     models.retain(|(model, version), _| snapshot.model(model).is_some_and(|v| v.get(version).is_some()));
+}
+
+// === impl MetricsSlot ===
+
+impl MetricsSlot {
+    /// What was counted since this version was loaded.
+    pub fn totals(&self) -> Totals {
+        let SinceLoaded { succeeded, succeeded_ns, failed, failed_ns, last_ms } = &*self.own;
+        Totals {
+            succeeded: succeeded.load(Ordering::Relaxed),
+            succeeded_ns: succeeded_ns.load(Ordering::Relaxed),
+            failed: failed.load(Ordering::Relaxed),
+            failed_ns: failed_ns.load(Ordering::Relaxed),
+            last_ms: last_ms.load(Ordering::Relaxed),
+        }
+    }
+}
+
+// === impl SinceLoaded ===
+
+impl SinceLoaded {
+    fn ended(&self, is_ok: bool, time: Duration) {
+        let (count, ns) = if is_ok { (&self.succeeded, &self.succeeded_ns) } else { (&self.failed, &self.failed_ns) };
+        count.fetch_add(1, Ordering::Relaxed);
+        ns.fetch_add(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
 }
 
 // === impl Track ===
@@ -247,8 +274,10 @@ impl Track {
     /// Counts the time that a call spent in the sandbox and its engine.
     pub fn called(&self, time: Duration) {
         self.metrics.call.observe(time);
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        self.metrics.last_ms.store(u64::try_from(now.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
+        if let Some(own) = &self.own {
+            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+            own.last_ms.store(u64::try_from(now.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
+        }
     }
 }
 
@@ -258,9 +287,8 @@ impl Drop for Track {
         self.metrics.outcomes[self.outcome].fetch_add(1, Ordering::Relaxed);
         let time = self.started.elapsed();
         self.metrics.request.observe(time);
-        if self.outcome == OK {
-            let time = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
-            self.metrics.succeeded_ns.fetch_add(time, Ordering::Relaxed);
+        if let Some(own) = &self.own {
+            own.ended(self.outcome == OK, time);
         }
     }
 }
@@ -274,8 +302,6 @@ impl Default for ModelMetrics {
             response_bytes: AtomicU64::new(0),
             request: Histogram::default(),
             call: Histogram::default(),
-            succeeded_ns: AtomicU64::new(0),
-            last_ms: AtomicU64::new(0),
         }
     }
 }
@@ -299,6 +325,7 @@ fn outcome(index: usize) -> &'static str {
 struct Scrape {
     rows: Vec<(Labels<2>, Arc<ModelMetrics>)>,
     graphs: Vec<(Labels<3>, GraphCounts)>,
+    runs: engines::Runs,
     permits: Vec<(Labels<2>, i64)>,
     outside: Vec<(Labels<2>, i64)>,
     pressed: Vec<(Labels<2>, i64)>,
@@ -321,6 +348,7 @@ impl Collector for Scrape {
     fn encode(&self, mut encoder: DescriptorEncoder) -> fmt::Result {
         self.encode_requests(&mut encoder)?;
         self.encode_graphs(&mut encoder)?;
+        engines::encode(&self.runs, &mut encoder)?;
         sites::encode(&self.sites, &mut encoder)?;
         memory::encode(&self.memory, &mut encoder)?;
         self.encode_process(&mut encoder)

@@ -24,6 +24,12 @@ pub trait Engine: Send + Sync {
         false
     }
 
+    /// How many copies of a graph's weights so many sessions of so many threads hold.
+    fn copies(&self, device: Device, sessions: usize, threads: usize) -> usize {
+        let _ = (device, sessions, threads);
+        1
+    }
+
     /// Loads a graph into its sessions, which share its weights where the engine can. Blocks.
     ///
     /// # Errors

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use self::rows::{Row, difference};
-use crate::{BatchPolicy, EngineError, Graph, Job, Tensor};
+use crate::{BatchPolicy, EngineError, Fault, Graph, Job, Tensor};
 
 /// How a graph's jobs are to run together, as a manifest says.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -71,6 +71,9 @@ pub struct Calibration {
     /// were filled up gave what each gave alone, and where nothing was asked for.
     #[serde(default)]
     pub padding_refused: Option<String>,
+    /// Whether time ran out before all of this was known, so that another trial may find more.
+    #[serde(default)]
+    pub cut_short: bool,
     /// Engine time by rows of a run, as far as was measured.
     pub curve: Vec<CurvePoint>,
     /// The engine that ran them; empty where nothing ran.
@@ -89,8 +92,9 @@ pub struct CurvePoint {
 
 /// The sizes that are measured.
 const SIZES: [usize; 6] = [1, 2, 4, 8, 16, 32];
-/// Rows that are compared.
+/// Rows that are compared where there is time, and where there is little.
 const COMPARED: usize = 6;
+const COMPARED_AT_LEAST: usize = 2;
 /// How long one size is measured on average, where its runs are short.
 const EACH: Duration = Duration::from_millis(4);
 /// Runs of each size that are measured at least, where there is time.
@@ -153,17 +157,29 @@ pub async fn calibrate(graph: &Graph, budget: Duration) -> Calibration {
         return Calibration::refused(why);
     }
     let trial = Trial { graph, end: Instant::now() + budget, budget };
-    match trial.rows().await {
-        Err(why) => Calibration::refused(why),
-        Ok((rows, alone)) => match trial.compare(&rows, &alone).await {
-            Err(why) => Calibration::refused(why),
-            Ok(()) => {
-                let padding_refused = trial.compare_padded(&rows).await.err();
-                let (curve, engine) = (trial.measure(&rows).await, graph.info().engine.clone());
-                Calibration { refused: None, padding_refused, curve, engine }
-            }
-        },
+    match trial.whole().await {
+        Ok(found) => found,
+        Err(Refusal { why, out_of_time }) => Calibration { cut_short: out_of_time, ..Calibration::refused(why) },
     }
+}
+
+/// How many rows can be compared within `budget` where one takes so long alone: each of them alone, all of them
+/// together twice, and some measurements. `None` where there is no time for the fewest, each alone and then together.
+fn comparable(took: Duration, budget: Duration) -> Option<usize> {
+    if took * (2 * COMPARED_AT_LEAST as u32) > budget {
+        return None;
+    }
+    let fit = budget.as_secs_f64() / (took.as_secs_f64() * 4.0);
+    Some((fit as usize).clamp(COMPARED_AT_LEAST, COMPARED))
+}
+
+/// The first of these and so many others, those that differ from it before those that do not.
+fn fewer(mut rows: Vec<Row>, most: usize) -> Vec<Row> {
+    if let Some((first, others)) = rows.split_first_mut().filter(|(_, others)| others.len() >= most) {
+        others.sort_by_key(|row| *row == *first);
+    }
+    rows.truncate(most);
+    rows
 }
 
 /// A graph that is being tried.
@@ -173,7 +189,41 @@ struct Trial<'a> {
     budget: Duration,
 }
 
+/// Rows that differ, and what each gives alone.
+type Alone = (Vec<Row>, Vec<Vec<Tensor>>);
+
+/// What a trial did not get past.
+struct Refusal {
+    why: String,
+    /// Whether that was for want of time.
+    out_of_time: bool,
+}
+
+impl Refusal {
+    fn of(why: impl Into<String>) -> Refusal {
+        Refusal { why: why.into(), out_of_time: false }
+    }
+
+    /// Runs that failed.
+    fn failed(what: &str, error: &EngineError) -> Refusal {
+        Refusal { why: format!("{what} failed: {error}"), out_of_time: error.fault() == Fault::Deadline }
+    }
+}
+
 impl Trial<'_> {
+    async fn whole(&self) -> Result<Calibration, Refusal> {
+        let (rows, alone) = self.rows().await?;
+        self.compare(&rows, &alone).await?;
+        let padding = self.compare_padded(&rows).await.err();
+        let curve = self.measure(&rows).await;
+        // A curve of one point says nothing of what pays.
+        let two: Vec<&Row> = rows.iter().take(2).collect();
+        let unmeasured = curve.len() < two.len() && rows::bytes(&two) <= MOST_BYTES;
+        let cut_short = unmeasured || padding.as_ref().is_some_and(|refusal| refusal.out_of_time);
+        let (padding_refused, engine) = (padding.map(|refusal| refusal.why), self.graph.info().engine.clone());
+        Ok(Calibration { refused: None, padding_refused, cut_short, curve, engine })
+    }
+
     async fn run(&self, inputs: Vec<Tensor>) -> Result<Vec<Tensor>, EngineError> {
         let names = self.graph.spec().inputs.iter().map(|input| input.name.clone());
         // A run that has begun ends when it ends: this bounds how long it is waited for.
@@ -188,65 +238,76 @@ impl Trial<'_> {
     }
 
     /// Different rows that the graph takes, and what each gives alone.
-    async fn rows(&self) -> Result<(Vec<Row>, Vec<Vec<Tensor>>), String> {
-        let mut failure = NOTHING_TO_TRY.to_string();
+    async fn rows(&self) -> Result<Alone, Refusal> {
+        let mut failure = Refusal::of(NOTHING_TO_TRY);
         for candidate in rows::candidates(self.graph.spec(), self.graph.sample()) {
-            match self.alone(&candidate).await? {
-                Ok(alone) => return Ok((candidate, alone)),
+            match self.alone(candidate).await? {
+                Ok(found) => return Ok(found),
                 Err(error) => {
-                    failure = format!("no inputs were found that it takes ({error}): a golden test would help");
+                    let why = format!("no inputs were found that it takes ({error}): a golden test would help");
+                    failure = Refusal::of(why);
                 }
             }
             if Instant::now() > self.end {
+                failure.out_of_time = true;
                 break;
             }
         }
         Err(failure)
     }
 
-    /// What each row gives alone, where the graph takes them all; an error of its own where that is too slow.
-    async fn alone(&self, rows: &[Row]) -> Result<Result<Vec<Vec<Tensor>>, EngineError>, String> {
-        let mut alone = Vec::with_capacity(rows.len());
-        for row in rows {
-            let begin = Instant::now();
+    /// What each row gives alone, where the graph takes them all, of as many as there is time for; a refusal where that
+    /// is too slow.
+    async fn alone(&self, rows: Vec<Row>) -> Result<Result<Alone, EngineError>, Refusal> {
+        let begin = Instant::now();
+        let Some(first) = rows.first() else { return Err(Refusal::of(NOTHING_TO_TRY)) };
+        let mut alone = match self.run_rows(&[first]).await {
+            Ok(outputs) => vec![outputs],
+            Err(error) => return Ok(Err(error)),
+        };
+        let took = begin.elapsed();
+        let most = comparable(took, self.budget).ok_or_else(|| {
+            let (ms, budget) = (took.as_millis(), self.budget.as_millis());
+            let why = format!("a run of one row took {ms} ms: too long to be tried within {budget} ms");
+            Refusal { why, out_of_time: true }
+        })?;
+        let rows = fewer(rows, most);
+        for row in rows.iter().skip(1) {
             match self.run_rows(&[row]).await {
                 Ok(outputs) => alone.push(outputs),
                 Err(error) => return Ok(Err(error)),
             }
-            let took = begin.elapsed();
-            // Each row alone, two runs of all of them, and some measurements.
-            if alone.len() == 1 && took * (4 * COMPARED as u32) > self.budget {
-                let (ms, budget) = (took.as_millis(), self.budget.as_millis());
-                return Err(format!("a run of one row took {ms} ms: too long to be tried within {budget} ms"));
-            }
         }
-        Ok(Ok(alone))
+        Ok(Ok((rows, alone)))
     }
 
     /// Whether each row gives alone what it gives among others.
-    async fn compare(&self, rows: &[Row], alone: &[Vec<Tensor>]) -> Result<(), String> {
-        let orders: [Vec<usize>; 2] = [(0..rows.len()).collect(), (0..rows.len()).rev().step_by(2).collect()];
+    async fn compare(&self, rows: &[Row], alone: &[Vec<Tensor>]) -> Result<(), Refusal> {
+        // Each other one: it stands elsewhere and beside others. Of two rows that would be one, which is no company.
+        let step = if rows.len() > 2 { 2 } else { 1 };
+        let orders: [Vec<usize>; 2] = [(0..rows.len()).collect(), (0..rows.len()).rev().step_by(step).collect()];
         for order in orders {
             let together: Vec<&Row> = order.iter().map(|at| &rows[*at]).collect();
-            let outputs = self.run_rows(&together).await.map_err(|error| format!("rows together failed: {error}"))?;
+            let outputs = self.run_rows(&together).await;
+            let outputs = outputs.map_err(|error| Refusal::failed("rows together", &error))?;
             let expected: Vec<&[Tensor]> = order.iter().map(|at| &alone[*at][..]).collect();
             self.same(&outputs, &expected, |_, _, piece| Some(piece))
-                .map_err(|off| format!("rows change each other: {off}"))?;
+                .map_err(|off| Refusal::of(format!("rows change each other: {off}")))?;
         }
         Ok(())
     }
 
     /// Whether a row that is filled up beside longer ones gives what it gives at its own length.
-    async fn compare_padded(&self, rows: &[Row]) -> Result<(), String> {
+    async fn compare_padded(&self, rows: &[Row]) -> Result<(), Refusal> {
         let Some(pads) = self.graph.pads() else { return Ok(()) };
-        let too_short = || "the rows that were tried have no length to cut: a golden test would help".to_string();
+        let too_short = || Refusal::of("the rows that were tried have no length to cut: a golden test would help");
         let mut cut = Vec::with_capacity(rows.len());
         for (at, row) in rows.iter().enumerate() {
             let whole = pads.length(row).filter(|length| *length > 1).ok_or_else(too_short)?;
             let length = [whole, whole - 1, whole.div_ceil(2), whole, 1, whole.div_ceil(3)][at % COMPARED];
             cut.push(pads.shortened(row, length).ok_or_else(too_short)?);
         }
-        let failed = |what: &'static str| move |error: EngineError| format!("{what} failed: {error}");
+        let failed = |what: &'static str| move |error: EngineError| Refusal::failed(what, &error);
         let mut alone = Vec::with_capacity(cut.len());
         for row in &cut {
             alone.push(self.run(row.clone()).await.map_err(failed("a row of another length"))?);
@@ -254,11 +315,11 @@ impl Trial<'_> {
         let filled: Option<Vec<Tensor>> = (0..self.graph.spec().inputs.len())
             .map(|input| pads.stack(input, &cut.iter().filter_map(|row| row.get(input)).collect::<Vec<_>>()))
             .collect();
-        let filled = filled.ok_or_else(|| "the inputs cannot be filled up to one length".to_string())?;
+        let filled = filled.ok_or_else(|| Refusal::of("the inputs cannot be filled up to one length"))?;
         let outputs = self.run(filled).await.map_err(failed("rows that were filled up"))?;
         let expected: Vec<&[Tensor]> = alone.iter().map(Vec::as_slice).collect();
         self.same(&outputs, &expected, |row, output, piece| pads.cut(output, piece, cut.get(row)?))
-            .map_err(|off| format!("filling rows up changes them: {off}"))
+            .map_err(|off| Refusal::of(format!("filling rows up changes them: {off}")))
     }
 
     /// Whether one run's outputs are, row by row, those that were expected; each piece is what `own` makes of its rows.
@@ -351,6 +412,23 @@ mod tests {
         let of_rten = Calibration { engine: "rten".into(), ..curve(&[(1, 10.0)]) };
         assert!(of_rten.is_of("rten") && !of_rten.is_of("onnxruntime"));
         assert!(Calibration::refused("its rows change each other").is_of("onnxruntime"));
+    }
+
+    #[test]
+    fn fewer_rows_are_compared_where_there_is_little_time() {
+        let budget = Duration::from_secs(2);
+        for (ms, rows) in [(0, Some(6)), (83, Some(6)), (100, Some(5)), (240, Some(2)), (500, Some(2)), (501, None)] {
+            assert_eq!(comparable(Duration::from_millis(ms), budget), rows, "{ms} ms a row");
+        }
+    }
+
+    #[test]
+    fn of_fewer_rows_some_differ() {
+        let row = |value: i64| vec![Tensor::from_vec([1], vec![value]).expect("a row")];
+        let rows: Vec<Row> = [7, 7, 7, 1, 7, 2].map(row).into();
+        assert_eq!(fewer(rows.clone(), 6), rows);
+        assert_eq!(fewer(rows.clone(), 2), [7, 1].map(row));
+        assert_eq!(fewer(rows, 4), [7, 1, 2, 7].map(row));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use crate::Released;
@@ -18,7 +18,8 @@ pub struct GraphCounts {
     pub inferences: u64,
     /// Rows of the jobs that were answered; a job of a graph without a batch axis is one.
     pub rows: u64,
-    /// Runs of the engine: fewer than the jobs when jobs ran together.
+    /// Runs of the engine that held rows of these jobs: fewer than the jobs when jobs ran together.
+    /// [`crate::Graph::runs`] has those of all users.
     pub executions: u64,
     /// Jobs that failed in the engine.
     pub failures: u64,
@@ -60,6 +61,8 @@ pub struct SizeCounts {
 /// [`GraphCounts`] while they are counted.
 #[derive(Debug, Default)]
 pub(crate) struct Counts {
+    /// Runs of the engine, which all users of a graph count together.
+    runs: Arc<AtomicU64>,
     inferences: AtomicU64,
     rows: AtomicU64,
     executions: AtomicU64,
@@ -77,6 +80,16 @@ pub(crate) struct Counts {
 }
 
 impl Counts {
+    /// The same, where runs of the engine are counted together with another user of the graph.
+    pub fn beside(self, other: &Counts) -> Counts {
+        Counts { runs: Arc::clone(&other.runs), ..self }
+    }
+
+    /// Runs of the engine for all users of the graph.
+    pub fn runs(&self) -> u64 {
+        self.runs.load(Relaxed)
+    }
+
     pub fn read(&self) -> GraphCounts {
         GraphCounts {
             inferences: self.inferences.load(Relaxed),
@@ -109,6 +122,12 @@ impl Counts {
 
     /// Counts a run of the engine that begins.
     pub fn begun(&self) {
+        self.runs.fetch_add(1, Relaxed);
+        self.came_along();
+    }
+
+    /// Counts rows in a run that begins, and that another user of the graph has counted.
+    pub fn came_along(&self) {
         self.executions.fetch_add(1, Relaxed);
     }
 

@@ -189,7 +189,8 @@ impl Engines {
         Engines { auto, ..self }
     }
 
-    /// Keeps the weights of graphs that can be loaded again within a budget, bytes of their files.
+    /// Keeps the weights of graphs that can be loaded again within a budget: bytes of their files, as often as an
+    /// engine holds them.
     pub fn with_weights(self, budget: Option<u64>) -> Engines {
         Engines { weights: Residency::new(budget), ..self }
     }
@@ -252,6 +253,7 @@ impl Engines {
         let sessions = bounded(options.sessions, sessions, MAX_THREADS, "sessions")?;
         let bounds = options.bounds(sessions)?;
         let isolation = self.isolation(options.isolation, engine.as_ref(), &model);
+        let copies = engine.copies(options.device, sessions, threads);
         let (children, device) = (self.children.clone(), options.device);
         let (engine, read) = (Arc::clone(engine), Arc::clone(&model));
         let load = move |onnx: Bytes| -> Result<Loaded, EngineError> {
@@ -272,7 +274,7 @@ impl Engines {
         let (loaded, residence) = match purpose {
             Purpose::Serve | Purpose::Try => (load(onnx)?, None),
             Purpose::ServeFrom(source) => {
-                let bytes = onnx.len() as u64;
+                let bytes = (onnx.len() as u64).saturating_mul(copies as u64);
                 let held = self.weights.hold(bytes);
                 let loaded = load(onnx)?;
                 let reload = Box::new(move || load(source()?));

@@ -143,7 +143,7 @@ impl Graph {
     pub(crate) fn start(loaded: Loaded, model: &Model, setup: Setup) -> Result<Graph, EngineError> {
         let Loaded { info, sessions } = loaded;
         let Setup { bounds, keeps_sample, cores, padding, residence } = setup;
-        let user = user(bounds, padding.as_ref(), &model.spec)?;
+        let user = Arc::new(user(bounds, padding.as_ref(), &model.spec)?);
         let shared = Arc::new(Shared {
             queue: Queue::new(cores.clone()),
             inline: Inline::default(),
@@ -169,8 +169,8 @@ impl Graph {
     pub fn for_another(&self, options: &GraphOptions) -> Result<Graph, EngineError> {
         let handle = Arc::clone(&self.handle);
         let bounds = options.bounds(handle.info.sessions)?;
-        let user = user(bounds, options.padding.as_ref(), self.spec())?;
-        Ok(Graph { handle, user })
+        let user = user(bounds, options.padding.as_ref(), self.spec())?.beside(&self.user);
+        Ok(Graph { handle, user: Arc::new(user) })
     }
 
     /// What the graph declares.
@@ -183,8 +183,8 @@ impl Graph {
         &self.handle.info
     }
 
-    /// Bytes of all its weights, as the file has them. The sessions share them; what an engine adds, such as copies in
-    /// another layout, is not counted.
+    /// Bytes of all its weights, as the file has them. What an engine adds is not counted: copies in another layout, or
+    /// for sessions that share none.
     pub fn weight_bytes(&self) -> u64 {
         self.handle.weight_bytes
     }
@@ -251,6 +251,16 @@ impl Graph {
         self.user.counts.read()
     }
 
+    /// Runs of the engine so far, for all users of these sessions: a run that held jobs of several is one.
+    pub fn runs(&self) -> u64 {
+        self.user.counts.runs()
+    }
+
+    /// Names its sessions: users that share them are told the same, and others something else.
+    pub fn sessions_id(&self) -> usize {
+        Arc::as_ptr(&self.handle).addr()
+    }
+
     /// Runs one job: names, types and shapes are checked against the declaration, then it is queued. A future that is
     /// dropped withdraws its job if that has not started.
     ///
@@ -290,9 +300,9 @@ impl Graph {
 }
 
 /// A user of a graph that declares `spec`.
-fn user(bounds: Bounds, padding: Option<&Padding>, spec: &GraphSpec) -> Result<Arc<User>, EngineError> {
+fn user(bounds: Bounds, padding: Option<&Padding>, spec: &GraphSpec) -> Result<User, EngineError> {
     let pads = padding.map(|padding| Pads::new(padding, spec)).transpose()?.map(Arc::new);
-    Ok(Arc::new(User::new(bounds, pads)))
+    Ok(User::new(bounds, pads))
 }
 
 /// Waits for the answer until the deadline.

@@ -32,6 +32,11 @@ impl User {
         User { counts, bounds, pads, padded, max_rows: AtomicUsize::new(BatchPolicy::OFF.max_rows), delay_ns }
     }
 
+    /// The same, as one more user of the graph that the other one uses.
+    pub fn beside(self, other: &User) -> User {
+        User { counts: self.counts.beside(&other.counts), ..self }
+    }
+
     /// What runs alone waits for nobody, whatever the delay.
     pub fn set_policy(&self, policy: BatchPolicy) {
         let delay = if policy.max_rows > 1 { policy.delay } else { Duration::ZERO };
@@ -104,9 +109,13 @@ impl Parts {
         self.parts.iter().for_each(|part| part.user.counts.released(reason));
     }
 
-    /// Counts that it begins.
+    /// Counts that it begins: for each of them, and once for the engine.
     pub fn begun(&self) {
-        self.parts.iter().for_each(|part| part.user.counts.begun());
+        let mut all = self.parts.iter().map(|part| &part.user.counts);
+        if let Some(first) = all.next() {
+            first.begun();
+        }
+        all.for_each(Counts::came_along);
     }
 
     /// Counts how long it took.

@@ -147,6 +147,8 @@ pub struct Budget {
     pub cpu: Duration,
     /// Wall time.
     pub wall: Duration,
+    /// Of that, for trying one graph with several rows.
+    pub trial: Duration,
 }
 
 /// How to log.
@@ -306,6 +308,7 @@ fn validate(written: Written, environment: &[(String, String)]) -> Result<Config
         memory: size(written.prepare.memory, "prepare.memory")?,
         cpu: span(written.prepare.cpu, "prepare.cpu")?,
         wall: span(written.prepare.wall, "prepare.wall")?,
+        trial: span(written.prepare.trial, "prepare.trial")?,
     };
     let children = Children {
         memory: size(written.engines.child_memory, "engines.child_memory")?,
@@ -520,6 +523,7 @@ mod tests {
             ("engines.onnxruntime", "/no/such/file", "engines.onnxruntime: there is no file"),
             ("storage.revisions", "0", "storage.revisions must be at least 1"),
             ("prepare.wall", "0s", "prepare.wall must be"),
+            ("prepare.trial", "0s", "prepare.trial must be"),
             ("ceiling.load", "perhaps", "ceiling.load: "),
             ("engines.isolation", "none", "engines.isolation: "),
             ("engines.child_run", "0s", "engines.child_run must be"),

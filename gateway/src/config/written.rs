@@ -141,7 +141,8 @@ table! {
     Memory, "memory", {
         /// Compiled code of modules, which comes back from the cache on disk.
         modules: Size = "\"2GiB\"",
-        /// Weights of graphs, as bytes of their files, which are loaded again from there; any amount when not given.
+        /// Weights of graphs, as bytes of their files for each copy in memory. They are loaded again from there; any
+        /// amount when not given.
         weights: Size = "",
     }
 }
@@ -186,6 +187,8 @@ table! {
         cpu: Span = "\"10m\"",
         /// Its wall time.
         wall: Span = "\"5m\"",
+        /// How long it tries one graph with several rows, to find out whether they may run together and how many pay.
+        trial: Span = "\"2s\"",
     }
 }
 

@@ -28,8 +28,11 @@ impl Known {
         self.lock().by_content.get(&key(manifest)).cloned()
     }
 
-    /// Remembers what survived.
+    /// Remembers what survived; not where time ran out while its graphs were tried: the machine may have been busy.
     pub fn insert(&self, manifest: &Manifest, prepared: &Prepared) {
+        if prepared.graphs.values().any(|graph| graph.batching.cut_short) {
+            return;
+        }
         // Nothing was done when it is next asked for.
         let prepared = Prepared { timings_ms: Default::default(), ..prepared.clone() };
         let (key, mut table) = (key(manifest), self.lock());
@@ -84,6 +87,25 @@ mod tests {
         let mut limited = manifest("a", 1);
         limited.limits.memory = Some(1 << 20);
         assert!(known.get(&limited).is_none(), "whatever may change how a preparation ends is content");
+    }
+
+    #[test]
+    fn what_time_was_too_short_for_is_not_known() {
+        let known = Known::default();
+        let with = |cut_short: bool| Prepared {
+            graphs: serde_json::from_value(serde_json::json!({"model": {
+                "info": {"engine": "rten", "version": "1", "provider": "CPU", "sessions": 1, "threads": 1,
+                         "isolation": "process"},
+                "spec": {"inputs": [], "outputs": []},
+                "batching": {"refused": "why", "curve": [], "cut_short": cut_short},
+            }}))
+            .unwrap(),
+            ..prepared()
+        };
+        known.insert(&manifest("a", 1), &with(true));
+        assert!(known.get(&manifest("a", 1)).is_none());
+        known.insert(&manifest("a", 1), &with(false));
+        assert!(known.get(&manifest("a", 1)).is_some());
     }
 
     #[test]

@@ -94,6 +94,13 @@ pub struct Preparation {
     pub engines: BTreeMap<String, String>,
 }
 
+impl Preparation {
+    /// The graphs that a longer trial with several rows may tell more about.
+    pub fn cut_short(&self) -> Vec<&str> {
+        self.batching.iter().filter(|(_, found)| found.cut_short).map(|(name, _)| &**name).collect()
+    }
+}
+
 impl Revision {
     /// The bytes of its object.
     pub fn to_json(&self) -> Vec<u8> {

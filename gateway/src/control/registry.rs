@@ -239,8 +239,9 @@ impl Registry {
         let _place = self.admitted.try_acquire().map_err(|_| ChangeError::Busy)?;
         let _name = self.lock_name(&manifest.name).await;
         let _named = self.name(&manifest, who).await?;
-        if let Some(same) = self.same(&manifest, who).await {
-            return Ok(same);
+        let same = self.same(&manifest, who).await;
+        if let Some(same) = same.as_ref().filter(|same| same.preparation.cut_short().is_empty()) {
+            return Ok(same.clone());
         }
         let prepared = match self.known(&manifest).await {
             Some(known) => known,
@@ -253,8 +254,12 @@ impl Registry {
                 prepared
             }
         };
-        let stage = Stage::start("load", &progress);
         let preparation = Preparation::from(prepared);
+        if let Some(same) = same.filter(|same| same.preparation.cut_short() == preparation.cut_short()) {
+            // The trial that time ran out of in what is there has told no more now.
+            return Ok(same);
+        }
+        let stage = Stage::start("load", &progress);
         let loaded = self.load(&manifest, &preparation, who.trust()).await?;
         stage.done();
         let stage = Stage::start("publish", &progress);
@@ -321,7 +326,8 @@ impl Registry {
         Ok(prepare::run(job, progress).await?)
     }
 
-    /// What a child said about the same content, if the module that it compiled is still there.
+    /// What a child said about the same content, if time did not run out there and the module that it compiled is still
+    /// there.
     async fn known(&self, manifest: &Manifest) -> Option<Prepared> {
         let prepared = self.known.get(manifest)?;
         (!self.loader.needs_compile(manifest).await).then_some(prepared)
@@ -329,8 +335,8 @@ impl Registry {
 
     /// What was found about the same graphs, in such sessions of the very same engine and filled up alike, by earlier
     /// deployments of the same deployer: the rows that were tried were made of its golden input, and nobody else's word
-    /// counts. Where jobs run alone it is tried again: that may have been for want of time, or of the golden input that
-    /// is there now.
+    /// counts. Where jobs run alone or time ran out it is tried again: there may be more of it now, or the golden input
+    /// that was wanting.
     async fn known_batching(
         &self,
         manifest: &Manifest,
@@ -355,7 +361,7 @@ impl Registry {
                 let is_its = |name: &String| engines.get(name) == Some(engine);
                 let mut graphs = record.manifest.graphs.iter();
                 let (name, _) = graphs.find(|(name, graph)| key(graph) == wanted && is_its(name))?;
-                batching.get(name).filter(|found| found.refused.is_none()).cloned()
+                batching.get(name).filter(|found| found.refused.is_none() && !found.cut_short).cloned()
             })
         };
         manifest.graphs.iter().filter_map(|(name, graph)| Some((name.clone(), of(name, graph)?))).collect()

@@ -392,16 +392,16 @@ fn described_version(plane: &DataPlane, served: &Served, wants_metadata: bool) -
 
 /// Statistics of one version of a model, of all its versions where none is named, or of everything.
 fn statistics(plane: &DataPlane, target: Option<Target<'_>>) -> Result<Response<Body>, Error> {
-    let (snapshot, telemetry) = (plane.current.load(), &plane.telemetry);
+    let snapshot = plane.current.load();
     let Some(Target { model, version }) = target else {
         let all = snapshot.models().flat_map(|(_, versions)| versions.iter());
-        return Ok(described(stats::of(telemetry, all.map(Arc::as_ref))));
+        return Ok(described(stats::of(all.map(Arc::as_ref))));
     };
     let found = admit::find(&snapshot, model, version)?;
     let versions = snapshot.model(model).filter(|_| version.is_none());
     Ok(described(match versions {
-        Some(versions) => stats::of(telemetry, versions.iter().map(Arc::as_ref)),
-        None => stats::of(telemetry, std::iter::once(&*found)),
+        Some(versions) => stats::of(versions.iter().map(Arc::as_ref)),
+        None => stats::of(std::iter::once(&*found)),
     }))
 }
 

@@ -6,7 +6,7 @@ use serde::Serialize;
 use windrose_engine::SizeCounts;
 
 use crate::snapshot::Served;
-use crate::telemetry::{Telemetry, Totals};
+use crate::telemetry::Totals;
 
 /// The answer.
 #[derive(Serialize)]
@@ -57,11 +57,8 @@ struct BatchStatistics {
 }
 
 /// The statistics of these versions, as JSON.
-pub(super) fn of<'a>(
-    telemetry: &Telemetry,
-    served: impl Iterator<Item = &'a Served>,
-) -> Result<Vec<u8>, serde_json::Error> {
-    let mut model_stats: Vec<_> = served.map(|served| one(served, telemetry.totals(served))).collect();
+pub(super) fn of<'a>(served: impl Iterator<Item = &'a Served>) -> Result<Vec<u8>, serde_json::Error> {
+    let mut model_stats: Vec<_> = served.map(|served| one(served, served.metrics.totals())).collect();
     model_stats.sort_by(|a, b| (a.name, a.version).cmp(&(b.name, b.version)));
     serde_json::to_vec(&Statistics { model_stats })
 }

@@ -14,7 +14,7 @@ const BOUNDS: [f64; 16] =
 #[derive(Default)]
 pub(super) struct Histogram {
     buckets: [AtomicU64; BOUNDS.len() + 1],
-    pub(super) sum_ns: AtomicU64,
+    sum_ns: AtomicU64,
 }
 
 // === impl Histogram ===

@@ -1,5 +1,6 @@
 //! Batches through the whole gateway: what is measured, kept and shown, and jobs that leave the queue before they run.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use http_body_util::Full;
@@ -7,7 +8,8 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
-use windrose_engine::{BatchPolicy, Graph};
+use windrose::snapshot::Snapshot;
+use windrose_engine::{BatchPolicy, Graph, GraphOptions};
 
 use crate::server::{Server, checkout};
 use crate::setup::{Gateway, Model, infer_request};
@@ -56,6 +58,67 @@ async fn requests_that_arrive_together_run_together() {
     ] {
         assert!(text.lines().any(|own| own == line), "no {line}\n{text}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_for_two_models_is_one_run_of_the_engine() {
+    let (gateway, graph) = waits_for(2).await;
+    let shared = graph.for_another(&GraphOptions::default()).unwrap();
+    shared.set_batching(graph.batching());
+    let twin = Model::new("twin", "1", "rows").with(&shared);
+    let first = gateway.current.load().model("rows").unwrap().highest().unwrap().clone();
+    gateway.current.store(Arc::new(Snapshot::new(8, [first, twin])));
+    let (a, b) = tokio::join!(gateway.infer("rows", row(1.0)), gateway.infer("twin", row(2.0)));
+    assert_eq!((a.status.as_u16(), b.status.as_u16()), (200, 200));
+    let runs = format!(r#"windrose_engine_runs_total{{digest="{}",engine="rten"}} 1"#, "0".repeat(64));
+    let text = gateway.telemetry.encode();
+    for line in [
+        r#"windrose_graph_executions_total{model="rows",version="1",graph="model"} 1"#,
+        r#"windrose_graph_executions_total{model="twin",version="1",graph="model"} 1"#,
+        &runs,
+    ] {
+        assert!(text.lines().any(|own| own == line), "no {line}\n{text}");
+    }
+}
+
+/// Requests of the model `rows` that were answered and that failed, and rows and runs of its engine, as the statistics
+/// tell them.
+async fn statistics(gateway: &Gateway) -> [u64; 4] {
+    let answer = gateway.get("/v2/models/rows/stats").await.json();
+    let own = &answer["model_stats"][0];
+    let requests = ["success", "fail"].map(|how| &own["inference_stats"][how]["count"]);
+    let [success, fail] = requests.map(|count| count.as_u64().unwrap());
+    let [rows, runs] = ["inference_count", "execution_count"].map(|what| own[what].as_u64().unwrap());
+    [success, fail, rows, runs]
+}
+
+/// Until the statistics say this: a request is counted once its answer has gone.
+async fn counted(gateway: &Gateway, expected: [u64; 4]) {
+    let there = async {
+        while statistics(gateway).await != expected {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    let waited = tokio::time::timeout(Duration::from_secs(30), there).await;
+    assert!(waited.is_ok(), "{:?}, not {expected:?}", statistics(gateway).await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn statistics_begin_anew_with_what_replaces_a_version() {
+    let gateway = Gateway::start(&[Model::new("rows", "1", "rows")]).await;
+    for x in [1.0, 2.0] {
+        assert_eq!(gateway.infer("rows", row(x)).await.status, 200);
+    }
+    gateway.infer("rows", "").await.error(400, "malformed");
+    counted(&gateway, [2, 1, 2, 2]).await;
+    let graph = gateway.current.load().model("rows").unwrap().highest().unwrap().graphs[0].1.clone();
+    let replaced = Model::new("rows", "1", "rows").with(&graph.for_another(&GraphOptions::default()).unwrap());
+    gateway.current.store(Arc::new(Snapshot::new(8, [replaced])));
+    counted(&gateway, [0; 4]).await;
+    assert_eq!(gateway.infer("rows", row(3.0)).await.status, 200);
+    counted(&gateway, [1, 0, 1, 1]).await;
+    let ok = r#"windrose_requests_total{model="rows",version="1",kind="ok"} 3"#;
+    assert!(gateway.telemetry.encode().lines().any(|line| line == ok), "what a name counted goes on");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -140,6 +203,30 @@ fn the_curve_is_measured_kept_and_shown() {
     server.ok(&["deploy", folder.path().to_str().unwrap()]);
     let other = inspected(&server, "other");
     assert_eq!((&other["curve"], &other["max_rows"]), (&measured["curve"], &json!(3)), "its queue is its own");
+}
+
+#[test]
+fn what_time_was_too_short_for_is_tried_again() {
+    let mut server = Server::start(&[("WINDROSE_PREPARE_TRIAL", "1ns")]);
+    let folder = tempfile::tempdir().unwrap();
+    let graph = checkout("models/test/tiny.onnx").canonicalize().unwrap().display().to_string();
+    let manifest = format!("name = \"m\"\n[graphs.model]\nfile = {graph:?}\nbatching = {{ max_size = 3 }}\n");
+    std::fs::write(folder.path().join("windrose.toml"), manifest).unwrap();
+    let deploy = |server: &Server| server.ok(&["deploy", folder.path().to_str().unwrap(), "--json"]);
+    let is_changed = |answer: String| serde_json::from_str::<Value>(&answer).unwrap()["changed"].clone();
+    assert_eq!(is_changed(deploy(&server)), true);
+    let refused = inspected(&server, "m");
+    assert_eq!(refused["max_rows"], 1, "what is fixed wins over the curve, and not over the proof");
+    assert!(refused["alone_because"].as_str().unwrap().contains("deploying it again tries again"), "{refused}");
+    assert_eq!(is_changed(deploy(&server)), false, "as little is found out in as short a time");
+    server.kill();
+    server.settings.clear();
+    server.run();
+    assert_eq!(inspected(&server, "m"), refused, "a restart tries nothing");
+    assert_eq!(is_changed(deploy(&server)), true);
+    let tried = inspected(&server, "m");
+    assert_eq!((&tried["max_rows"], &tried["alone_because"]), (&json!(3), &Value::Null));
+    assert_eq!(is_changed(deploy(&server)), false);
 }
 
 #[test]

@@ -20,7 +20,8 @@ pub struct Server {
     pub dir: tempfile::TempDir,
     pub data: SocketAddr,
     pub control: SocketAddr,
-    settings: Vec<(String, String)>,
+    /// Environment variables of every process from now on.
+    pub settings: Vec<(String, String)>,
     process: Option<Child>,
 }
 

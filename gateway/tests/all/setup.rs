@@ -18,7 +18,7 @@ use windrose::control::manifest::Manifest;
 use windrose::http::{DataPlane, HttpConfig, serve};
 use windrose::snapshot::{Current, Served, Snapshot};
 use windrose::telemetry::Telemetry;
-use windrose_engine::{Engines, EnginesConfig, GraphOptions, OnnxRuntimeLibrary, default_tenant};
+use windrose_engine::{Engines, EnginesConfig, Graph, GraphOptions, OnnxRuntimeLibrary, default_tenant};
 use windrose_sandbox::{CallContext, Limits, PASSTHROUGH, Program, ProgramConfig, Sandbox, SandboxConfig};
 
 /// One model to serve: a graph of `models/test` behind the pass-through module.
@@ -38,11 +38,15 @@ impl Model {
     }
 
     fn load(&self) -> Arc<Served> {
-        let (sandbox, engines) = host();
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/test").join(self.graph).with_extension("onnx");
         let onnx = std::fs::read(path).unwrap();
         let options = GraphOptions { sessions: Some(1), ..GraphOptions::default() };
-        let graph = engines.load(onnx.into(), &options).unwrap();
+        self.with(&host().1.load(onnx.into(), &options).unwrap())
+    }
+
+    /// This model with a graph that is loaded.
+    pub fn with(&self, graph: &Graph) -> Arc<Served> {
+        let (sandbox, engines) = host();
         let module = sandbox.module(PASSTHROUGH).unwrap();
         let limits = Limits { concurrency: self.concurrency, ..Limits::default() };
         let graphs = BTreeMap::from([("model".to_owned(), graph.clone())]);

@@ -2,7 +2,9 @@
 //!
 //! On the CPU, with one thread a session, the sessions of a graph are workers that run *one* ONNX Runtime session at
 //! the same time: its `Run` is documented to allow that, the CPU provider's kernels keep no state, and the weights are
-//! then held once. With more threads, and on a GPU, each has a session of its own, and a copy of the weights.
+//! then held once. With more threads each has a session of its own, and a copy of the weights, which count that often:
+//! runs at the same time would share one session's threads, so that each had fewer than it was given, or, with a pool
+//! for all of them, a run alone had them all. On a GPU it is so as well.
 
 mod assignment;
 mod library;
@@ -155,6 +157,10 @@ impl Engine for OnnxRuntime {
         true
     }
 
+    fn copies(&self, device: Device, sessions: usize, threads: usize) -> usize {
+        if is_shared(device, threads) { 1 } else { sessions }
+    }
+
     fn load(&self, graph: Loading) -> Result<Loaded, EngineError> {
         let Loading { onnx, model, device, sessions, threads } = graph;
         let provider = if device == Device::Cpu { "CPU" } else { "CUDA" };
@@ -165,9 +171,10 @@ impl Engine for OnnxRuntime {
             let (session, nodes) = self.session(&onnx, threads, device)?;
             Ok(Arc::new(Core::new(session, nodes, &model.spec)?))
         };
-        let cores: Vec<Arc<Core>> = match (device, threads) {
-            (Device::Cpu, 1) => vec![core()?; sessions],
-            _ => (0..sessions).map(|_| core()).collect::<Result<_, EngineError>>()?,
+        let shared = is_shared(device, threads);
+        let cores: Vec<Arc<Core>> = match shared {
+            true => vec![core()?; sessions],
+            false => (0..sessions).map(|_| core()).collect::<Result<_, EngineError>>()?,
         };
         let info = GraphInfo {
             engine: self.info.name.clone(),
@@ -178,10 +185,14 @@ impl Engine for OnnxRuntime {
             threads,
             isolation: Isolation::Process,
         };
-        let shared = device == Device::Cpu && threads == 1;
         let sessions = cores.into_iter().map(|core| -> Box<dyn Session> { Box::new(Runner { core, shared }) });
         Ok(Loaded { info, sessions: sessions.collect() })
     }
+}
+
+/// Whether the workers of a graph run one session.
+fn is_shared(device: Device, threads: usize) -> bool {
+    device == Device::Cpu && threads == 1
 }
 
 /// Loads a graph into the session that was set up.

@@ -91,6 +91,20 @@ fn everywhere() -> Vec<GraphOptions> {
     backends().into_iter().flat_map(of).collect()
 }
 
+#[test]
+fn each_copy_counts() {
+    for options in everywhere() {
+        for threads in [1, 2] {
+            let options = GraphOptions { threads: Some(threads), sessions: Some(3), ..options.clone() };
+            let all = Graphs::new(&options, 1, 3);
+            let is_shared = options.engine == EngineChoice::Rten || threads == 1;
+            let copies = if is_shared { 1 } else { 3 };
+            assert_eq!(all.engines.weights().counts().bytes, copies * numbered(0).len() as u64, "{options:?}");
+            assert_eq!(all.resident(), [true]);
+        }
+    }
+}
+
 #[tokio::test]
 async fn the_least_recently_used_leaves_and_comes_back_as_it_was() {
     for options in everywhere() {

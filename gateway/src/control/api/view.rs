@@ -108,6 +108,9 @@ fn loaded(
     }
 }
 
+/// What helps where time ran out.
+const AGAIN: &str = "deploying it again tries again, for `prepare.trial`";
+
 fn batching(graph: &Graph, found: Option<&Calibration>) -> BatchingView {
     let BatchPolicy { max_rows, delay } = graph.batching();
     let engine = &graph.info().engine;
@@ -116,9 +119,16 @@ fn batching(graph: &Graph, found: Option<&Calibration>) -> BatchingView {
         Some(found) if !found.is_of(engine) => {
             Some(format!("it was tried under {} and runs under {engine}: deploy it as another version", found.engine))
         }
+        Some(found) if found.cut_short => found.refused.as_ref().map(|why| format!("{why}; {AGAIN}")),
         Some(found) => found.refused.clone(),
     };
-    let pays = || (max_rows == 1).then(|| "no larger batch pays".to_string());
+    let pays = || match found {
+        _ if max_rows > 1 => None,
+        Some(found) if found.cut_short && found.curve.len() < 2 => {
+            Some(format!("there was no time to see what pays; {AGAIN}"))
+        }
+        _ => Some("no larger batch pays".to_string()),
+    };
     BatchingView {
         max_rows,
         max_delay_us: u64::try_from(delay.as_micros()).unwrap_or(u64::MAX),

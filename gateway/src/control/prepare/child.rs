@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::io::{BufRead, Read, Write};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bytes::Bytes;
 use tokio::runtime::Runtime;
@@ -15,9 +15,6 @@ use super::job::{Event, GraphReport, Job, Line, Prepared, Status};
 use super::{BATCHING, PrepareError, selftest};
 use crate::config::Budget;
 use crate::control::store::hex_digest;
-
-/// How long one graph is tried with several rows.
-const TRIAL: Duration = Duration::from_secs(2);
 
 /// Reads one job from standard input, does it, and ends the process: 0 when the outcome was told, whatever it is.
 pub fn main() -> ! {
@@ -181,7 +178,7 @@ async fn try_batching(job: &Job, graphs: &BTreeMap<String, Graph>) -> BTreeMap<S
         let wanted = job.graphs.get(name).is_none_or(|(_, options)| options.batching != Batching::Off);
         if !found.contains_key(name) {
             let calibration = match wanted {
-                true => windrose_engine::calibrate(graph, TRIAL).await,
+                true => windrose_engine::calibrate(graph, job.budget.trial).await,
                 false => Calibration::refused("the manifest switches it off"),
             };
             found.insert(name.clone(), calibration);

@@ -59,7 +59,12 @@ mod tests {
 
     use super::*;
 
-    const BUDGET: Budget = Budget { memory: 1 << 30, cpu: Duration::from_secs(2), wall: Duration::from_secs(3) };
+    const BUDGET: Budget = Budget {
+        memory: 1 << 30,
+        cpu: Duration::from_secs(2),
+        wall: Duration::from_secs(3),
+        trial: Duration::from_secs(1),
+    };
 
     #[test]
     fn each_end_has_its_words() {
