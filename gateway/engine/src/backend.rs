@@ -86,6 +86,11 @@ pub trait Session: Send {
         let _ = may_end_it;
     }
 
+    /// Tells `told` from now on when a run begins to wait for a process to run in (true), and when that is over (false).
+    fn on_waits(&mut self, told: Box<Told>) {
+        let _ = told;
+    }
+
     /// How long the runs since this was last called have waited for a process to run in. It says nothing of what a run takes.
     fn waited(&mut self) -> Duration {
         Duration::ZERO
@@ -107,6 +112,9 @@ pub trait Session: Send {
         self.beside()
     }
 }
+
+/// Who is told of waits.
+pub type Told = dyn Fn(bool) + Send;
 
 /// A worker's loop.
 pub type Work<'a> = dyn FnMut(&mut dyn Session) + Send + 'a;

@@ -12,6 +12,7 @@
 
 mod accounts;
 mod beside;
+mod lender;
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering::Acquire, Ordering::Relaxed};
@@ -23,6 +24,7 @@ use std::time::Duration;
 pub(crate) use self::accounts::Account;
 use self::accounts::{Accounts, Contest};
 use self::beside::{Beside, Place};
+use self::lender::Lender;
 
 /// The cores of one machine.
 #[derive(Debug)]
@@ -162,6 +164,11 @@ impl Gate {
     pub fn new(turnstile: &Arc<Turnstile>, threads: usize) -> Gate {
         let cores = i64::try_from(threads.max(1)).unwrap_or(i64::MAX).min(turnstile.cores);
         Gate { turnstile: turnstile.clone(), cores, holds: false, ran: false, beside: None, lost: Duration::ZERO }
+    }
+
+    /// What lends its permits during a run.
+    pub fn lender(&self) -> Lender {
+        Lender::new(&self.turnstile, self.cores)
     }
 
     /// Takes the permits, or keeps those of the run before, if that needs no waiting and passes nobody who waits.

@@ -54,10 +54,14 @@ fn serve(mut session: Box<dyn Session>, post: Post, shared: &Shared, mut gate: O
         if post == Post::Regular && gate.is_some() {
             priority::lower();
         }
+        if let Some(gate) = &gate {
+            let lender = gate.lender();
+            session.on_waits(Box::new(move |begins| if begins { lender.lends() } else { lender.takes_back() }));
+        }
         while shared.queue.take(&mut batch, &mut gate, post) {
             let waited = run(session, &mut batch, shared);
             if let Some(gate) = &mut gate {
-                // The end of a process is no use that its next callers have made of a core.
+                // Others had the core while this waited.
                 let time = gate.used(batch.taken.elapsed().saturating_sub(waited));
                 let rows = batch.charges.iter().map(|charge| charge.rows).sum();
                 for charge in &batch.charges {

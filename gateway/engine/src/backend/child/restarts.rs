@@ -87,7 +87,8 @@ mod tests {
             .map(|_| restarts.after(&quick, now))
             .map(|pause| (pause.length.as_millis(), pause.refuses))
             .collect();
-        let expected = [(0, false), (0, false), (100, true), (200, true), (400, true), (800, true), (1_600, true)];
+        let expected: [(u128, bool); 7] =
+            [(0, false), (0, false), (100, true), (200, true), (400, true), (800, true), (1_600, true)];
         assert_eq!(pauses, expected);
         assert_eq!(backoff(u32::MAX), LONGEST);
         // One that has run something, or lived for long, ends that.

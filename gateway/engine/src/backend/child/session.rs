@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::super::{Session, Work};
+use super::super::{Session, Told, Work};
 use super::arena::Arena;
 use super::presence::Fate;
 use super::socket::{Received, receive_frame, send_frame, wait_for};
@@ -33,6 +33,8 @@ pub(super) struct Remote {
     until: Option<Instant>,
     /// Whether it may end its child.
     suspect: bool,
+    /// Who is told of waits.
+    told: Option<Box<Told>>,
     /// How long runs have waited to begin.
     waited: Duration,
 }
@@ -74,8 +76,9 @@ type Answer = Result<Vec<Tensor>, EngineError>;
 impl Remote {
     pub fn new(index: usize, handle: Arc<Handle>, outputs: Arc<[DataType]>) -> Result<Remote, EngineError> {
         let arena = Arena::create().map_err(|e| EngineError::Unavailable(format!("no shared memory: {e}")))?;
-        let (channel, most, until) = (None, None, None);
-        Ok(Remote { index, handle, arena, outputs, channel, most, until, suspect: false, waited: Duration::ZERO })
+        let (channel, most, until, told) = (None, None, None, None);
+        let (suspect, waited) = (false, Duration::ZERO);
+        Ok(Remote { index, handle, arena, outputs, channel, most, until, suspect, told, waited })
     }
 
     /// One run in the child. Tensors that it cannot take are an answer; what breaks the way to it is not.
@@ -165,13 +168,36 @@ impl Remote {
         self.arena.read(frame.at, u64::from(frame.length))
     }
 
+    /// Waits for something, and says so.
+    fn waits<T>(&self, wait: impl FnOnce() -> T) -> T {
+        let tell = |begins: bool| {
+            if let Some(told) = &self.told {
+                told(begins);
+            }
+        };
+        tell(true);
+        let outcome = wait();
+        tell(false);
+        outcome
+    }
+
+    /// Waits for the session's turn in this child, if that is needed. False when that child is no more.
+    fn enter(&self, generation: u64, alone: bool, now: Instant) -> Result<bool, EngineError> {
+        let enter = |until| self.handle.0.enter(generation, self.index, alone, until);
+        match enter(Some(now)) {
+            Err(EngineError::Deadline) => self.waits(|| enter(self.until)),
+            at_once => at_once,
+        }
+    }
+
     /// The channel to the child that runs now.
     fn channel(&mut self) -> Result<Channel, EngineError> {
         let run = self.handle.0.config.run;
         let mut channel = match self.channel.take() {
             Some(channel) => channel,
             None => {
-                let (generation, socket) = self.handle.0.attach(&self.arena, self.until)?;
+                let attached = self.waits(|| self.handle.0.attach(&self.arena, self.until));
+                let (generation, socket) = attached?;
                 Channel { generation, socket, patience: run }
             }
         };
@@ -195,7 +221,7 @@ impl Session for Remote {
             let channel = self.channel()?;
             let generation = channel.generation;
             // A child that ends while this waits for its turn there is not this run's: it goes on with the next.
-            if !supervisor.enter(generation, self.index, alone, self.until)? {
+            if !self.enter(generation, alone, began)? {
                 continue;
             }
             self.waited = waited + began.elapsed();
@@ -214,14 +240,14 @@ impl Session for Remote {
                 Err(Broken::Unsent) => {
                     // It never was in there.
                     supervisor.leave(self.index);
-                    supervisor.is_over(generation);
+                    self.waits(|| supervisor.is_over(generation));
                     Fate::Innocent
                 }
                 Err(Broken::Nonsense(why)) => {
                     supervisor.end(generation, Sentence { why, named: None });
-                    supervisor.fate(generation, self.index)
+                    self.waits(|| supervisor.fate(generation, self.index))
                 }
-                Err(Broken::Gone) => supervisor.fate(generation, self.index),
+                Err(Broken::Gone) => self.waits(|| supervisor.fate(generation, self.index)),
             };
             match fate {
                 Fate::Guilty(why) => return Err(why),
@@ -252,6 +278,10 @@ impl Session for Remote {
 
     fn suspect(&mut self, may_end_it: bool) {
         self.suspect = may_end_it;
+    }
+
+    fn on_waits(&mut self, told: Box<Told>) {
+        self.told = Some(told);
     }
 
     fn waited(&mut self) -> Duration {
