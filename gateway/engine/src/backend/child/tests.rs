@@ -38,16 +38,16 @@ fn liar() {
         return;
     }
     while let Some((socket, arena)) = attached(stdin.as_fd()) {
-        let lie = lie.clone();
+        let words = lie.clone();
         let session = thread::spawn(move || {
             while let Received::Frame(frame) = receive_frame(&socket) {
-                match lie.strip_prefix("poison ") {
+                match words.strip_prefix("poison ") {
                     Some(met) => eat(Path::new(met), &socket, &arena, frame),
-                    None => tell(&lie, &socket, &arena, frame.size),
+                    None => tell(&words, &socket, &arena, frame.size),
                 }
             }
         });
-        // One that does not come to an end in its only session ends with that.
+        // A liar has one session.
         if !lie.starts_with("poison ") {
             session.join().expect("its words");
             return;
