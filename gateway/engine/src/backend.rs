@@ -75,8 +75,8 @@ pub trait Session: Send {
         false
     }
 
-    /// Until when somebody waits for the runs that follow: none of them waits longer for a process to run in. `None` for as
-    /// long as that takes.
+    /// Until when somebody waits for the runs that follow: none of them waits longer for a process to run in. `None` for
+    /// as long as that takes.
     fn wanted(&mut self, until: Option<Instant>) {
         let _ = until;
     }
@@ -86,12 +86,14 @@ pub trait Session: Send {
         let _ = may_end_it;
     }
 
-    /// Tells `told` from now on when a run begins to wait for a process to run in (true), and when that is over (false).
+    /// Tells `told` from now on when a run begins to wait for a process to run in (true), and when that is over
+    /// (false).
     fn on_waits(&mut self, told: Box<Told>) {
         let _ = told;
     }
 
-    /// How long the runs since this was last called have waited for a process to run in. It says nothing of what a run takes.
+    /// How long the runs since this was last called have waited for a process to run in. It says nothing of what a run
+    /// takes.
     fn waited(&mut self) -> Duration {
         Duration::ZERO
     }

@@ -189,8 +189,8 @@ impl Engines {
         Engines { weights: Residency::new(budget), ..self }
     }
 
-    /// Lets graphs be loaded with [`Isolation::Child`]. Where there may be no further child, an idle graph that can be loaded
-    /// again makes room.
+    /// Lets graphs be loaded with [`Isolation::Child`]. Where there may be no further child, an idle graph that can be
+    /// loaded again makes room.
     pub fn with_children(self, config: ChildConfig) -> Engines {
         let children = Some(Children::new(config, self.config.clone()));
         Engines { children, ..self }

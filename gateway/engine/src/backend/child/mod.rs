@@ -66,8 +66,8 @@ impl Children {
         Children { config, engines, slots }
     }
 
-    /// Loads a graph with `engine`, which the child has as well. Where there may be no further child, the one of `others`
-    /// leaves that is idle and was used least recently. Blocks.
+    /// Loads a graph with `engine`, which the child has as well. Where there may be no further child, the one of
+    /// `others` leaves that is idle and was used least recently. Blocks.
     pub fn load(&self, engine: &EngineInfo, graph: Loading, others: &Residency) -> Result<Loaded, EngineError> {
         let slot = self.slots.take(|| others.evict_process())?;
         let Loading { onnx, model, device, sessions, threads } = graph;

@@ -1,9 +1,9 @@
 //! When a child that has ended is started again.
 //!
-//! An end is no reason to refuse callers: one input of a stranger may have brought it about. So the next child is started at
-//! once, as long as starts take no more than half of a core's time, and callers wait for it. Only where children end in
-//! which nothing has run is there something wrong with the graph or the machine: then each start is put off longer than the
-//! one before, and callers are told to come again.
+//! An end is no reason to refuse callers: one input of a stranger may have brought it about. So the next child is started
+//! at once, as long as starts take no more than half of a core's time, and callers wait for it. Only where children end
+//! in which nothing has run is there something wrong with the graph or the machine: then each start is put off longer
+//! than the one before, and callers are told to come again.
 
 use std::time::{Duration, Instant};
 

@@ -145,7 +145,8 @@ impl Supervisor {
         self.lock().nodes.clone()
     }
 
-    /// Connects a session to the child that runs now, or to the one that is being started, which is waited for until then.
+    /// Connects a session to the child that runs now, or to the one that is being started, which is waited for until
+    /// then.
     pub fn attach(&self, arena: &Arena, until: Option<Instant>) -> Result<(u64, OwnedFd), EngineError> {
         let mut state = self.lock();
         loop {
@@ -262,7 +263,8 @@ impl Supervisor {
         waited.unwrap_or_else(PoisonError::into_inner).0
     }
 
-    /// How long a start may take, which may have been put off by as much: loading is bounded, and then the child is ended.
+    /// How long a start may take, which may have been put off by as much: loading is bounded, and then the child is
+    /// ended.
     fn patience(&self) -> Duration {
         2 * self.config.load + ENDING
     }

@@ -66,8 +66,8 @@ fn attached(control: BorrowedFd<'_>) -> Option<(OwnedFd, Arena)> {
     Some((socket, Arena::open(memory, u64::from_le_bytes(size)).expect("memory")))
 }
 
-/// Runs one of two kinds of input. [`POISON`] ends the child, once it has met another run in it. Any other is answered, but
-/// for the first, which waits to be met.
+/// Runs one of two kinds of input. [`POISON`] ends the child, once it has met another run in it. Any other is answered,
+/// but for the first, which waits to be met.
 fn eat(met: &Path, socket: &OwnedFd, arena: &Arena, frame: Frame) {
     let header = arena.read(frame.at, u64::from(frame.length)).expect("a header");
     let (places, _) = wire::decode(&header).expect("places");
