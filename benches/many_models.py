@@ -5,7 +5,8 @@
 `same`: they share one module and one graph. It prints how long the deployments took, what an idle model adds to the
 gateway's memory, how many copies of the weights the gateway holds, how long a restart takes until every model answers, and
 the latency of each model's first request after it. The graph is made here: a matrix product whose weights (--weights, MiB)
-are large enough for a second copy to be seen.
+are large enough for a second copy to be seen. With `--isolation child` the graph is in a child process, and the memory of
+that is printed while it is idle: its proportional share (PSS) of what it has in common with the gateway.
 
 `different`: each has a module of its own, the built-in one with another digest, on a gateway with a budget for modules
 (--budget; by default no idle one stays in memory): what an idle model adds, and the latency of a request after all others.
@@ -27,6 +28,7 @@ import numpy as np
 import onnx
 from asking import ROOT, Client, Gateway, control_of, quantile
 from contents import another_module
+from harness import children
 from onnx import TensorProto, helper, numpy_helper
 
 WIDTH = 16
@@ -75,14 +77,24 @@ def first_requests(gateway: Gateway, names: list[str]) -> list[float]:
     return times
 
 
-def same(models: int, weights: int, folder: Path, claims: Claims):
+def idle_children(gateway: Gateway) -> list[int]:
+    """The proportional share of memory of each child, bytes."""
+    rollups = [Path(f"/proc/{child}/smaps_rollup").read_text() for child in children(gateway.process.pid)]
+    lines = [line.split() for rollup in rollups for line in rollup.splitlines() if line.startswith("Pss:")]
+    return [int(kibibytes) << 10 for _, kibibytes, _ in lines]
+
+
+def same(models: int, weights: int, isolation: str, folder: Path, claims: Claims):
     graph(folder / "wide.onnx", weights)
     size = (folder / "wide.onnx").stat().st_size
-    gateway = Gateway(folder / "gateway", settings={"engines.default": "rten"}).start()
+    settings = {"engines.default": "rten", "engines.isolation": isolation}
+    gateway = Gateway(folder / "gateway", settings=settings).start()
     before = gateway.resident()
     gateway.deploy(folder / "wide.onnx", "--name", "m0")
     first_requests(gateway, ["m0"])
     one = gateway.resident()
+    for share in idle_children(gateway):
+        print(f"an idle child with a graph of {weights} MiB, MiB: {share / 2**20:.1f}")
     control = control_of(gateway)
     manifest = control.call("GET", "/v1/models/m0/versions/1")["manifest"]
     names, took = [f"m{number}" for number in range(models)], []
@@ -203,13 +215,14 @@ def main():
     parser.add_argument("parts", nargs="*", default=["same", "different", "real"], help="same, different, real")
     parser.add_argument("--models", type=int, default=2000, help="at least 20")
     parser.add_argument("--weights", type=int, default=64, metavar="MIB")
+    parser.add_argument("--isolation", choices=("process", "child"), default="process", help="of the graph of `same`")
     parser.add_argument("--budget", default="1", metavar="BYTES", help="of `different`, as `memory.modules` takes it")
     arguments = parser.parse_args()
     claims = Claims()
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         if "same" in arguments.parts:
-            same(arguments.models, arguments.weights, folder, claims)
+            same(arguments.models, arguments.weights, arguments.isolation, folder, claims)
         if "different" in arguments.parts:
             different(arguments.models, arguments.budget, folder, claims)
         if "real" in arguments.parts:

@@ -25,20 +25,27 @@ def loop(gateway, times: int, **more):
     return gateway.infer("loop", inputs, **more)
 
 
+def quotient(a: int, b: int):
+    return [{"name": n, "datatype": "INT32", "shape": [1], "data": [v]} for n, v in (("a", a), ("b", b))]
+
+
 class Callers:
     """Two threads that call a model one request after the other, and keep every outcome."""
 
-    def __init__(self, gateway, model: str):
+    def __init__(self, gateway, model: str, inputs=X):
         self.outcomes, self.stopping = [], threading.Event()
 
         def call():
             while not self.stopping.is_set():
-                answer = gateway.infer(model, X)
+                answer = gateway.infer(model, inputs)
                 self.outcomes.append((answer.status, answer.headers.get("windrose-error")))
 
         self.threads = [threading.Thread(target=call, daemon=True) for _ in range(2)]
         for thread in self.threads:
             thread.start()
+
+    def count(self) -> int:
+        return len(self.outcomes)
 
     def finish(self):
         self.stopping.set()
@@ -72,19 +79,17 @@ def test_a_quotient_that_kills_its_process_fails_alone_whatever_is_configured(ma
     assert "a process of its own" not in gateway.cli("inspect", "other").stdout
     assert len(children(gateway.process.pid)) == native
 
-    def divide(a, b):
-        inputs = [{"name": n, "datatype": "INT32", "shape": [1], "data": [v]} for n, v in (("a", a), ("b", b))]
-        return gateway.infer("divide", inputs)
-
     process = gateway.process.pid
-    callers = Callers(gateway, "other")
-    answer = divide(-(2**31), -1)
-    assert answer.headers["windrose-error"] == ("graph_crashed" if native else "graph_failed"), answer.body
-    assert answer.status == 502
-    wait_until(lambda: divide(7, 2).status == 200, 30, "a quotient again")
-    seen = len(callers.outcomes)
-    wait_until(lambda: len(callers.outcomes) > seen + 20, 30, "requests after it")
-    assert set(callers.finish()) == {(200, None)}
+    callers = Callers(gateway, "other"), Callers(gateway, "divide", quotient(7, 2))
+    for _ in range(8):
+        answer = gateway.infer("divide", quotient(-(2**31), -1))
+        assert answer.headers["windrose-error"] == ("graph_crashed" if native else "graph_failed"), answer.body
+        assert answer.status == 502
+        seen = [each.count() for each in callers]
+        wait_until(lambda: all(each.count() > count + 20 for each, count in zip(callers, seen)),  # noqa: B023
+                   30, "requests after it")
+    for each in callers:
+        assert set(each.finish()) == {(200, None)}
     assert gateway.process.pid == process and gateway.process.poll() is None
 
 
@@ -108,7 +113,8 @@ def test_an_endless_run_and_a_kill_fail_their_own_requests_alone(gateway):
     wait_until(lambda: len(callers.outcomes) > seen + 20, 30, "requests after the kill")
     outcomes = callers.finish()
     assert set(outcomes) <= {(200, None), (502, "graph_crashed")}
-    assert sum(status != 200 for status, _ in outcomes) <= 2
+    # A run that was alone in its child when it was killed may have done it.
+    assert sum(status != 200 for status, _ in outcomes) <= 1
     assert outcomes[-1][0] == 200
 
 

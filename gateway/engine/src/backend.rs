@@ -7,7 +7,7 @@ pub(crate) mod onnxruntime;
 pub(crate) mod rten;
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
@@ -81,6 +81,29 @@ pub trait Session: Send {
         false
     }
 
+    /// Until when somebody waits for the runs that follow: none of them waits longer for a process to run in. `None` for
+    /// as long as that takes.
+    fn wanted(&mut self, until: Option<Instant>) {
+        let _ = until;
+    }
+
+    /// Says that the runs that follow may end their process, or no longer that: others' are kept out of it meanwhile.
+    fn suspect(&mut self, may_end_it: bool) {
+        let _ = may_end_it;
+    }
+
+    /// Tells `told` from now on when a run begins to wait for a process to run in (true), and when that is over
+    /// (false).
+    fn on_waits(&mut self, told: Box<Told>) {
+        let _ = told;
+    }
+
+    /// How long the runs since this was last called have waited for a process to run in. It says nothing of what a run
+    /// takes.
+    fn waited(&mut self) -> Duration {
+        Duration::ZERO
+    }
+
     /// Whether a run would begin now, or wait for no longer than its process takes to start.
     fn is_ready(&mut self) -> bool {
         true
@@ -97,6 +120,9 @@ pub trait Session: Send {
         self.beside()
     }
 }
+
+/// Who is told of waits.
+pub type Told = dyn Fn(bool) + Send;
 
 /// A worker's loop.
 pub type Work<'a> = dyn FnMut(&mut dyn Session) + Send + 'a;

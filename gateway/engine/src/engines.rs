@@ -195,7 +195,8 @@ impl Engines {
         Engines { weights: Residency::new(budget), ..self }
     }
 
-    /// Lets graphs be loaded with [`Isolation::Child`].
+    /// Lets graphs be loaded with [`Isolation::Child`]. Where there may be no further child, an idle graph that can be
+    /// loaded again makes room.
     pub fn with_children(self, config: ChildConfig) -> Engines {
         let children = Some(Children::new(config, self.config.clone()));
         Engines { children, ..self }
@@ -254,7 +255,7 @@ impl Engines {
         let bounds = options.bounds(sessions)?;
         let isolation = self.isolation(options.isolation, engine.as_ref(), &model);
         let copies = engine.copies(options.device, sessions, threads);
-        let (children, device) = (self.children.clone(), options.device);
+        let (children, device, weights) = (self.children.clone(), options.device, self.weights.clone());
         let (engine, read) = (Arc::clone(engine), Arc::clone(&model));
         let load = move |onnx: Bytes| -> Result<Loaded, EngineError> {
             let children = children.as_ref();
@@ -266,7 +267,7 @@ impl Engines {
                 Isolation::Process => engine.load(loading),
                 Isolation::Child => {
                     let none = || EngineError::Unavailable("no process for graphs can be started here".into());
-                    children.ok_or_else(none)?.load(engine.info(), loading)
+                    children.ok_or_else(none)?.load(engine.info(), loading, &weights)
                 }
             }
         };

@@ -15,6 +15,11 @@ pub trait Evict: Send + Sync {
 
     /// Leaves memory and drops its [`Held`], unless it is in use. Whether it has left.
     fn evict(&self) -> bool;
+
+    /// Whether it has a process of its own, which ends when it leaves.
+    fn has_process(&self) -> bool {
+        false
+    }
 }
 
 /// The bytes of one kind that are in memory, and who they belong to. Cloning shares it.
@@ -48,7 +53,7 @@ pub struct ResidencyCounts {
     pub bytes: u64,
     /// How many there may be; `None` for any number.
     pub budget: Option<u64>,
-    /// How often one left memory for the budget's sake.
+    /// How often one left memory to make room.
     pub evictions: u64,
     /// How often one came back.
     pub reloads: u64,
@@ -119,13 +124,25 @@ impl Residency {
         if !self.is_over() {
             return;
         }
+        self.evict_while(|_, _| self.is_over());
+    }
+
+    /// Evicts the least recently used of those that have a process and are not in use. Whether there was one.
+    pub fn evict_process(&self) -> bool {
+        self.evict_while(|resident, evicted| evicted == 0 && resident.has_process()) > 0
+    }
+
+    /// Evicts those that are `wanted`, when so many have left, the least recently used first; says how many.
+    fn evict_while(&self, wanted: impl Fn(&dyn Evict, u64) -> bool) -> u64 {
+        let mut evicted = 0;
         let mut residents = self.residents();
         let mut alive: Vec<Arc<dyn Evict>> = residents.iter().filter_map(Weak::upgrade).collect();
         alive.sort_by_key(|resident| resident.last_use());
         let mut left: Vec<Weak<dyn Evict>> = Vec::with_capacity(alive.len());
         for resident in &alive {
-            if self.is_over() && resident.evict() {
+            if wanted(&**resident, evicted) && resident.evict() {
                 self.inner.evictions.fetch_add(1, Relaxed);
+                evicted += 1;
             } else {
                 left.push(Arc::downgrade(resident));
             }
@@ -134,6 +151,7 @@ impl Residency {
         drop(residents);
         // Whoever was deleted meanwhile ends here, outside the lock.
         drop(alive);
+        evicted
     }
 
     /// What was counted.
@@ -188,6 +206,7 @@ mod tests {
     struct Resident {
         used: AtomicU64,
         uses: AtomicUsize,
+        process: AtomicBool,
         held: Mutex<Option<Held>>,
     }
 
@@ -204,6 +223,10 @@ mod tests {
 
         fn evict(&self) -> bool {
             self.uses.load(Relaxed) == 0 && self.held.lock().unwrap().take().is_some()
+        }
+
+        fn has_process(&self) -> bool {
+            self.process.load(Relaxed)
         }
     }
 
@@ -234,6 +257,24 @@ mod tests {
         load(&residency, &other, 10);
         assert!(other.is_here());
         assert_eq!(residency.counts().evictions, 0);
+    }
+
+    #[test]
+    fn one_process_ends_when_room_is_needed_for_another() {
+        let residency = Residency::new(None);
+        let all: Vec<Arc<Resident>> = (0..4).map(|_| Arc::default()).collect();
+        for (at, resident) in all.iter().enumerate() {
+            load(&residency, resident, 1);
+            resident.used.store(at as u64, Relaxed);
+            resident.process.store(at > 0, Relaxed);
+        }
+        all[1].uses.store(1, Relaxed);
+        let here = || all.iter().map(|one| one.is_here()).collect::<Vec<_>>();
+        assert!(residency.evict_process());
+        assert_eq!(here(), [true, true, false, true], "the idle one that was used least recently");
+        assert!(residency.evict_process() && !residency.evict_process());
+        assert_eq!(here(), [true, true, false, false]);
+        assert_eq!((residency.counts().evictions, residency.counts().bytes), (2, 2));
     }
 
     #[test]

@@ -13,6 +13,7 @@
 mod accounts;
 mod beside;
 mod caller;
+mod lender;
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering::Acquire, Ordering::Relaxed};
@@ -25,6 +26,7 @@ pub(crate) use self::accounts::Account;
 use self::accounts::{Accounts, Contest};
 use self::beside::{Beside, Place};
 pub use self::caller::{Caller, Core, Waits};
+use self::lender::Lender;
 
 /// The cores of one machine.
 #[derive(Debug)]
@@ -205,6 +207,11 @@ impl Gate {
     pub fn new(turnstile: &Arc<Turnstile>, threads: usize) -> Gate {
         let cores = i64::try_from(threads.max(1)).unwrap_or(i64::MAX).min(turnstile.cores);
         Gate { turnstile: turnstile.clone(), cores, holds: false, ran: false, beside: None, lost: Duration::ZERO }
+    }
+
+    /// What lends its permits during a run.
+    pub fn lender(&self) -> Lender {
+        Lender::new(&self.turnstile, self.cores)
     }
 
     /// Takes the permits, or keeps those of the run before, if that needs no waiting and passes nobody who waits.

@@ -16,7 +16,7 @@ use crate::queue::Post;
 use crate::residency::{Evict, Held, LastUse, Residency};
 use crate::turnstile::{Gate, Turnstile};
 use crate::worker::{self, Shared};
-use crate::{EngineError, GraphInfo};
+use crate::{EngineError, GraphInfo, Isolation};
 
 /// Where a graph's file comes from when its weights are loaded again: the very bytes that were loaded first. Blocks.
 pub type Source = Arc<dyn Fn() -> Result<Bytes, EngineError> + Send + Sync>;
@@ -196,5 +196,9 @@ impl Evict for Handle {
         // The workers drop their sessions on their own threads, a moment later.
         place.held = None;
         true
+    }
+
+    fn has_process(&self) -> bool {
+        self.info.isolation == Isolation::Child
     }
 }

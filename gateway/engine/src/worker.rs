@@ -54,10 +54,15 @@ fn serve(mut session: Box<dyn Session>, post: Post, shared: &Shared, mut gate: O
         if post == Post::Regular && gate.is_some() {
             priority::lower();
         }
+        if let Some(gate) = &gate {
+            let lender = gate.lender();
+            session.on_waits(Box::new(move |begins| if begins { lender.lends() } else { lender.takes_back() }));
+        }
         while shared.queue.take(&mut batch, &mut gate, post) {
-            run(session, &mut batch, shared);
+            let waited = run(session, &mut batch, shared);
             if let Some(gate) = &mut gate {
-                let time = gate.used(batch.taken.elapsed());
+                // Others had the core while this waited.
+                let time = gate.used(batch.taken.elapsed().saturating_sub(waited));
                 let rows = batch.charges.iter().map(|charge| charge.rows).sum();
                 for charge in &batch.charges {
                     gate.charge(&charge.account, time, (charge.rows, rows), charge.weight);
@@ -68,11 +73,11 @@ fn serve(mut session: Box<dyn Session>, post: Post, shared: &Shared, mut gate: O
     });
 }
 
-/// Runs what was taken, unless nobody waits for it any more.
-fn run(session: &mut dyn Session, batch: &mut Batch, shared: &Shared) {
+/// Runs what was taken, unless nobody waits for it any more. Returns how long it has waited for a process to run in.
+fn run(session: &mut dyn Session, batch: &mut Batch, shared: &Shared) -> Duration {
     batch.gone.drain(..).for_each(withdraw);
     if batch.jobs.is_empty() {
-        return;
+        return Duration::ZERO;
     }
     let rows: usize = batch.jobs.iter().map(|waiting| rows(&waiting.job)).sum();
     for waiting in &batch.jobs {
@@ -88,9 +93,11 @@ fn run(session: &mut dyn Session, batch: &mut Batch, shared: &Shared) {
         }
         _ => together(session, batch, shared),
     };
+    let waited = session.waited();
     if whole {
-        shared.queue.observe(rows, batch.ready.elapsed());
+        shared.queue.observe(rows, batch.ready.elapsed().saturating_sub(waited));
     }
+    waited
 }
 
 /// Rows as they are counted: a job without an axis is one.
@@ -106,6 +113,7 @@ fn withdraw(gone: Waiting) {
 
 /// Runs one job, on its own tensors. False when it was not run to its end.
 fn alone(session: &mut dyn Session, waiting: Waiting, shared: &Shared) -> bool {
+    session.wanted(waiting.deadline);
     let (answer, time) = execute(session, &waiting.job, &waiting.user, shared);
     answered(waiting, answer, time, shared)
 }
@@ -115,8 +123,9 @@ fn answered(waiting: Waiting, answer: Answer, time: Duration, shared: &Shared) -
     let Waiting { reply, job, user, .. } = waiting;
     user.counts.answered(rows(&job), answer.is_ok());
     shared.inline.observe(&job.inputs, time);
-    // What was ended early does not say how long a run takes.
-    let whole = !matches!(&answer, Err(error) if error.fault() == Fault::Time);
+    // What was ended early, or has not begun, does not say how long a run takes.
+    let early = |fault| matches!(fault, Fault::Time | Fault::Crash | Fault::Deadline | Fault::Unready);
+    let whole = !matches!(&answer, Err(error) if early(error.fault()));
     let _ = reply.send(answer);
     // Inputs are freed here and not on the caller's way.
     drop(job);
@@ -160,6 +169,7 @@ fn together(session: &mut dyn Session, batch: &mut Batch, shared: &Shared) -> bo
     let parts = Parts::of(&batch.jobs);
     parts.released(batch.released);
     session.limit(apart::patience(batch.jobs.iter(), shared));
+    session.wanted(last(&batch.jobs));
     let answers = run_together(session, batch, &parts);
     session.limit(None);
     match answers {
@@ -180,12 +190,18 @@ fn together(session: &mut dyn Session, batch: &mut Batch, shared: &Shared) -> bo
             }
             false
         }
-        Err(_) => {
+        Err(error) => {
             parts.separated();
-            apart::each(session, batch.jobs.drain(..).collect(), shared);
+            apart::each(session, batch.jobs.drain(..).collect(), &error, shared);
             false
         }
     }
+}
+
+/// When the last of these jobs is of no use any more; `None` where one of them always is.
+fn last(jobs: &[Waiting]) -> Option<Instant> {
+    let later = |last: Option<Instant>, waiting: &Waiting| waiting.deadline.map(|deadline| last.max(Some(deadline)));
+    jobs.iter().try_fold(None, later).flatten()
 }
 
 fn run_together(session: &mut dyn Session, batch: &Batch, parts: &Parts) -> Result<Vec<Vec<Tensor>>, EngineError> {

@@ -121,7 +121,8 @@ table! {
         /// The longest that one run may take in a child; the child is ended then. In the gateway's own process no run can
         /// be ended.
         child_run: Span = "\"1m\"",
-        /// Children at the same time. Further graphs that ask for one are refused.
+        /// Children at the same time. A graph that needs a further one takes the place of the idle graph that was used
+        /// least recently, which is loaded again for its next call; it is refused where all are in use.
         children: usize = "64",
     }
 }

@@ -42,7 +42,7 @@ pub(super) fn encode(kinds: &Kinds, encoder: &mut DescriptorEncoder) -> fmt::Res
     }
     type Count = fn(&ResidencyCounts) -> u64;
     let counters: [(&str, &str, Count); 2] = [
-        ("windrose_memory_evictions", "How often something left memory to keep a budget", |c| c.evictions),
+        ("windrose_memory_evictions", "How often something left memory to make room", |c| c.evictions),
         ("windrose_memory_reloads", "How often something that had left memory came back", |c| c.reloads),
     ];
     for (name, help, read) in counters {

@@ -4,7 +4,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
 
 use super::*;
-use crate::backend::{Session, Work};
+use crate::backend::{Session, Told, Work};
 use crate::{DataType, TensorSpec};
 
 /// A session that returns its input when the test lets it.
@@ -191,6 +191,57 @@ async fn the_workers_end_with_the_last_handle() {
     key.wait();
     let gone = key.started.recv_timeout(Duration::from_secs(10));
     assert_eq!(gone, Err(std::sync::mpsc::RecvTimeoutError::Disconnected), "the session is dropped");
+}
+
+// === runs that wait for their process ===
+
+/// A session whose run waits for the test as for a process, and then runs until the test lets it.
+struct Waits {
+    process: Gate,
+    run: Gate,
+    told: Option<Box<Told>>,
+}
+
+impl Session for Waits {
+    fn run(&mut self, inputs: &[Tensor], outputs: &[usize]) -> Answer {
+        let told = self.told.as_ref().expect("somebody to tell");
+        told(true);
+        let process = self.process.run(inputs, outputs);
+        told(false);
+        process.and_then(|_| self.run.run(inputs, outputs))
+    }
+
+    fn serve(&mut self, work: &mut Work<'_>) {
+        work(self);
+    }
+
+    fn on_waits(&mut self, told: Box<Told>) {
+        self.told = Some(told);
+    }
+}
+
+#[tokio::test]
+async fn a_run_that_waits_for_its_process_holds_no_core() {
+    let cores = Turnstile::new(1);
+    let gate = || {
+        let ((started, wait), (go, gate)) = (channel(), channel());
+        (Gate { started, go: gate }, Key { started: wait, go })
+    };
+    let ((process, start_of_it), (run, key)) = (gate(), gate());
+    let (model, info) = declared();
+    let loaded = Loaded { info, sessions: vec![Box::new(Waits { process, run, told: None })] };
+    let bounds = Bounds { jobs: 8, wait: None, workers: 1 };
+    let cores_of_it = Some(Arc::clone(&cores));
+    let setup = Setup { bounds, keeps_sample: false, cores: cores_of_it, padding: None, residence: None };
+    let graph = Graph::start(loaded, &model, setup).expect("a graph");
+    let running = start(&graph, job(1)).await;
+    start_of_it.wait();
+    assert!(!cores.is_used());
+    start_of_it.open();
+    key.wait();
+    assert!(cores.is_full());
+    key.open();
+    assert_eq!(value(running.await.expect("the task")), 1);
 }
 
 // === weights that leave ===

@@ -10,9 +10,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::{Shared, alone, answered, execute, withdraw};
-use crate::EngineError;
 use crate::backend::Session;
 use crate::queue::Waiting;
+use crate::{EngineError, Fault};
 
 /// The least that a run is given, whoever waits: to end one costs a start of the child, which loads the graph.
 const LEAST: Duration = Duration::from_secs(1);
@@ -31,10 +31,12 @@ pub(super) fn patience<'a>(jobs: impl Iterator<Item = &'a Waiting>, shared: &Sha
     Some((first.saturating_duration_since(now) / 2).max(usual.saturating_mul(TIMES)).max(LEAST))
 }
 
-/// Runs each of these jobs alone.
-pub(super) fn each(session: &mut dyn Session, mut jobs: VecDeque<Waiting>, shared: &Shared) {
+/// Runs each of these jobs alone, one of which may have failed with `error` when they ran as one.
+pub(super) fn each(session: &mut dyn Session, mut jobs: VecDeque<Waiting>, error: &EngineError, shared: &Shared) {
     let (mut cut_short, mut restarts) = (Vec::new(), RESTARTS);
+    session.suspect(error.fault() == Fault::Crash);
     while let Some(waiting) = jobs.pop_front() {
+        session.wanted(waiting.deadline);
         await_child(session, &waiting, &mut restarts);
         if waiting.is_gone(Instant::now()) {
             withdraw(waiting);
@@ -50,7 +52,9 @@ pub(super) fn each(session: &mut dyn Session, mut jobs: VecDeque<Waiting>, share
         }
     }
     session.limit(None);
+    session.suspect(false);
     for waiting in cut_short {
+        session.wanted(waiting.deadline);
         await_child(session, &waiting, &mut restarts);
         if waiting.is_gone(Instant::now()) {
             withdraw(waiting);

@@ -5,12 +5,13 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
+use windrose_engine::backend::child::ChildConfig;
 use windrose_engine::{
-    BatchPolicy, EngineChoice, Engines, EnginesConfig, Graph, GraphOptions, Isolation, Job, OnnxRuntimeLibrary,
-    ResidencyCounts, Tensor,
+    BatchPolicy, EngineChoice, EngineError, Engines, EnginesConfig, Graph, GraphOptions, Isolation, Job,
+    OnnxRuntimeLibrary, ResidencyCounts, Tensor,
 };
 
-use crate::setup::{backends, children, job, onnx, root};
+use crate::setup::{backends, children, found, job, onnx, root};
 
 /// Graphs that differ in a weight, on engines that have room for some of them.
 struct Graphs {
@@ -129,6 +130,47 @@ async fn the_least_recently_used_leaves_and_comes_back_as_it_was() {
         while engines.weights().counts().bytes > 0 {
             assert!(Instant::now() < end, "{:?}", engines.weights().counts());
             tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+}
+
+/// Three graphs where there may be two children.
+#[tokio::test]
+async fn the_least_recently_used_child_makes_room_for_another_unless_it_is_in_use() {
+    for engine in backends() {
+        let config = ChildConfig { most: 2, ..children() };
+        let engines = found().with_children(config);
+        let options =
+            GraphOptions { engine, isolation: Isolation::Child, sessions: Some(1), ..GraphOptions::default() };
+        let load = |number: usize| {
+            let source = move || Ok(numbered(number));
+            engines.load_with(numbered(number), Arc::new(source), &options)
+        };
+        let graphs: Vec<Graph> = (0..3).map(|number| load(number).expect("a graph")).collect();
+        let resident = || graphs.iter().map(Graph::is_resident).collect::<Vec<_>>();
+        assert_eq!(resident(), [false, true, true]);
+        let steps = [(1, [false, true, true]), (0, [true, true, false]), (2, [true, false, true])];
+        for (number, here) in steps {
+            is_answered(&graphs[number], number, 0.5).await;
+            assert_eq!(resident(), here);
+        }
+        assert_eq!(engines.weights().counts().evictions, 3);
+        // Two that take the places of those, and are in use for as long as any run may take.
+        let busy = || engines.load_with(onnx("loop"), Arc::new(|| Ok(onnx("loop"))), &options).expect("a graph");
+        let runs: Vec<_> = [busy(), busy()]
+            .into_iter()
+            .map(|graph| {
+                let times = Tensor::from_vec([], vec![i64::from(i32::MAX)]).expect("times");
+                let x = Tensor::from_vec([1], vec![0f32]).expect("x");
+                tokio::spawn(async move { graph.compute(job(vec![("times", times), ("x", x)])).await })
+            })
+            .collect();
+        tokio::task::yield_now().await;
+        assert_eq!(resident(), [false; 3]);
+        let refused = load(0).expect_err("no idle one");
+        assert!(matches!(&refused, EngineError::NotReady(why) if why.contains("all of the 2")), "{refused}");
+        for run in runs {
+            assert_eq!(run.await.expect("a task"), Err(EngineError::TimeLimit));
         }
     }
 }

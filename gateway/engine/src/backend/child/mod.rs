@@ -4,12 +4,16 @@
 //! One child runs one graph, so that its sessions share the weights. What it says is not believed before it was checked:
 //! sizes, types, shapes, and values that not every byte can be; tensors are copied out of the shared memory first, so
 //! that the child cannot change them after that. A run that takes too long, and a child that says what cannot be, end
-//! the child; it is started again, at once the first time, and each time later when it does not live long.
+//! the child; it is started again (`restarts`), and those whose runs were in it get their answers from the next
+//! (`presence`), but for who has ended it.
 
 mod arena;
 mod entry;
 mod filter;
+mod presence;
+mod restarts;
 mod session;
+mod slots;
 mod socket;
 mod supervisor;
 #[cfg(test)]
@@ -17,7 +21,6 @@ mod tests;
 mod wire;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -26,9 +29,10 @@ pub use entry::main;
 
 use super::{Loaded, Loading, Session};
 use crate::process::Program;
-use crate::{EngineError, EngineInfo, EnginesConfig, GraphInfo, Isolation};
+use crate::{EngineError, EngineInfo, EnginesConfig, GraphInfo, Isolation, Residency};
 use entry::Job;
 use session::Remote;
+use slots::Slots;
 use supervisor::{Handle, Supervisor};
 
 /// How children run.
@@ -53,17 +57,19 @@ pub struct ChildConfig {
 pub(crate) struct Children {
     config: ChildConfig,
     engines: EnginesConfig,
-    running: Arc<AtomicUsize>,
+    slots: Arc<Slots>,
 }
 
 impl Children {
     pub fn new(config: ChildConfig, engines: EnginesConfig) -> Children {
-        Children { config, engines, running: Arc::default() }
+        let slots = Slots::new(config.most);
+        Children { config, engines, slots }
     }
 
-    /// Loads a graph with `engine`, which the child has as well. Blocks.
-    pub fn load(&self, engine: &EngineInfo, graph: Loading) -> Result<Loaded, EngineError> {
-        let slot = Slot::take(&self.running, self.config.most)?;
+    /// Loads a graph with `engine`, which the child has as well. Where there may be no further child, the one of
+    /// `others` leaves that is idle and was used least recently. Blocks.
+    pub fn load(&self, engine: &EngineInfo, graph: Loading, others: &Residency) -> Result<Loaded, EngineError> {
+        let slot = self.slots.take(|| others.evict_process())?;
         let Loading { onnx, model, device, sessions, threads } = graph;
         let provider = if device == crate::Device::Cpu { "CPU" } else { "CUDA" };
         let ChildConfig { memory, tensors, .. } = self.config;
@@ -87,24 +93,5 @@ impl Children {
             Ok(Box::new(Remote::new(index, Arc::clone(&handle), Arc::clone(&outputs))?))
         };
         Ok(Loaded { info, sessions: (0..sessions).map(session).collect::<Result<_, _>>()? })
-    }
-}
-
-/// One of the children that may be.
-struct Slot(Arc<AtomicUsize>);
-
-impl Slot {
-    fn take(running: &Arc<AtomicUsize>, most: usize) -> Result<Slot, EngineError> {
-        let slot = Slot(Arc::clone(running));
-        if running.fetch_add(1, Relaxed) >= most {
-            return Err(EngineError::NotReady(format!("all of the {most} processes for graphs are taken")));
-        }
-        Ok(slot)
-    }
-}
-
-impl Drop for Slot {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Relaxed);
     }
 }

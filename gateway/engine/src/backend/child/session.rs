@@ -3,18 +3,19 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use super::super::{Session, Work};
+use super::super::{Session, Told, Work};
 use super::arena::Arena;
+use super::presence::Fate;
 use super::socket::{Received, receive_frame, send_frame, wait_for};
-use super::supervisor::{Ended, Handle};
+use super::supervisor::{Handle, Sentence};
 use super::wire::{self, Frame, Kind, Place};
 use crate::{DataType, EngineError, Tensor};
 
 /// Longest header of an answer, bytes: more than as many tensors take as a graph may have outputs.
 const MAX_HEADER: u32 = 1 << 20;
-/// How often a run is begun again that had no part in the end of its child.
+/// How often a run is begun again that had no part in the end of its child; the last time with nobody else in it.
 const AGAIN: u32 = 4;
 
 /// A session whose graph runs in a child.
@@ -28,6 +29,14 @@ pub(super) struct Remote {
     channel: Option<Channel>,
     /// How long a run may take, where that is less than any may.
     most: Option<Duration>,
+    /// Until when somebody waits for it.
+    until: Option<Instant>,
+    /// Whether it may end its child.
+    suspect: bool,
+    /// Who is told of waits.
+    told: Option<Box<Told>>,
+    /// How long runs have waited to begin.
+    waited: Duration,
 }
 
 /// A socket to one child.
@@ -44,8 +53,22 @@ enum Broken {
     Unsent,
     /// The child is gone.
     Gone,
-    /// The child must go, for this reason.
-    Guilty(EngineError),
+    /// The run does not come to an end in time.
+    Late,
+    /// The child says what cannot be, whatever run has brought it to that.
+    Nonsense(EngineError),
+}
+
+/// A session's turn in the child, or its wait for one: over when this is dropped.
+struct Turn {
+    handle: Arc<Handle>,
+    session: usize,
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        self.handle.0.leave(self.session);
+    }
 }
 
 type Answer = Result<Vec<Tensor>, EngineError>;
@@ -53,7 +76,9 @@ type Answer = Result<Vec<Tensor>, EngineError>;
 impl Remote {
     pub fn new(index: usize, handle: Arc<Handle>, outputs: Arc<[DataType]>) -> Result<Remote, EngineError> {
         let arena = Arena::create().map_err(|e| EngineError::Unavailable(format!("no shared memory: {e}")))?;
-        Ok(Remote { index, handle, arena, outputs, channel: None, most: None })
+        let (channel, most, until, told) = (None, None, None, None);
+        let (suspect, waited) = (false, Duration::ZERO);
+        Ok(Remote { index, handle, arena, outputs, channel, most, until, suspect, told, waited })
     }
 
     /// One run in the child. Tensors that it cannot take are an answer; what breaks the way to it is not.
@@ -98,7 +123,7 @@ impl Remote {
         match receive_frame(socket) {
             Received::Frame(frame) => Ok(frame),
             Received::End => Err(Broken::Gone),
-            Received::Late => Err(Broken::Guilty(EngineError::TimeLimit)),
+            Received::Late => Err(Broken::Late),
             Received::Nonsense => Err(nonsense("a message that is none")),
         }
     }
@@ -143,13 +168,36 @@ impl Remote {
         self.arena.read(frame.at, u64::from(frame.length))
     }
 
+    /// Waits for something, and says so.
+    fn waits<T>(&self, wait: impl FnOnce() -> T) -> T {
+        let tell = |begins: bool| {
+            if let Some(told) = &self.told {
+                told(begins);
+            }
+        };
+        tell(true);
+        let outcome = wait();
+        tell(false);
+        outcome
+    }
+
+    /// Waits for the session's turn in this child, if that is needed. False when that child is no more.
+    fn enter(&self, generation: u64, alone: bool, now: Instant) -> Result<bool, EngineError> {
+        let enter = |until| self.handle.0.enter(generation, self.index, alone, until);
+        match enter(Some(now)) {
+            Err(EngineError::Deadline) => self.waits(|| enter(self.until)),
+            at_once => at_once,
+        }
+    }
+
     /// The channel to the child that runs now.
     fn channel(&mut self) -> Result<Channel, EngineError> {
         let run = self.handle.0.config.run;
         let mut channel = match self.channel.take() {
             Some(channel) => channel,
             None => {
-                let (generation, socket) = self.handle.0.attach(&self.arena)?;
+                let attached = self.waits(|| self.handle.0.attach(&self.arena, self.until));
+                let (generation, socket) = attached?;
                 Channel { generation, socket, patience: run }
             }
         };
@@ -165,31 +213,51 @@ impl Remote {
 
 impl Session for Remote {
     fn run(&mut self, inputs: &[Tensor], outputs: &[usize]) -> Result<Vec<Tensor>, EngineError> {
-        let mut again = AGAIN;
+        let turn = Turn { handle: Arc::clone(&self.handle), session: self.index };
+        let supervisor = &turn.handle.0;
+        let (mut alone, mut again) = (self.suspect, AGAIN);
+        let (began, waited) = (Instant::now(), self.waited);
         loop {
             let channel = self.channel()?;
-            match self.call(&channel.socket, inputs, outputs) {
+            let generation = channel.generation;
+            // A child that ends while this waits for its turn there is not this run's: it goes on with the next.
+            if !self.enter(generation, alone, began)? {
+                continue;
+            }
+            self.waited = waited + began.elapsed();
+            let fate = match self.call(&channel.socket, inputs, outputs) {
                 Ok(answer) => {
                     self.channel = Some(channel);
                     // Memory that is not given back is still bounded.
                     let _ = self.arena.trim();
                     return answer;
                 }
-                Err(Broken::Guilty(why)) => {
-                    let early = why == EngineError::TimeLimit && self.most.is_some();
-                    let ended = Ended { why: why.clone(), for_session: Some(self.index), early };
-                    self.handle.0.end(channel.generation, ended);
+                Err(Broken::Late) => {
+                    let (why, named) = (EngineError::TimeLimit, Some(self.index));
+                    supervisor.end(generation, Sentence { why: why.clone(), named });
                     return Err(why);
                 }
-                Err(broken @ (Broken::Gone | Broken::Unsent)) => {
-                    let ended = self.handle.0.ended(channel.generation);
-                    // A run that did not start, or whose child was ended for another session's, has done nothing wrong.
-                    let innocent = matches!(broken, Broken::Unsent)
-                        || ended.for_session.is_some_and(|session| session != self.index);
-                    if !innocent || again == 0 {
-                        return Err(ended.why);
-                    }
+                Err(Broken::Unsent) => {
+                    // It never was in there.
+                    supervisor.leave(self.index);
+                    self.waits(|| supervisor.is_over(generation));
+                    Fate::Innocent
+                }
+                Err(Broken::Nonsense(why)) => {
+                    supervisor.end(generation, Sentence { why, named: None });
+                    self.waits(|| supervisor.fate(generation, self.index))
+                }
+                Err(Broken::Gone) => self.waits(|| supervisor.fate(generation, self.index)),
+            };
+            match fate {
+                Fate::Guilty(why) => return Err(why),
+                Fate::Suspect => alone = true,
+                Fate::Innocent if again == 0 => {
+                    return Err(EngineError::Crashed("ended again and again before it had run this".into()));
+                }
+                Fate::Innocent => {
                     again -= 1;
+                    alone = alone || again == 0;
                 }
             }
         }
@@ -202,6 +270,22 @@ impl Session for Remote {
     fn limit(&mut self, most: Option<Duration>) -> bool {
         self.most = most.filter(|most| *most < self.handle.0.config.run);
         self.most.is_some()
+    }
+
+    fn wanted(&mut self, until: Option<Instant>) {
+        self.until = until;
+    }
+
+    fn suspect(&mut self, may_end_it: bool) {
+        self.suspect = may_end_it;
+    }
+
+    fn on_waits(&mut self, told: Box<Told>) {
+        self.told = Some(told);
+    }
+
+    fn waited(&mut self) -> Duration {
+        std::mem::take(&mut self.waited)
     }
 
     fn is_ready(&mut self) -> bool {
@@ -218,7 +302,7 @@ impl Session for Remote {
 }
 
 fn nonsense(what: &str) -> Broken {
-    Broken::Guilty(EngineError::Crashed(format!("said {what}")))
+    Broken::Nonsense(EngineError::Crashed(format!("said {what}")))
 }
 
 /// The header of a run, where its inputs go, and where they end. `None` when that is beyond all bounds.

@@ -18,15 +18,12 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::arena::Arena;
 use super::entry::Job;
-use super::{ChildConfig, Slot, socket, wire};
+use super::presence::{Fate, Presence};
+use super::restarts::{Life, Restarts};
+use super::slots::Slot;
+use super::{ChildConfig, socket, wire};
 use crate::{EngineError, process};
 
-/// How long a child must have lived for its end to be no sign that the next will not live either.
-const STEADY: Duration = Duration::from_secs(60);
-/// How long the third start in a row is put off; each further one twice as long.
-const BACKOFF: Duration = Duration::from_millis(100);
-/// The longest that a start is put off.
-const LONGEST: Duration = Duration::from_secs(30);
 /// How long it may take to learn how a process ended whose sockets are closed.
 const ENDING: Duration = Duration::from_secs(5);
 /// How much of the end of standard error is kept, bytes.
@@ -43,7 +40,7 @@ pub(super) struct Supervisor {
     state: Mutex<State>,
     /// Signalled at every change of the state.
     changed: Condvar,
-    _slot: Slot,
+    slot: Slot,
 }
 
 struct State {
@@ -55,38 +52,32 @@ struct State {
     /// The child, while there is one that can be signalled.
     process: Option<Arc<OwnedFd>>,
     /// Why a session had the child ended.
-    sentence: Option<Ended>,
-    /// How the last child ended.
-    ended: Ended,
+    sentence: Option<Sentence>,
+    /// Whose runs are in the child.
+    presence: Presence,
+    /// Sessions that wait for their turn to run.
+    turns: usize,
     /// The graph's nodes by provider, as the last child said that loaded it.
     nodes: BTreeMap<String, usize>,
 }
 
 enum Phase {
+    /// It starts, or will before long.
     Starting,
     /// The control socket.
     Live(Arc<OwnedFd>),
-    /// The next start is put off.
+    /// The next start is put off, since children do not live.
     Waiting,
     /// The first child did not load the graph.
     Never(EngineError),
 }
 
-/// How a child ended.
+/// Why a session has a child ended.
 #[derive(Clone, Debug)]
-pub(super) struct Ended {
+pub(super) struct Sentence {
     pub why: EngineError,
-    /// The session for whose run it was ended; none when it ended by itself.
-    pub for_session: Option<usize>,
-    /// Whether that run had less time than a run may take. It says nothing of how long the next child will live.
-    pub early: bool,
-}
-
-impl Ended {
-    /// One that ended by itself.
-    fn by_itself(why: EngineError) -> Ended {
-        Ended { why, for_session: None, early: false }
-    }
+    /// The session whose run it is ended for; none where any run in it may be to blame.
+    pub named: Option<usize>,
 }
 
 /// The sessions' share of a supervisor: with the last of them the child ends.
@@ -97,11 +88,26 @@ impl Drop for Handle {
         let mut state = self.0.lock();
         state.closed = true;
         state.kill();
+        self.0.slot.leaves();
         self.0.changed.notify_all();
     }
 }
 
 impl State {
+    /// Before the first child.
+    fn new() -> State {
+        State {
+            phase: Phase::Starting,
+            closed: false,
+            generation: 0,
+            process: None,
+            sentence: None,
+            presence: Presence::default(),
+            turns: 0,
+            nodes: BTreeMap::new(),
+        }
+    }
+
     /// Ends the child, if there is one. A descriptor of the process and not its number, which another may have by now.
     fn kill(&self) {
         if let Some(process) = &self.process {
@@ -115,18 +121,8 @@ impl Supervisor {
     /// Starts the first child and waits until it has loaded the graph.
     pub fn start(job: Job, onnx: &[u8], config: ChildConfig, slot: Slot) -> Result<Arc<Supervisor>, EngineError> {
         let onnx = sealed(onnx).map_err(|e| EngineError::Unavailable(format!("no memory for a graph: {e}")))?;
-        let gone = Ended::by_itself(EngineError::Crashed("had ended".into()));
-        let state = State {
-            phase: Phase::Starting,
-            closed: false,
-            generation: 0,
-            process: None,
-            sentence: None,
-            ended: gone,
-            nodes: BTreeMap::new(),
-        };
-        let (state, changed) = (Mutex::new(state), Condvar::new());
-        let supervisor = Arc::new(Supervisor { config, job, onnx, state, changed, _slot: slot });
+        let (state, changed) = (Mutex::new(State::new()), Condvar::new());
+        let supervisor = Arc::new(Supervisor { config, job, onnx, state, changed, slot });
         let mine = Arc::clone(&supervisor);
         let thread = thread::Builder::new().name("engine-child".into()).spawn(move || mine.supervise());
         thread.map_err(|e| EngineError::Unavailable(format!("no thread for a child: {e}")))?;
@@ -136,7 +132,7 @@ impl Supervisor {
             Phase::Starting => {
                 state.closed = true;
                 state.kill();
-                return Err(stuck());
+                return Err(stuck(None));
             }
             Phase::Live(_) | Phase::Waiting => {}
         }
@@ -149,16 +145,18 @@ impl Supervisor {
         self.lock().nodes.clone()
     }
 
-    /// Connects a session to the child that runs now, or to the one that is being started.
-    pub fn attach(&self, arena: &Arena) -> Result<(u64, OwnedFd), EngineError> {
+    /// Connects a session to the child that runs now, or to the one that is being started, which is waited for until
+    /// then.
+    pub fn attach(&self, arena: &Arena, until: Option<Instant>) -> Result<(u64, OwnedFd), EngineError> {
         let mut state = self.lock();
         loop {
             match &state.phase {
                 _ if state.closed => return Err(EngineError::Stopped),
                 Phase::Starting => {
-                    state = self.started(state, self.patience());
+                    let left = until.map_or(Duration::MAX, |until| until.saturating_duration_since(Instant::now()));
+                    state = self.started(state, self.patience().min(left));
                     if matches!(state.phase, Phase::Starting) && !state.closed {
-                        return Err(stuck());
+                        return Err(stuck(until));
                     }
                 }
                 Phase::Waiting => {
@@ -183,11 +181,47 @@ impl Supervisor {
         }
     }
 
-    /// Ends a child for what a session's run did.
-    pub fn end(&self, generation: u64, ended: Ended) {
+    /// Waits until a session may run in this child: `alone`, or beside others. False when that child is no more.
+    ///
+    /// Until the session [leaves](Supervisor::leave), others may wait for it.
+    pub fn enter(
+        &self,
+        generation: u64,
+        session: usize,
+        alone: bool,
+        until: Option<Instant>,
+    ) -> Result<bool, EngineError> {
+        let mut state = self.lock();
+        loop {
+            if state.generation != generation || !matches!(state.phase, Phase::Live(_)) {
+                return Ok(false);
+            }
+            if state.presence.enter(session, alone) {
+                return Ok(true);
+            }
+            let left = until.map_or(Duration::MAX, |until| until.saturating_duration_since(Instant::now()));
+            if left.is_zero() {
+                return Err(EngineError::Deadline);
+            }
+            state.turns += 1;
+            state = self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+            state.turns -= 1;
+        }
+    }
+
+    /// A session's run is over, or given up.
+    pub fn leave(&self, session: usize) {
+        let mut state = self.lock();
+        if state.presence.leave(session) && state.turns > 0 {
+            self.changed.notify_all();
+        }
+    }
+
+    /// Ends a child for what a session's run did, or what it got.
+    pub fn end(&self, generation: u64, sentence: Sentence) {
         let mut state = self.lock();
         if state.generation == generation && state.sentence.is_none() {
-            state.sentence = Some(ended);
+            state.sentence = Some(sentence);
             state.kill();
             // Nobody attaches to it any more. Its control socket closes with that, which is why it was killed before.
             state.phase = Phase::Starting;
@@ -200,22 +234,22 @@ impl Supervisor {
         state.generation == generation && matches!(state.phase, Phase::Live(_))
     }
 
-    /// How a child ended whose sockets are closed.
-    pub fn ended(&self, generation: u64) -> Ended {
-        let state = self.lock();
-        let running = |state: &mut State| state.generation == generation && !state.closed;
-        let waited = self.changed.wait_timeout_while(state, ENDING, running);
-        let (state, _) = waited.unwrap_or_else(PoisonError::into_inner);
-        if state.generation == generation + 1 {
-            return state.ended.clone();
-        }
-        Ended::by_itself(EngineError::Crashed("closed its sockets".into()))
+    /// What comes of the run of a session that had entered a child whose sockets are closed.
+    pub fn fate(&self, generation: u64, session: usize) -> Fate {
+        let fate = self.over(generation).presence.fate(session);
+        fate.unwrap_or_else(|| Fate::Guilty(EngineError::Crashed("closed its sockets".into())))
     }
 
     /// Whether a child has ended, or will within [`ENDING`].
-    fn is_over(&self, generation: u64) -> bool {
-        self.ended(generation);
-        self.lock().generation != generation
+    pub fn is_over(&self, generation: u64) -> bool {
+        self.over(generation).generation != generation
+    }
+
+    /// Waits for a child's end, but no longer than [`ENDING`].
+    fn over(&self, generation: u64) -> MutexGuard<'_, State> {
+        let running = |state: &mut State| state.generation == generation && !state.closed;
+        let waited = self.changed.wait_timeout_while(self.lock(), ENDING, running);
+        waited.unwrap_or_else(PoisonError::into_inner).0
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -229,18 +263,21 @@ impl Supervisor {
         waited.unwrap_or_else(PoisonError::into_inner).0
     }
 
-    /// How long a start may take: loading is bounded, and then the child is ended.
+    /// How long a start may take, which may have been put off by as much: loading is bounded, and then the child is
+    /// ended.
     fn patience(&self) -> Duration {
-        self.config.load + ENDING
+        2 * self.config.load + ENDING
     }
 
     // === the thread ===
 
     fn supervise(&self) {
-        let (mut short_lives, mut loaded) = (0, false);
+        let (mut restarts, mut loaded) = (Restarts::new(Instant::now()), false);
         loop {
-            let started = Instant::now();
-            let why = match self.spawn() {
+            let began = Instant::now();
+            let spawned = self.spawn();
+            let start = began.elapsed();
+            let why = match spawned {
                 Ok((mut child, watched, control)) => {
                     loaded = true;
                     self.set(Phase::Live(Arc::new(control)));
@@ -261,18 +298,18 @@ impl Supervisor {
                 self.changed.notify_all();
                 return;
             }
-            let ended = state.sentence.take().unwrap_or_else(|| Ended::by_itself(why));
-            short_lives = if started.elapsed() > STEADY { 0 } else { short_lives + u32::from(!ended.early) };
-            let pause = if ended.early { Duration::ZERO } else { pause(short_lives) };
-            let milliseconds = pause.as_millis() as u64;
-            tracing::warn!(why = %ended.why, again_in_ms = milliseconds, "a graph's process has ended");
-            state.ended = ended;
+            let Sentence { why, named } = state.sentence.take().unwrap_or(Sentence { why, named: None });
+            let used = state.presence.judge(&why, named);
+            let now = Instant::now();
+            let pause = restarts.after(&Life { start, whole: now - began, used }, now);
+            let milliseconds = pause.length.as_millis() as u64;
+            tracing::warn!(%why, again_in_ms = milliseconds, "a graph's process has ended");
             state.generation += 1;
-            state.phase = if pause.is_zero() { Phase::Starting } else { Phase::Waiting };
+            state.phase = if pause.refuses { Phase::Waiting } else { Phase::Starting };
             self.changed.notify_all();
             let open = |state: &mut State| !state.closed;
             let (mut state, _) =
-                self.changed.wait_timeout_while(state, pause, open).unwrap_or_else(PoisonError::into_inner);
+                self.changed.wait_timeout_while(state, pause.length, open).unwrap_or_else(PoisonError::into_inner);
             if state.closed {
                 return;
             }
@@ -346,16 +383,12 @@ impl Supervisor {
     }
 }
 
-/// How long the next start is put off after as many short lives in a row.
-fn pause(short_lives: u32) -> Duration {
-    match short_lives {
-        0..=2 => Duration::ZERO,
-        more => BACKOFF.saturating_mul(1 << (more - 3).min(16)).min(LONGEST),
+/// Why there is no child yet, for who has waited.
+fn stuck(until: Option<Instant>) -> EngineError {
+    match until {
+        Some(until) if until <= Instant::now() => EngineError::Deadline,
+        _ => EngineError::NotReady("the graph's process does not start".into()),
     }
-}
-
-fn stuck() -> EngineError {
-    EngineError::NotReady("the graph's process does not start".into())
 }
 
 /// Waits for a process that is about to end, and says how it did. Its own words may name files of this machine, and are for
@@ -431,32 +464,41 @@ impl Watched {
 
 #[cfg(test)]
 mod tests {
+    use super::super::slots::Slots;
     use super::*;
 
-    #[test]
-    fn starts_are_put_off_longer_and_longer_and_never_for_good() {
-        let pauses: Vec<u128> = (0..8).map(|n| pause(n).as_millis()).collect();
-        assert_eq!(pauses, [0, 0, 0, 100, 200, 400, 800, 1_600]);
-        assert_eq!(pause(u32::MAX), LONGEST);
-    }
-
-    #[test]
-    fn a_start_that_does_not_end_is_not_waited_for() {
+    /// One without a thread, whose child never comes.
+    fn waiting_in_vain() -> Supervisor {
         let program = process::Program { path: "/none".into(), arguments: vec![], environment: vec![] };
         let (run, load) = (Duration::from_secs(1), Duration::from_secs(60));
         let config = ChildConfig { program, memory: 1, tensors: 1, run, load, most: 1 };
         let (engines, engine, device) = (crate::EnginesConfig::default(), "none".into(), crate::Device::Cpu);
         let job = Job { engines, engine, device, sessions: 1, threads: 1, memory: 1, tensors: 1 };
-        let ended = Ended::by_itself(EngineError::Stopped);
-        let phase = Phase::Starting;
-        let nodes = BTreeMap::new();
-        let state = State { phase, closed: false, generation: 0, process: None, sentence: None, ended, nodes };
-        let (onnx, slot) = (sealed(b"").expect("memory"), Slot::take(&Arc::default(), 1).expect("a slot"));
-        let (state, changed) = (Mutex::new(state), Condvar::new());
-        let supervisor = Supervisor { config, job, onnx, state, changed, _slot: slot };
-        assert!(supervisor.patience() > load);
+        let slot = Slots::new(1).take(|| false).expect("a slot");
+        let (state, changed) = (Mutex::new(State::new()), Condvar::new());
+        Supervisor { config, job, onnx: sealed(b"").expect("memory"), state, changed, slot }
+    }
+
+    #[test]
+    fn a_start_that_does_not_end_is_not_waited_for() {
+        let supervisor = waiting_in_vain();
+        assert!(supervisor.patience() > supervisor.config.load);
         let state = supervisor.started(supervisor.lock(), Duration::ZERO);
         assert!(matches!(state.phase, Phase::Starting));
+    }
+
+    #[test]
+    fn nobody_waits_for_a_start_or_a_turn_beyond_its_deadline() {
+        let supervisor = waiting_in_vain();
+        let (arena, now) = (Arena::create().expect("memory"), Some(Instant::now()));
+        assert_eq!(supervisor.attach(&arena, now).err(), Some(EngineError::Deadline));
+        assert_eq!(supervisor.enter(0, 1, false, None), Ok(false), "there is no child to enter");
+        let (control, _theirs) = socket::pair(Duration::from_secs(1)).expect("sockets");
+        supervisor.set(Phase::Live(Arc::new(control)));
+        assert_eq!(supervisor.enter(0, 1, true, None), Ok(true));
+        assert_eq!(supervisor.enter(0, 2, false, now), Err(EngineError::Deadline));
+        supervisor.leave(1);
+        assert_eq!(supervisor.enter(0, 2, false, now), Ok(true));
     }
 
     #[test]

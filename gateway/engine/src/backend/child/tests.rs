@@ -2,8 +2,10 @@
 //! says.
 
 use std::collections::BTreeMap;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::thread;
 use std::time::Duration;
 
 use super::arena::Arena;
@@ -35,14 +37,56 @@ fn liar() {
     if lie.starts_with("load") {
         return;
     }
-    let mut size = [0; 8];
-    let (_, files) = receive_with(stdin.as_fd(), &mut size).expect("a session");
-    let [socket, memory] = <[OwnedFd; 2]>::try_from(files).expect("two descriptors");
-    let arena = Arena::open(memory, u64::from_le_bytes(size)).expect("memory");
-    while let Received::Frame(frame) = receive_frame(&socket) {
-        tell(&lie, &socket, &arena, frame.size);
+    while let Some((socket, arena)) = attached(stdin.as_fd()) {
+        let words = lie.clone();
+        let session = thread::spawn(move || {
+            while let Received::Frame(frame) = receive_frame(&socket) {
+                match words.strip_prefix("poison ") {
+                    Some(met) => eat(Path::new(met), &socket, &arena, frame),
+                    None => tell(&words, &socket, &arena, frame.size),
+                }
+            }
+        });
+        // A liar has one session.
+        if !lie.starts_with("poison ") {
+            session.join().expect("its words");
+            return;
+        }
     }
 }
+
+/// The next session's way to the parent, until that lets go.
+fn attached(control: BorrowedFd<'_>) -> Option<(OwnedFd, Arena)> {
+    let mut size = [0; 8];
+    let (length, files) = receive_with(control, &mut size).expect("a session");
+    if length == 0 {
+        return None;
+    }
+    let [socket, memory] = <[OwnedFd; 2]>::try_from(files).expect("two descriptors");
+    Some((socket, Arena::open(memory, u64::from_le_bytes(size)).expect("memory")))
+}
+
+/// Runs one of two kinds of input. [`POISON`] ends the child, once it has met another run in it. Any other is answered,
+/// but for the first, which waits to be met.
+fn eat(met: &Path, socket: &OwnedFd, arena: &Arena, frame: Frame) {
+    let header = arena.read(frame.at, u64::from(frame.length)).expect("a header");
+    let (places, _) = wire::decode(&header).expect("places");
+    if arena.read(places[0].at, 1) == Some(vec![POISON]) {
+        while !met.exists() {
+            thread::yield_now();
+        }
+        std::process::abort();
+    }
+    if std::fs::File::create_new(met).is_ok() {
+        loop {
+            thread::park();
+        }
+    }
+    tell("truth", socket, arena, frame.size);
+}
+
+/// The input that ends a child.
+const POISON: u8 = 1;
 
 /// Answers one run with an answer that is none.
 fn tell(lie: &str, socket: &OwnedFd, arena: &Arena, size: u64) {
@@ -95,11 +139,11 @@ fn tell(lie: &str, socket: &OwnedFd, arena: &Arena, size: u64) {
 
 /// A session of a graph with one output of type BOOL, whose child tells this lie.
 fn session(lie: &str) -> Result<Box<dyn Session>, EngineError> {
-    loaded(lie).map(|mut loaded| loaded.sessions.remove(0))
+    loaded(lie, 1).map(|mut loaded| loaded.sessions.remove(0))
 }
 
 /// That graph.
-fn loaded(lie: &str) -> Result<Loaded, EngineError> {
+fn loaded(lie: &str, sessions: usize) -> Result<Loaded, EngineError> {
     let arguments = ["--exact", "backend::child::tests::liar", "--nocapture"].map(Into::into).to_vec();
     let path = std::env::current_exe().expect("this program");
     let program = Program { path, arguments, environment: vec![(LIE.into(), lie.into())] };
@@ -119,18 +163,62 @@ fn loaded(lie: &str) -> Result<Loaded, EngineError> {
         may_trap: None,
     };
     let info = EngineInfo { name: "liar".into(), version: "1".into(), providers: vec!["CPU".into()] };
-    let loading =
-        Loading { onnx: "graph".into(), model: Arc::new(model), device: Device::Cpu, sessions: 1, threads: 1 };
-    children.load(&info, loading)
+    let loading = Loading { onnx: "graph".into(), model: Arc::new(model), device: Device::Cpu, sessions, threads: 1 };
+    children.load(&info, loading, &Residency::new(None))
 }
 
 #[test]
 fn an_honest_answer_is_taken() {
     let mut session = session("truth").expect("a session");
-    let expected = Tensor::new(DataType::Bool, [2], vec![0, 1].into()).expect("a tensor");
     for _ in 0..3 {
-        assert_eq!(session.run(&[], &[0]), Ok(vec![expected.clone()]));
+        assert_eq!(session.run(&[], &[0]), Ok(vec![truth()]));
     }
+}
+
+/// What an honest child answers.
+fn truth() -> Tensor {
+    Tensor::new(DataType::Bool, [2], vec![0, 1].into()).expect("a tensor")
+}
+
+fn byte(value: u8) -> Tensor {
+    Tensor::new(DataType::Uint8, [1], vec![value].into()).expect("a tensor")
+}
+
+/// Each time both runs are in the child when it ends. None of the ends puts the next start off.
+#[test]
+fn of_two_runs_in_a_child_that_ends_the_one_that_did_it_fails_however_often() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let met = folder.path().join("met");
+    let sessions = loaded(&format!("poison {}", met.display()), 2).expect("a graph").sessions;
+    let Ok([mut one, mut other]) = <[Box<dyn Session>; 2]>::try_from(sessions) else { panic!("two sessions") };
+    for _ in 0..4 {
+        let (poisoned, answer) = thread::scope(|scope| {
+            let poisoned = scope.spawn(|| one.run(&[byte(POISON)], &[0]));
+            let answer = other.run(&[byte(0)], &[0]);
+            (poisoned.join().expect("no panic"), answer)
+        });
+        assert_eq!(answer, Ok(vec![truth()]));
+        assert!(matches!(&poisoned, Err(EngineError::Crashed(how)) if how.contains("SIGABRT")), "{poisoned:?}");
+        std::fs::remove_file(&met).expect("they have met");
+        assert!(other.waited() > Duration::ZERO, "the start of the next child is no part of a run");
+    }
+}
+
+#[test]
+fn a_run_that_is_suspected_ends_nobody_elses_child() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let met = folder.path().join("met");
+    std::fs::write(&met, "").expect("a file");
+    let sessions = loaded(&format!("poison {}", met.display()), 2).expect("a graph").sessions;
+    let Ok([mut one, mut other]) = <[Box<dyn Session>; 2]>::try_from(sessions) else { panic!("two sessions") };
+    one.suspect(true);
+    thread::scope(|scope| {
+        let poisoned = scope.spawn(|| one.run(&[byte(POISON)], &[0]));
+        for _ in 0..20 {
+            assert_eq!(other.run(&[byte(0)], &[0]), Ok(vec![truth()]));
+        }
+        assert!(matches!(poisoned.join().expect("no panic"), Err(EngineError::Crashed(_))));
+    });
 }
 
 #[test]
@@ -170,9 +258,9 @@ fn errors_are_cleaned_and_silence_ends() {
 
 #[test]
 fn of_where_nodes_run_only_what_can_be_is_believed() {
-    let nodes = loaded("truth").expect("a graph").info.nodes;
+    let nodes = loaded("truth", 1).expect("a graph").info.nodes;
     assert_eq!(nodes, BTreeMap::from([("CPU".to_owned(), 3)]), "the engine has no other provider");
-    let garbled = loaded("loaded").err().expect("a refusal");
+    let garbled = loaded("loaded", 1).err().expect("a refusal");
     assert!(matches!(&garbled, EngineError::InvalidGraph(why) if why.contains("says what cannot be")), "{garbled}");
 }
 
@@ -182,14 +270,4 @@ fn inputs_beyond_the_shared_memory_are_the_callers_error() {
     let large = Tensor::new(DataType::Uint8, [1 << 20], vec![0; 1 << 20].into()).expect("a tensor");
     assert!(matches!(session.run(&[large], &[0]), Err(EngineError::InvalidInput(_))));
     assert!(session.run(&[], &[0]).is_ok(), "the child goes on");
-}
-
-#[test]
-fn children_are_counted() {
-    let running = Arc::default();
-    let both = (Slot::take(&running, 2).ok(), Slot::take(&running, 2).ok());
-    assert!(both.0.is_some() && both.1.is_some());
-    assert!(matches!(Slot::take(&running, 2), Err(EngineError::NotReady(_))));
-    drop(both);
-    assert!(Slot::take(&running, 1).is_ok());
 }
