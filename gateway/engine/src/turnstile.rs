@@ -253,7 +253,12 @@ impl Gate {
         let called = {
             let mut waiting = turnstile.waiting();
             let turn = account.turn();
-            if self.holds && waiting.iter().all(|other| other.account.turn() >= turn) {
+            // Of those that have used the same a guest goes before what is in the queues, which its call may be about.
+            let later = |other: &Waiter| match other.who {
+                Who::Thread(..) => other.account.turn() >= turn,
+                Who::Guest(_) => other.account.turn() > turn,
+            };
+            if self.holds && waiting.iter().all(later) {
                 self.begins();
                 return;
             }

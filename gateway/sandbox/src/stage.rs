@@ -45,8 +45,6 @@ struct Turn {
 
 struct Place {
     phase: Phase,
-    /// Whether it was the only one of its caller that could go on when it came.
-    calm: bool,
     /// While it is called or runs.
     core: Option<Core>,
     /// The tick in which it was called.
@@ -114,7 +112,7 @@ impl Troupe {
 
     /// The way of a tenant's call.
     pub fn way(&self, stage: &Arc<Stage>, tenant: &Arc<str>) -> OnStage {
-        let place = Mutex::new(Place { phase: Phase::Idle, calm: false, core: None, called: 0, outer: None });
+        let place = Mutex::new(Place { phase: Phase::Idle, core: None, called: 0, outer: None });
         let caller = self.engines.caller(tenant, &self.share);
         let turn = Arc::new(Turn { stage: stage.clone(), caller, place });
         stage.turns().push(Arc::downgrade(&turn));
@@ -146,8 +144,8 @@ impl OnStage {
         }
         if place.phase == Phase::Idle {
             // Its first turn, or it was woken by a way round this.
-            place.calm = turn.caller.returns();
-            if let Some(core) = turn.caller.begin(place.calm) {
+            turn.caller.returns();
+            if let Some(core) = turn.caller.begin() {
                 (place.phase, place.core) = (Phase::Running, Some(core));
                 return true;
             }
@@ -171,13 +169,13 @@ impl OnStage {
             Phase::Woken => Phase::Waiting,
             _ => Phase::Idle,
         };
-        let (core, again, calm) = (place.core.take(), place.phase == Phase::Waiting, place.calm);
+        let (core, again) = (place.core.take(), place.phase == Phase::Waiting);
         drop(place);
         if let Some(core) = core {
             turn.caller.end(core, time);
         }
         match again {
-            true => turn.ask(calm),
+            true => turn.ask(),
             false => turn.caller.rests(),
         }
     }
@@ -206,8 +204,8 @@ impl Drop for OnStage {
 
 impl Turn {
     /// Gets a core for a call that waits for one, now or when it is its turn.
-    fn ask(self: &Arc<Self>, calm: bool) {
-        match self.caller.begin(calm) {
+    fn ask(self: &Arc<Self>) {
+        match self.caller.begin() {
             Some(core) => {
                 if let Err(core) = self.take(core) {
                     self.caller.end(core, Duration::ZERO);
@@ -258,10 +256,10 @@ impl Wake for Turn {
         match place.phase {
             Phase::Running => place.phase = Phase::Woken,
             Phase::Idle => {
-                let calm = self.caller.returns();
-                (place.phase, place.calm) = (Phase::Waiting, calm);
+                place.phase = Phase::Waiting;
                 drop(place);
-                self.ask(calm);
+                self.caller.returns();
+                self.ask();
             }
             Phase::Waiting | Phase::Called | Phase::Woken | Phase::Done => {}
         }
@@ -356,14 +354,14 @@ mod tests {
     fn all_but_one(engines: &Engines) -> (Caller, Vec<Core>) {
         let other = engines.caller(&"other".into(), &Share::default());
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let held = (1..cores).map(|_| other.begin(false).expect("a free core")).collect();
+        let held = (1..cores).map(|_| other.begin().expect("a free core")).collect();
         (other, held)
     }
 
     /// Whether nobody has a core.
     fn is_unused(engines: &Engines) -> bool {
         let (other, mut held) = all_but_one(engines);
-        held.extend(other.begin(false));
+        held.extend(other.begin());
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let unused = held.len() == cores && held.iter().all(|core| format!("{core:?}") == format!("{:?}", Core::own()));
         held.into_iter().for_each(|core| other.end(core, Duration::ZERO));
@@ -401,7 +399,7 @@ mod tests {
         let troupe = troupe(&engines, "m");
         let [mut first, mut second] = [(); 2].map(|()| Played::new(&troupe, &stage));
         assert!(first.polled(yields) && first.is_called() && !second.polled(yields));
-        (0..2 * STALLED).for_each(|_| stage.tick());
+        (0..STALLED).for_each(|_| stage.tick());
         assert!(second.is_called());
         assert!(!first.polled(yields), "it came too late");
         assert!(second.polled(|_| Poll::Ready(())));

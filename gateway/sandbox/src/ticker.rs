@@ -19,6 +19,8 @@ use crate::{CallError, Limit};
 
 /// The resolution of every limit on time, and the longest that a guest holds an executor's thread.
 pub(crate) const TICK: Duration = Duration::from_millis(2);
+/// What a call computes, beside the tick that it was met by, until it takes turns with others.
+const LONG: Duration = Duration::from_millis(1);
 /// Ticks without a call after which the thread sleeps. Waking it costs a call a system call.
 const IDLE_TICKS: u32 = 1000;
 
@@ -184,10 +186,8 @@ pub(crate) struct Watch {
     cpu: Duration,
     /// An [`End`], or 0 while nothing has ended it.
     ended: AtomicU8,
-    /// The guest ran across a tick: from here on its CPU time is read from the clock, and it takes turns with others.
+    /// The guest ran across a tick: from here on its CPU time is read from the clock.
     busy: AtomicBool,
-    /// It did so more than once, which is no chance.
-    long: AtomicBool,
     /// The tick in which the current poll began.
     polled_at: AtomicU64,
     waker: Mutex<Option<Waker>>,
@@ -205,7 +205,6 @@ impl Watch {
             cpu,
             ended: AtomicU8::new(0),
             busy: AtomicBool::new(false),
-            long: AtomicBool::new(false),
             polled_at: AtomicU64::new(0),
             waker: Mutex::new(None),
         }
@@ -258,7 +257,8 @@ impl Registration {
 
     /// Runs `call` to its end or to the end of its time, whichever is first. What ended it wins over what it returned.
     pub(crate) async fn guard<T>(&self, mut call: Pin<&mut impl Future<Output = T>>) -> Result<T, End> {
-        let mut used = Duration::ZERO;
+        // What it has used, and how much of that was read from the clock: it may have met a tick by chance.
+        let (mut used, mut read) = (Duration::ZERO, Duration::ZERO);
         let watch = &*self.watch;
         let (troupe, tenant) = &self.of;
         let mut way = troupe.is_suspected().then(|| troupe.way(&self.shared.stage, tenant));
@@ -267,7 +267,7 @@ impl Registration {
                 return Poll::Ready(Err(end));
             }
             watch.set_waker(cx.waker());
-            if way.is_none() && watch.busy.load(Ordering::Relaxed) {
+            if way.is_none() && read >= LONG {
                 way = Some(troupe.way(&self.shared.stage, tenant));
             }
             let mut turn = |cx: &mut Context<'_>| {
@@ -275,7 +275,10 @@ impl Registration {
                 let start = watch.busy.load(Ordering::Relaxed).then(thread_cpu);
                 let poll = call.as_mut().poll(cx);
                 match start {
-                    Some(start) => used += thread_cpu().saturating_sub(start),
+                    Some(start) => {
+                        let time = thread_cpu().saturating_sub(start);
+                        (used, read) = (used + time, read + time);
+                    }
                     None if watch.busy.load(Ordering::Relaxed) => used += TICK,
                     None => {}
                 }
@@ -294,7 +297,7 @@ impl Registration {
             }
         })
         .await;
-        troupe.ended(watch.long.load(Ordering::Relaxed));
+        troupe.ended(read >= LONG);
         ended
     }
 }
@@ -321,9 +324,7 @@ impl Pacer {
         if self.watch.polled_at.load(Ordering::Relaxed) == self.shared.ticks.load(Ordering::Relaxed) {
             return UpdateDeadline::Continue(1);
         }
-        if self.watch.busy.swap(true, Ordering::Relaxed) {
-            self.watch.long.store(true, Ordering::Relaxed);
-        }
+        self.watch.busy.store(true, Ordering::Relaxed);
         UpdateDeadline::Yield(1)
     }
 }

@@ -41,11 +41,10 @@ impl Caller {
         Caller { account: turnstile.account(tenant, name), turnstile: turnstile.clone(), weight }
     }
 
-    /// One of its guests can go on. Whether no other could, so that this one need not wait for a core as long as the caller is
-    /// within its share.
-    pub fn returns(&self) -> bool {
+    /// One of its guests can go on.
+    pub fn returns(&self) {
         self.turnstile.returns(&self.account);
-        self.account.guests.fetch_add(1, Relaxed) == 0
+        self.account.guests.fetch_add(1, Relaxed);
     }
 
     /// One of its guests waits for something else now, or has ended.
@@ -53,12 +52,14 @@ impl Caller {
         self.account.guests.fetch_sub(1, Relaxed);
     }
 
-    /// A core, if one is free and nobody waits; or one that others use, for who is `calm` and within its share.
-    pub fn begin(&self, calm: bool) -> Option<Core> {
+    /// A core, if one is free and nobody waits; or one that others use, where the caller is within its share and has no other
+    /// guest that could go on.
+    pub fn begin(&self) -> Option<Core> {
         let turnstile = &*self.turnstile;
         if turnstile.waiters.load(SeqCst) == 0 && turnstile.try_take(1, 0) {
             return Some(Core { beside: false });
         }
+        let calm = self.account.guests.load(Relaxed) <= 1;
         let beside = calm && turnstile.is_behind(&self.account) && turnstile.try_take(1, -turnstile.cores);
         beside.then(|| {
             turnstile.beside.changes(1, turnstile.cores);
