@@ -293,6 +293,11 @@ def beside(
         beside = bench.load(quiet[0], sustained / 5, quiet[1]).seen()
         print(f"  alone   {alone}\n  flooded {beside}\n  flood   {flood.seen()}", flush=True)
         pairs.append((alone, beside))
+    moved(bench, what, pairs)
+
+
+def moved(bench: Bench, what: str, pairs: list[tuple[Seen, Seen]]):
+    """What a flood did to the quiet one: alone, and beside it."""
     ratio = statistics.median(beside.p99 / alone.p99 for alone, beside in pairs)
     bench.claim(ratio <= 1.5, f"{what}: a flood moves the neighbour's p99 by {ratio:.2f}, 1.50 wanted")
     lost = sum(sum(beside.refused.values()) + len(beside.failed) for _, beside in pairs)
@@ -325,10 +330,7 @@ def guests(bench: Bench):
         rate = int(count) / (bench.seconds + SETTLING)
         print(f"  flood   answered {rate:.0f}/s, p50 {int(p50) / 1e3:.1f}, p99 {int(p99) / 1e3:.1f} ms", flush=True)
         pairs.append((alone, beside))
-    ratio = statistics.median(beside.p99 / alone.p99 for alone, beside in pairs)
-    bench.claim(ratio <= 1.5, f"a flood of guests that compute moves the neighbour's p99 by {ratio:.2f}, 1.50 wanted")
-    lost = sum(sum(beside.refused.values()) + len(beside.failed) for _, beside in pairs)
-    bench.claim(lost == 0, f"a flood of guests that compute: {lost} of the neighbour's requests not answered")
+    moved(bench, "guests that compute", pairs)
 
 
 def weights(bench: Bench):
