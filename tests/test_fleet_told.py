@@ -169,5 +169,6 @@ def test_a_site_that_claims_what_its_module_does_not_ask_for_is_not_used(listene
         offer["granted"] = 1
     site.catalog = json.dumps(told | {"generation": known}).encode()
     site.standing = json.dumps({"generation": known, "ready": []}).encode()
-    wait_until(lambda: answers(entry, MODEL, BODY).status == 404, 10, "the offer to be gone")
+    # The model is known, and nobody may answer for it.
+    wait_until(lambda: answers(entry, MODEL, BODY).status == 503, 10, "the offer to be gone")
     assert "does not ask for" in entry.log.read_text()

@@ -7,6 +7,7 @@ import signal
 import struct
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from fleet import Fleet, answers, explained, metric, until_site
@@ -190,10 +191,14 @@ def test_what_either_loses_the_other_answers(server, make_fleet, tmp_path):
     fleet.start(SITE)
     until_site(entry, MODEL, BODY, {SITE, FOREIGN}, 30)
 
-    for pid in server.pids():
+    killed = server.pids()
+    for pid in killed:
         os.kill(pid, signal.SIGKILL)
     after = ask(entry, 60)
     assert {(answer.status, answer.headers["windrose-site"]) for answer in after} == {(200, SITE)}
+    # What they had is free when they have ended, which they need the processor for.
+    server.process.wait()
+    wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in killed), 30, "the server to have ended")
     server.start(json.dumps(BODY).encode())
     until_site(entry, MODEL, BODY, {SITE, FOREIGN}, 30)
 

@@ -156,6 +156,7 @@ impl Graph {
         let (signature, weight_bytes) = (Signature::new(model.spec.clone()), model.weight_bytes);
         let handle = Arc::new(Handle { signature, info, weight_bytes, shared, crew, residence });
         if let Some(residence) = &handle.residence {
+            handle.shared.queue.set_residency(residence.residency());
             residence.enter(workers, &handle);
         }
         Ok(Graph { handle, user })

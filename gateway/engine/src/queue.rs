@@ -12,7 +12,7 @@ mod staff;
 mod tests;
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
@@ -23,7 +23,7 @@ use crate::batch::{Batch, BatchPolicy, Released};
 use crate::check::Checked;
 use crate::turnstile::{Gate, Turnstile};
 use crate::user::User;
-use crate::{EngineError, Share, Tensor};
+use crate::{EngineError, Residency, Share, Tensor};
 
 /// What a caller gets back: outputs in the order asked for.
 pub(crate) type Answer = Result<Vec<Tensor>, EngineError>;
@@ -78,6 +78,8 @@ pub(crate) struct Queue {
     staff: Staff,
     /// Workers of [`Post::Prompt`].
     prompts: AtomicUsize,
+    /// What is told when workers that were not dismissed could be.
+    residency: OnceLock<Residency>,
 }
 
 /// Runs after which the averages say something: the first ones are slow.
@@ -96,6 +98,8 @@ struct State {
     gathering: usize,
     /// Workers that have a batch, whose callers may have gone.
     running: usize,
+    /// Whether workers were to be dismissed while one of them ran.
+    refused: bool,
     open: bool,
 }
 
@@ -119,11 +123,20 @@ impl Queue {
     /// Of a graph whose runs share `cores` with others.
     pub fn new(cores: Option<Arc<Turnstile>>) -> Queue {
         let lanes = Lanes::new(cores);
-        let state = Mutex::new(State { lanes, next: 0, parked: 0, resting: 0, gathering: 0, running: 0, open: true });
+        let state = Mutex::new(State {
+            lanes,
+            next: 0,
+            parked: 0,
+            resting: 0,
+            gathering: 0,
+            running: 0,
+            refused: false,
+            open: true,
+        });
         let [wake, prompt, enough] = [const { Condvar::new() }; 3];
         let [row_ns, run_ns, runs] = [const { AtomicU64::new(0) }; 3];
-        let (staff, prompts) = (Staff::default(), AtomicUsize::new(0));
-        Queue { state, wake, prompt, enough, row_ns, run_ns, runs, staff, prompts }
+        let (staff, prompts, residency) = (Staff::default(), AtomicUsize::new(0), OnceLock::new());
+        Queue { state, wake, prompt, enough, row_ns, run_ns, runs, staff, prompts, residency }
     }
 
     /// How a user's jobs are gathered from now on.
@@ -206,6 +219,14 @@ impl Queue {
     pub fn take(&self, batch: &mut Batch, gate: &mut Option<Gate>, post: Post) -> bool {
         let (mut state, mut ready) = (self.lock(), None);
         state.running -= usize::from(std::mem::take(&mut batch.running));
+        if state.running == 0
+            && std::mem::take(&mut state.refused)
+            && let Some(residency) = self.residency.get()
+        {
+            drop(state);
+            residency.trim();
+            state = self.lock();
+        }
         if self.is_dismissed() {
             return false;
         }

@@ -4,6 +4,7 @@
 //! What is in use stays, even where all of it together is more than the budget: nobody waits for room. [`Residency::trim`]
 //! brings the rest back within the budget when uses end.
 
+use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed, Ordering::SeqCst, fence};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Instant;
@@ -73,6 +74,12 @@ impl Held {
 }
 
 // === impl Residency ===
+
+impl fmt::Debug for Residency {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Residency").field(&self.counts()).finish()
+    }
+}
 
 impl Residency {
     /// Nothing is in memory yet. `budget` is in bytes; `None` for no bound.

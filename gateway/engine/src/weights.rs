@@ -95,6 +95,11 @@ impl Residence {
         self.may_leave(graph);
     }
 
+    /// Whose budget they count in.
+    pub fn residency(&self) -> Residency {
+        self.residency.clone()
+    }
+
     fn may_leave(&self, graph: &Arc<Handle>) {
         let resident: Weak<Handle> = Arc::downgrade(graph);
         self.residency.enter(resident);

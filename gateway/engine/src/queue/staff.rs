@@ -7,7 +7,7 @@ use std::sync::atomic::{
 };
 
 use super::{Queue, State};
-use crate::EngineError;
+use crate::{EngineError, Residency};
 
 /// Whether there are workers. They are dismissed under the queue's lock, so that whoever queues a job knows.
 #[derive(Debug, Default)]
@@ -19,13 +19,22 @@ const DISMISSED: u8 = 1;
 const COMING: u8 = 2;
 
 impl Queue {
+    /// Whose budget the workers' weights count in: it is asked again when a run has ended that kept them from being dismissed.
+    pub fn set_residency(&self, residency: Residency) {
+        let _ = self.residency.set(residency);
+    }
+
     /// Sends the workers away if no job waits, none runs, whose caller may have gone, and `idle` says that none is under way.
     pub fn dismiss(&self, idle: impl FnOnce() -> bool) -> bool {
-        let state = self.lock();
-        let dismissed = state.lanes.jobs() == 0
-            && state.running == 0
-            && idle()
-            && self.staff.0.compare_exchange(HERE, DISMISSED, SeqCst, SeqCst).is_ok();
+        let mut state = self.lock();
+        if state.lanes.jobs() > 0 || !idle() {
+            return false;
+        }
+        if state.running > 0 {
+            state.refused = true;
+            return false;
+        }
+        let dismissed = self.staff.0.compare_exchange(HERE, DISMISSED, SeqCst, SeqCst).is_ok();
         if dismissed {
             self.send_away(state);
         }

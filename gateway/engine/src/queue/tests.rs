@@ -7,6 +7,7 @@ use std::ops::Deref;
 use proptest::prelude::*;
 
 use super::*;
+use crate::{Evict, Held};
 
 const BOUNDS: Bounds = Bounds { jobs: 8, wait: Some(Duration::from_secs(1)), workers: 1 };
 
@@ -212,16 +213,32 @@ fn who_leaves_a_job_to_the_prompt_worker_calls_it() {
 
 #[test]
 fn workers_are_not_dismissed_while_one_runs_what_nobody_waits_for() {
-    let queue = queue(BOUNDS, 1, Duration::ZERO);
+    let queue = Arc::new(queue(BOUNDS, 1, Duration::ZERO));
     let (waiting, answer) = job("t", 1, 1);
     queue.push(waiting).expect("room");
     let mut batch = take(&queue);
     drop(answer);
-    assert!(!queue.dismiss(|| true), "its weights are in use");
+    // Somebody wants the room, and is told when there is some.
+    struct Graph(Arc<Used>, Mutex<Option<Held>>);
+    impl Evict for Graph {
+        fn last_use(&self) -> u64 {
+            0
+        }
+
+        fn evict(&self) -> bool {
+            self.0.dismiss(|| true) && self.1.lock().expect("no panic").take().is_some()
+        }
+    }
+    let residency = Residency::new(Some(1));
+    queue.set_residency(residency.clone());
+    let held = Mutex::new(Some(residency.hold(2)));
+    let graph: Arc<dyn Evict> = Arc::new(Graph(queue.clone(), held));
+    residency.enter(Arc::downgrade(&graph));
+    residency.trim();
+    assert!(!queue.is_dismissed() && residency.counts().bytes == 2, "its weights are in use");
     batch.jobs.clear();
-    queue.close();
     assert!(!queue.take(&mut batch, &mut None, Post::Regular));
-    assert!(queue.dismiss(|| true));
+    assert!(queue.is_dismissed() && residency.counts().bytes == 0);
 }
 
 /// Woken for a job that is no longer its own, the prompt worker leaves it to the others.
