@@ -145,7 +145,8 @@ class Peer:
                 said = str(error)
             time.sleep(0.02)
         log = (self.folder / "log.txt").read_text(errors="replace").strip().splitlines()
-        raise PeerError(f"no answer ({said}); its log ends: {(log or ['nothing'])[-1][:200]}")
+        ended = self.process and self.process.poll()
+        raise PeerError(f"no answer ({said}), exit {ended} after {time.monotonic() - began:.0f} s; its log ends: {(log or ['nothing'])[-1][:200]}")
 
     def turn(self, request: Path, connections: int, seconds: float) -> Turn:
         """Puts it under load for so long."""
