@@ -98,6 +98,8 @@ struct State {
     gathering: usize,
     /// Workers that have a batch, whose callers may have gone.
     running: usize,
+    /// Those of them of [`Post::Prompt`].
+    prompting: usize,
     /// Whether workers were to be dismissed while one of them ran.
     refused: bool,
     open: bool,
@@ -130,6 +132,7 @@ impl Queue {
             resting: 0,
             gathering: 0,
             running: 0,
+            prompting: 0,
             refused: false,
             open: true,
         });
@@ -218,14 +221,9 @@ impl Queue {
     /// dismissed.
     pub fn take(&self, batch: &mut Batch, gate: &mut Option<Gate>, post: Post) -> bool {
         let (mut state, mut ready) = (self.lock(), None);
-        state.running -= usize::from(std::mem::take(&mut batch.running));
-        if state.running == 0
-            && std::mem::take(&mut state.refused)
-            && let Some(residency) = self.residency.get()
-        {
-            drop(state);
-            residency.trim();
-            state = self.lock();
+        if std::mem::take(&mut batch.running) {
+            state.prompting -= usize::from(post == Post::Prompt);
+            state = self.rests(state);
         }
         if self.is_dismissed() {
             return false;
@@ -239,9 +237,12 @@ impl Queue {
                     if !gate.try_pass()
                         && let Some((account, beside)) = state.lanes.account(*lane)
                     {
+                        // Whose turn it is may be for long: it has a session, and is not gone before.
+                        state.running += 1;
                         drop(state);
                         gate.pass(&account, beside);
                         state = self.lock();
+                        state = self.rests(state);
                         continue;
                     }
                 }
@@ -262,6 +263,7 @@ impl Queue {
                     let other = self.another(&mut state);
                     batch.running = true;
                     state.running += 1;
+                    state.prompting += usize::from(post == Post::Prompt);
                     drop(state);
                     if let Some(other) = other {
                         other.notify_one();
@@ -269,6 +271,7 @@ impl Queue {
                     return true;
                 }
                 Plan::Until(due) => {
+                    self.call_prompt(&mut state);
                     state.gathering += 1;
                     let wait = due.saturating_duration_since(batch.taken);
                     let woken = self.enough.wait_timeout(state, wait);
@@ -291,11 +294,7 @@ impl Queue {
                     }
                 }
                 Plan::Park => {
-                    // What it left to a prompt worker came when that was not called.
-                    if state.resting > 0 && self.calm(&state).is_some() {
-                        state.resting -= 1;
-                        self.prompt.notify_one();
-                    }
+                    self.call_prompt(&mut state);
                     state.parked += 1;
                     state = self.wake.wait(state).unwrap_or_else(PoisonError::into_inner);
                     if self.is_dismissed() {
@@ -304,6 +303,26 @@ impl Queue {
                     // A wake-up that nobody asked for leaves this worker counted: `push` then signals once in vain.
                 }
             }
+        }
+    }
+
+    /// A worker has no batch any more. Where that kept others from being dismissed they are now.
+    fn rests<'a>(&'a self, mut state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
+        state.running -= 1;
+        if state.running > 0 || !std::mem::take(&mut state.refused) {
+            return state;
+        }
+        let Some(residency) = self.residency.get() else { return state };
+        drop(state);
+        residency.trim();
+        self.lock()
+    }
+
+    /// Calls a prompt worker for what is left to it, and came when it was not called.
+    fn call_prompt(&self, state: &mut State) {
+        if state.resting > 0 && self.calm(state).is_some() {
+            state.resting -= 1;
+            self.prompt.notify_one();
         }
     }
 
@@ -317,7 +336,12 @@ impl Queue {
             state.parked -= 1;
             return Some(&self.wake);
         }
-        (state.gathering > 0).then_some(&self.enough)
+        if state.gathering > 0 {
+            return Some(&self.enough);
+        }
+        let calm = state.resting > 0 && self.calm(state).is_some();
+        state.resting -= usize::from(calm);
+        calm.then_some(&self.prompt)
     }
 
     fn plan(&self, state: &State, now: Instant, post: Post) -> Plan {
@@ -347,7 +371,10 @@ impl Queue {
     /// Whether a lane's head is for a prompt worker alone: with any other it would wait for a run of somebody else's to end,
     /// and then have the lower priority.
     fn is_prompts(&self, state: &State, lane: usize) -> bool {
-        self.prompts.load(Relaxed) > 0 && state.lanes.is_pressed(lane) && state.lanes.policy(lane).delay.is_zero()
+        // Where each of them has something to do, whoever comes first sees to it.
+        state.prompting < self.prompts.load(Relaxed)
+            && state.lanes.is_pressed(lane)
+            && state.lanes.policy(lane).delay.is_zero()
     }
 
     /// How many of the workers that come next are prompt ones.

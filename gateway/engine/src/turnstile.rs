@@ -230,7 +230,14 @@ impl Gate {
     /// Has its permits, for a run from now on.
     fn begins(&mut self) {
         (self.holds, self.ran) = (true, false);
-        self.lost = self.turnstile.beside.lost();
+        let turnstile = &*self.turnstile;
+        // Those whose cores these were have gone.
+        if turnstile.free.load(Relaxed) >= 0
+            && let Some(place) = self.beside.take()
+        {
+            turnstile.beside.ends(place, self.cores, turnstile.cores);
+        }
+        self.lost = turnstile.beside.lost();
     }
 
     /// Takes the permits when it is the caller's turn; at once where it may run `beside` others, as long as no more than

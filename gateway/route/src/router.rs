@@ -509,6 +509,13 @@ impl Slot {
         if !served && replica.serves != Serves::Nothing {
             self.health.warm_up(now);
         }
+        // Wrong answers are those of what it served: of something else nobody has compared any, and perhaps nobody can.
+        let digest = |serves: &Serves| matches!(serves, Serves::Digest(_)).then_some(*serves);
+        let before = self.replica.as_ref().and_then(|old| digest(&old.serves));
+        let other = before.is_some_and(|before| digest(&replica.serves).is_some_and(|now| now != before));
+        if other && self.health.ejected() == Some(Ejection::Wrong) {
+            self.health = Health::new(true, now);
+        }
         self.replica = Some(replica);
     }
 

@@ -215,6 +215,11 @@ impl Expected {
         self.usual.is_some_and(|usual| usual * LATE <= self.patience)
     }
 
+    /// Whether that error of the caller's says nothing of the replica.
+    fn is_free(&self, place: &Place, status: StatusCode) -> bool {
+        place.digest.is_none() || self.output.is_none() && status != StatusCode::TOO_MANY_REQUESTS
+    }
+
     /// What an answer says of its replica.
     fn compare(&self, place: &Place, model: &str, answer: &Bytes) -> Probe {
         let Some(output) = &self.output else { return Probe::Answered };
@@ -243,8 +248,11 @@ async fn probe(found: &Replicated, place: &Place, asking: AskingOf<'_>, expected
         Ok(Some((StatusCode::OK, answer))) => {
             (Some(expected.compare(place, &found.model, &answer)), Ended::Answered(took))
         }
-        // A foreign server may have too much to do, or not take what a test of ours says beside its tensors.
-        Ok(Some((status, _))) if place.digest.is_none() && status.is_client_error() => (None, Ended::Otherwise),
+        // A foreign server may have too much to do, or not take what a test of ours says beside its tensors; and what has no
+        // golden answer may have none that can be written as JSON.
+        Ok(Some((status, _))) if status.is_client_error() && expected.is_free(place, status) => {
+            (None, Ended::Otherwise)
+        }
         // That says nothing about its answers, and neither does it that it no longer serves this.
         Ok(Some((StatusCode::TOO_MANY_REQUESTS, _))) => (None, Ended::NoRoom),
         Ok(Some((StatusCode::MISDIRECTED_REQUEST, _))) => (None, Ended::Otherwise),
@@ -476,6 +484,23 @@ mod tests {
             let late = probed(&found, Some(slow * 2), true, (slow, StatusCode::GATEWAY_TIMEOUT, 1)).await;
             assert_eq!((late, ejected(&found)), (Ended::GivenUp(slow), None));
         }
+    }
+
+    /// Such as that its numbers have no form in JSON.
+    #[tokio::test(start_paused = true)]
+    async fn an_error_of_the_callers_ejects_nobody_whose_answer_is_not_known() {
+        let (found, quick) = (one_replica(), Duration::from_millis(10));
+        assert!(found.places["site/0"].digest.is_some());
+        for _ in 0..5 {
+            let ended = probed(&found, None, false, (quick, StatusCode::BAD_REQUEST, 1)).await;
+            assert_eq!((ended, ejected(&found)), (Ended::Otherwise, None));
+            let busy = probed(&found, None, false, (quick, StatusCode::TOO_MANY_REQUESTS, 1)).await;
+            assert_eq!(busy, Ended::NoRoom);
+        }
+        for _ in 0..5 {
+            probed(&found, None, true, (quick, StatusCode::BAD_REQUEST, 1)).await;
+        }
+        assert!(ejected(&found).is_some(), "it answered that once");
     }
 
     #[tokio::test(start_paused = true)]

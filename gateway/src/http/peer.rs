@@ -290,7 +290,9 @@ impl Peer {
         told: &Forwarded,
     ) -> Option<(&'a Arc<Replicated>, &'a Arc<Served>)> {
         let here = self.fleet.config.site.as_str();
-        table.versions(target.model).find_map(|found| {
+        // Of two versions with the same files each has its own law.
+        let named = |found: &&Arc<Replicated>| target.version.is_none_or(|version| version == found.version);
+        table.versions(target.model).filter(named).find_map(|found| {
             let place = found.places.get(here).filter(|place| place.digest == Some(told.digest))?;
             match &place.to {
                 To::Here(served) => Some((found, served)),

@@ -183,6 +183,10 @@ fn what_may_run_beside_others_is_left_to_the_prompt_worker() {
     queue.set_prompts(1);
     assert_eq!(run(&mut gate), ["flood"; 4], "with rows of the flood's own");
     assert!(is_parked(Post::Regular), "what is left is not for it");
+    let (mut prompt, mut its) = (Some(Gate::new(&turnstile, 1)), Batch::new());
+    assert!(queue.take(&mut its, &mut prompt, Post::Prompt) && its.jobs[0].share.name.as_ref() == "calm");
+    push("calm");
+    assert!(!is_parked(Post::Regular), "the prompt worker has something to do");
     drop(answers);
 }
 

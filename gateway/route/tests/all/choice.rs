@@ -188,6 +188,19 @@ fn a_wrong_answer_is_an_outage_until_a_right_one() {
 }
 
 #[test]
+fn wrong_answers_are_those_of_what_was_served() {
+    let mut router = router(four(), settings());
+    let near = router.find("a/1").unwrap();
+    router.probed(near, Probe::Wrong, SECOND);
+    router.update(four(), 2 * SECOND);
+    assert_eq!(ejected(&router, "a/1"), Some(Ejection::Wrong));
+    let mut others = four();
+    others[0].serves = Serves::Digest([9; 32]);
+    router.update(others, 3 * SECOND);
+    assert_eq!(ejected(&router, "a/1"), None, "of this nobody has seen any");
+}
+
+#[test]
 fn a_new_replica_takes_its_share_slowly() {
     let mut fleet = four();
     let near = fleet.remove(0);

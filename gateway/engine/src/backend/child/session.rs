@@ -1,5 +1,6 @@
 //! The parent's end of a session.
 
+use std::cell::Cell;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -35,8 +36,8 @@ pub(super) struct Remote {
     suspect: bool,
     /// Who is told of waits.
     told: Option<Box<Told>>,
-    /// How long runs have waited to begin.
-    waited: Duration,
+    /// How long runs have waited for a child, or for their turn in it.
+    waited: Cell<Duration>,
 }
 
 /// A socket to one child.
@@ -77,7 +78,7 @@ impl Remote {
     pub fn new(index: usize, handle: Arc<Handle>, outputs: Arc<[DataType]>) -> Result<Remote, EngineError> {
         let arena = Arena::create().map_err(|e| EngineError::Unavailable(format!("no shared memory: {e}")))?;
         let (channel, most, until, told) = (None, None, None, None);
-        let (suspect, waited) = (false, Duration::ZERO);
+        let (suspect, waited) = (false, Cell::default());
         Ok(Remote { index, handle, arena, outputs, channel, most, until, suspect, told, waited })
     }
 
@@ -176,7 +177,9 @@ impl Remote {
             }
         };
         tell(true);
+        let began = Instant::now();
         let outcome = wait();
+        self.waited.set(self.waited.get() + began.elapsed());
         tell(false);
         outcome
     }
@@ -216,15 +219,20 @@ impl Session for Remote {
         let turn = Turn { handle: Arc::clone(&self.handle), session: self.index };
         let supervisor = &turn.handle.0;
         let (mut alone, mut again) = (self.suspect, AGAIN);
-        let (began, waited) = (Instant::now(), self.waited);
+        let began = Instant::now();
         loop {
             let channel = self.channel()?;
             let generation = channel.generation;
             // A child that ends while this waits for its turn there is not this run's: it goes on with the next.
-            if !self.enter(generation, alone, began)? {
-                continue;
+            match self.enter(generation, alone, began) {
+                Ok(true) => {}
+                Ok(false) => continue,
+                Err(error) => {
+                    // The child keeps its end: it has one for each session, and no other for this.
+                    self.channel = Some(channel);
+                    return Err(error);
+                }
             }
-            self.waited = waited + began.elapsed();
             let fate = match self.call(&channel.socket, inputs, outputs) {
                 Ok(answer) => {
                     self.channel = Some(channel);
@@ -285,7 +293,7 @@ impl Session for Remote {
     }
 
     fn waited(&mut self) -> Duration {
-        std::mem::take(&mut self.waited)
+        self.waited.take()
     }
 
     fn is_ready(&mut self) -> bool {
